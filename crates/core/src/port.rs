@@ -1,0 +1,234 @@
+//! The port to a database: small set-based steps with written contracts, which the office's procedures compose.
+//!
+//! One conformance suite (`branchline_testkit::conformance`) holds every adapter, and the in-memory fake, to this page.
+//!
+//! **Transactions.** All methods between [`Database::begin`] and [`Database::commit`] act in that transaction. A failed
+//! call leaves it to be rolled back; `begin` after a dropped future rolls back what was left open. Catalogue methods
+//! (`inspect`, `install`, ...) open their own transaction.
+//!
+//! **Exactly once.** Rows, bookkeeping and capture live in one database, so one commit moves them together (P2).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+
+use crate::change::{Effect, Key, Row};
+use crate::identity::Micros;
+use crate::schema::{Schema, Table, TableId};
+
+/// What a transaction is for; an adapter chooses its isolation by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Take captured changes with their rows: everything is read in one snapshot. (PostgreSQL: REPEATABLE READ.)
+    Take,
+    /// Apply changes and keep books. Statements see what committed before them. What this transaction writes to
+    /// shared tables is not captured. (PostgreSQL: READ COMMITTED; SQLite: `BEGIN IMMEDIATE`.)
+    Apply,
+    /// Read a consistent snapshot; nothing is written, the application is not blocked.
+    Read,
+}
+
+/// How a captured row stood before the application first touched it since the last take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum First {
+    /// It existed.
+    Existing,
+    /// The application inserted it.
+    Inserted,
+    /// It was there before the office joined: [`Database::recapture`] put it into the capture.
+    Unknown,
+}
+
+/// The net effect of the application's writes on one row since the last take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// The row's table.
+    pub table: TableId,
+    /// The row as it is in this transaction's snapshot, or that it is gone.
+    pub effect: Effect,
+    /// How it stood before.
+    pub first: First,
+    /// When the application last wrote it.
+    pub at: Micros,
+}
+
+/// What one call of [`Database::take`] returned.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Portion {
+    /// Net changes, at most one for each row.
+    pub changes: Vec<Taken>,
+    /// The unit of visibility goes on: the next call in this transaction returns more of it (SETTLED 2).
+    pub open: bool,
+    /// More is captured than was returned.
+    pub more: bool,
+}
+
+/// What waits in the capture.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Captured writes not yet taken (before netting).
+    pub writes: u64,
+    /// When the oldest was made.
+    pub oldest: Option<Micros>,
+}
+
+/// One entry of a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Its number in the stream.
+    pub number: u64,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// How large a stream is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extent {
+    /// The lowest number kept, or 0.
+    pub first: u64,
+    /// The highest number kept, or 0.
+    pub last: u64,
+    /// How many entries are kept.
+    pub entries: u64,
+    /// How many bytes they hold.
+    pub bytes: u64,
+}
+
+/// What an inspection of the application's tables found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Inspection {
+    /// Tables that can be shared. Their `id`, direction and rules are unset.
+    pub tables: Vec<Table>,
+    /// Tables that cannot be shared, or not safely.
+    pub findings: Vec<Finding>,
+}
+
+/// Something in a database that will hurt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Whether it forbids sharing the table (or, with no table, using the database).
+    pub fatal: bool,
+    /// The table concerned.
+    pub table: Option<String>,
+    /// What is wrong and where, in a sentence.
+    pub problem: String,
+    /// What to do about it, in a sentence.
+    pub advice: String,
+}
+
+/// Why a database did not do what was asked, sorted by what to do next.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DatabaseError {
+    /// It cannot be reached, or the connection broke. Retry later; exit code 4.
+    #[error("the database cannot be reached: {0}")]
+    Unreachable(String),
+    /// It refused us: wrong password, missing right, wrong database. A person must act; exit code 4.
+    #[error("the database refused: {0}")]
+    Refused(String),
+    /// Another transaction was in the way (lock time-out, deadlock, serialization). Retry at once.
+    #[error("another transaction was in the way: {0}")]
+    Busy(String),
+    /// A row does not fit: a constraint of the application's schema.
+    #[error("a row does not fit table `{table}`: {message}")]
+    Constraint {
+        /// The table.
+        table: String,
+        /// The database's own words.
+        message: String,
+        /// Whether it is a foreign key: a missing parent may still come.
+        foreign_key: bool,
+    },
+    /// A value or column that this office's tables cannot take.
+    #[error("table `{table}` does not match the plan: {message}")]
+    Mismatch {
+        /// The table.
+        table: String,
+        /// What does not match.
+        message: String,
+    },
+    /// Anything else; a bug or a broken database.
+    #[error("the database failed: {0}")]
+    Other(String),
+}
+
+/// The result of a database step.
+pub type DbResult<T> = Result<T, DatabaseError>;
+
+/// An office's database.
+pub trait Database: Send {
+    /// Opens a transaction, rolling back one that was left open.
+    fn begin(&mut self, purpose: Purpose) -> impl Future<Output = DbResult<()>> + Send;
+    /// Makes the transaction durable.
+    fn commit(&mut self) -> impl Future<Output = DbResult<()>> + Send;
+    /// Undoes the transaction. Harmless when none is open.
+    fn rollback(&mut self) -> impl Future<Output = DbResult<()>> + Send;
+
+    /// Removes captured writes and returns their net effect, about `limit` rows at a time, oldest first.
+    ///
+    /// The calls made in one transaction up to a portion with `open == false` return whole transactions of the
+    /// application, and never part transactions that share a row (SETTLED 2). Between two such points no captured
+    /// write is left behind that was committed before one that was returned and touches the same row or transaction.
+    /// Writes that commit later are returned by a later transaction, whatever their sequence. Memory is bounded by `limit`.
+    /// Needs [`Purpose::Take`].
+    fn take(&mut self, schema: &Schema, limit: usize) -> impl Future<Output = DbResult<Portion>> + Send;
+    /// Which of these rows (all of the table's where `keys` is `None`) have captured writes not yet taken. In an `Apply` transaction, called after
+    /// [`Database::write`] on the same rows, the answer stays true until the commit: a local write to such a row has
+    /// either been captured by now or waits for this transaction.
+    fn captured(&mut self, table: &Table, keys: Option<&[Key]>) -> impl Future<Output = DbResult<BTreeSet<Key>>> + Send;
+    /// Puts every row of the table into the capture as [`First::Unknown`], or, where keys are given, those rows as `Existing`.
+    fn recapture(&mut self, table: &Table, keys: Option<&[Key]>) -> impl Future<Output = DbResult<()>> + Send;
+    /// What waits in the capture.
+    fn backlog(&mut self) -> impl Future<Output = DbResult<Backlog>> + Send;
+
+    /// Makes these rows so, in a few statements: deletes children first, then puts parents first. At most one effect
+    /// for a row. Nothing is captured. Never deletes or changes another row to make one fit. Needs [`Purpose::Apply`].
+    fn write(&mut self, schema: &Schema, effects: &[(TableId, Effect)]) -> impl Future<Output = DbResult<()>> + Send;
+    /// The rows with these keys that exist.
+    fn read(&mut self, table: &Table, keys: &[Key]) -> impl Future<Output = DbResult<BTreeMap<Key, Row>>> + Send;
+    /// Up to `limit` rows in the database's own key order, after the row with key `after`.
+    fn chunk(
+        &mut self,
+        table: &Table,
+        after: Option<&Key>,
+        limit: usize,
+    ) -> impl Future<Output = DbResult<Vec<Row>>> + Send;
+
+    /// A remembered value.
+    fn meta(&mut self, name: &str) -> impl Future<Output = DbResult<Option<Vec<u8>>>> + Send;
+    /// Remembers a value, or forgets it.
+    fn set_meta(&mut self, name: &str, value: Option<&[u8]>) -> impl Future<Output = DbResult<()>> + Send;
+    /// Appends entries to a stream. A number that is there already is an error.
+    fn append(&mut self, stream: &str, entries: &[Entry]) -> impl Future<Output = DbResult<()>> + Send;
+    /// Entries numbered `from` and up, in order, until `max_bytes` are exceeded (at least one where there is one).
+    fn entries(&mut self, stream: &str, from: u64, max_bytes: usize)
+    -> impl Future<Output = DbResult<Vec<Entry>>> + Send;
+    /// Removes entries numbered up to `through`.
+    fn trim(&mut self, stream: &str, through: u64) -> impl Future<Output = DbResult<()>> + Send;
+    /// How large a stream is.
+    fn extent(&mut self, stream: &str) -> impl Future<Output = DbResult<Extent>> + Send;
+    /// The notes on these rows, or on all rows of the table where `keys` is `None`.
+    fn notes(
+        &mut self,
+        table: &Table,
+        keys: Option<&[Key]>,
+    ) -> impl Future<Output = DbResult<BTreeMap<Key, Vec<u8>>>> + Send;
+    /// Sets or clears notes on rows.
+    fn set_notes(
+        &mut self,
+        table: &Table,
+        notes: &[(Key, Option<Vec<u8>>)],
+    ) -> impl Future<Output = DbResult<()>> + Send;
+
+    /// Looks at the application's tables.
+    fn inspect(&mut self) -> impl Future<Output = DbResult<Inspection>> + Send;
+    /// Creates Branchline's own tables where they are missing. Nothing of the application's is touched.
+    fn prepare(&mut self) -> impl Future<Output = DbResult<()>> + Send;
+    /// Installs capture on the schema's tables and removes it from tables no longer in it. Idempotent. Writes that
+    /// commit after this returns are captured.
+    fn install(&mut self, schema: &Schema) -> impl Future<Output = DbResult<()>> + Send;
+    /// The tables of the schema whose capture is missing, disabled or altered.
+    fn missing_capture(&mut self, schema: &Schema) -> impl Future<Output = DbResult<Vec<TableId>>> + Send;
+    /// Creates shared tables that do not exist, with keys, unique and foreign keys, parents first.
+    fn create_tables(&mut self, schema: &Schema) -> impl Future<Output = DbResult<Vec<String>>> + Send;
+    /// Removes everything that Branchline ever made in this database, and nothing else.
+    fn uninstall(&mut self) -> impl Future<Output = DbResult<()>> + Send;
+}

@@ -1,0 +1,194 @@
+//! The shared tables as the plan sees them. Batches name a schema version; rows stand in its column order.
+
+use minicbor::{Decode, Encode};
+
+use crate::change::{Key, Row};
+use crate::value::Type;
+
+/// The number of a schema version, given by the head, counted from 1.
+pub type SchemaVersion = u32;
+
+/// The number of a table, given by the head, never used again for another table.
+pub type TableId = u32;
+
+/// All shared tables at one schema version.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Schema {
+    /// The version's number.
+    #[n(0)]
+    pub version: SchemaVersion,
+    /// The tables, parents before children where their foreign keys allow it.
+    #[n(1)]
+    pub tables: Vec<Table>,
+}
+
+/// Which way a table's changes go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// Between the head and the branches.
+    #[default]
+    #[n(0)]
+    Both,
+    /// From the branches to the head (and on to the other branches).
+    #[n(1)]
+    Up,
+    /// From the head to the branches.
+    #[n(2)]
+    Down,
+}
+
+/// How the head decides when a change was not made on its present version of the row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ConflictRule {
+    /// The later change wins, by its capture time; a tie goes to the smaller office name.
+    #[default]
+    #[n(0)]
+    Newest,
+    /// The head's row stands.
+    #[n(1)]
+    Head,
+    /// The branch's change stands.
+    #[n(2)]
+    Branch,
+}
+
+/// What two inserts of one key mean when they share no base (SETTLED 7).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InsertRule {
+    /// Two different business rows: the later one at the head is held.
+    #[default]
+    #[n(0)]
+    Hold,
+    /// The key is natural: decided like any other conflict.
+    #[n(1)]
+    Newest,
+}
+
+/// A shared table.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Table {
+    /// Its number.
+    #[n(0)]
+    pub id: TableId,
+    /// Its name; a PostgreSQL table outside `public` is `schema.table`.
+    #[n(1)]
+    pub name: String,
+    /// The columns that travel (generated ones do not), in row order.
+    #[n(2)]
+    pub columns: Vec<Column>,
+    /// The primary key, as indexes into `columns`, in key order.
+    #[n(3)]
+    pub key: Vec<u16>,
+    /// Unique constraints besides the key, as indexes into `columns`.
+    #[n(4)]
+    pub unique: Vec<Vec<u16>>,
+    /// Foreign keys whose two ends are both shared.
+    #[n(5)]
+    pub foreign_keys: Vec<ForeignKey>,
+    /// Which way its changes go.
+    #[n(6)]
+    pub direction: Direction,
+    /// How its conflicts are decided.
+    #[n(7)]
+    pub conflict: ConflictRule,
+    /// What two inserts of one key mean.
+    #[n(8)]
+    pub insert: InsertRule,
+}
+
+/// A column that travels.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Column {
+    /// Its name.
+    #[n(0)]
+    pub name: String,
+    /// Its logical type.
+    #[n(1)]
+    pub kind: Type,
+    /// Whether NULL is allowed.
+    #[n(2)]
+    pub nullable: bool,
+    /// Its default, where it is a plain literal in canonical form that every engine can state.
+    #[n(3)]
+    pub default: Option<crate::value::Value>,
+    /// Whether the database generates values for it (identity, serial, AUTOINCREMENT).
+    #[n(4)]
+    pub generated_key: bool,
+}
+
+/// A foreign key between two shared tables.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ForeignKey {
+    /// The referring columns, as indexes into this table's columns.
+    #[n(0)]
+    pub columns: Vec<u16>,
+    /// The name of the table referred to.
+    #[n(1)]
+    pub parent: String,
+    /// The columns referred to, by name.
+    #[n(2)]
+    pub parent_columns: Vec<String>,
+    /// The referential action on delete, as SQL text (`NO ACTION`, `CASCADE`, `SET NULL`, ...).
+    #[n(3)]
+    pub on_delete: String,
+    /// The referential action on update, as SQL text.
+    #[n(4)]
+    pub on_update: String,
+}
+
+impl Schema {
+    /// The table with this number.
+    pub fn table(&self, id: TableId) -> Option<&Table> {
+        self.tables.iter().find(|table| table.id == id)
+    }
+
+    /// The table with this name.
+    pub fn table_named(&self, name: &str) -> Option<&Table> {
+        self.tables.iter().find(|table| table.name == name)
+    }
+
+    /// Puts parents before children. Tables in a cycle keep their relative order.
+    pub fn sort_parents_first(&mut self) {
+        let mut left = std::mem::take(&mut self.tables);
+        while !left.is_empty() {
+            let free = left.iter().position(|table| {
+                table.foreign_keys.iter().all(|reference| {
+                    reference.parent == table.name || !left.iter().any(|other| other.name == reference.parent)
+                })
+            });
+            self.tables.push(left.remove(free.unwrap_or(0)));
+        }
+    }
+}
+
+impl Table {
+    /// The key of a row of this table.
+    pub fn key_of(&self, row: &Row) -> Key {
+        Key(self.key.iter().filter_map(|&at| row.0.get(usize::from(at)).cloned()).collect())
+    }
+
+    /// Whether a column belongs to the key.
+    pub fn is_key(&self, column: usize) -> bool {
+        self.key.iter().any(|&at| usize::from(at) == column)
+    }
+
+    /// The columns of the key, in key order.
+    pub fn key_columns(&self) -> impl Iterator<Item = &Column> {
+        self.key.iter().filter_map(|&at| self.columns.get(usize::from(at)))
+    }
+
+    /// Whether the row has the right number of columns, each holding its type.
+    pub fn fits(&self, row: &Row) -> bool {
+        row.0.len() == self.columns.len()
+            && self.columns.iter().zip(&row.0).all(|(column, value)| column.kind.holds(value))
+    }
+
+    /// Whether the key has the right number of values, each holding its type and none NULL.
+    pub fn fits_key(&self, key: &Key) -> bool {
+        key.0.len() == self.key.len()
+            && self.key_columns().zip(&key.0).all(|(column, value)| !value.is_null() && column.kind.holds(value))
+    }
+}
