@@ -49,7 +49,11 @@ impl Row {
     /// The row for a person: a JSON object by column name.
     pub fn to_json(&self, table: &Table) -> serde_json::Value {
         let fields = table.columns.iter().zip(&self.0);
-        serde_json::Value::Object(fields.map(|(column, value)| (column.name.clone(), value.to_json())).collect())
+        serde_json::Value::Object(
+            fields
+                .map(|(column, value)| (column.name.clone(), value.to_json()))
+                .collect(),
+        )
     }
 }
 

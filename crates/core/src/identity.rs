@@ -9,14 +9,18 @@ use serde::{Deserialize, Serialize};
 pub const MAX_NAME_BYTES: usize = 64;
 
 /// The name of an office, unique within one company: ASCII letters, digits, `-`, `_` and `.`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode, Serialize, Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode, Serialize, Deserialize,
+)]
 #[cbor(transparent)]
 #[serde(try_from = "String", into = "String")]
 pub struct OfficeName(#[n(0)] String);
 
 /// Why a text is not an office name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not an office name: use 1 to 64 ASCII letters, digits, `-`, `_` or `.`, starting with a letter or digit")]
+#[error(
+    "`{0}` is not an office name: use 1 to 64 ASCII letters, digits, `-`, `_` or `.`, starting with a letter or digit"
+)]
 pub struct NotAName(pub String);
 
 impl OfficeName {
@@ -116,7 +120,9 @@ counter! {
 }
 
 /// Microseconds since 1970-01-01 00:00 UTC, as an office's clock told it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode, Serialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode, Serialize,
+)]
 #[cbor(transparent)]
 #[serde(transparent)]
 pub struct Micros(#[n(0)] pub i64);

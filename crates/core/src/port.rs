@@ -23,6 +23,11 @@ pub enum Purpose {
     /// Apply changes and keep books. Statements see what committed before them. What this transaction writes to
     /// shared tables is not captured. (PostgreSQL: READ COMMITTED; SQLite: `BEGIN IMMEDIATE`.)
     Apply,
+    /// As `Apply`, while the first copy of the tables is loaded: foreign keys are not enforced where the engine lets
+    /// one connection do without (SQLite: `PRAGMA foreign_keys = OFF` for this transaction). Elsewhere the same as
+    /// `Apply`, since [`Database::create_tables`] leaves the foreign keys of tables that it creates to
+    /// [`Database::add_foreign_keys`].
+    Load,
     /// Read a consistent snapshot; nothing is written, the application is not blocked.
     Read,
 }
@@ -169,21 +174,41 @@ pub trait Database: Send {
     /// write is left behind that was committed before one that was returned and touches the same row or transaction.
     /// Writes that commit later are returned by a later transaction, whatever their sequence. Memory is bounded by `limit`.
     /// Needs [`Purpose::Take`].
-    fn take(&mut self, schema: &Schema, limit: usize) -> impl Future<Output = DbResult<Portion>> + Send;
+    fn take(
+        &mut self,
+        schema: &Schema,
+        limit: usize,
+    ) -> impl Future<Output = DbResult<Portion>> + Send;
     /// Which of these rows (all of the table's where `keys` is `None`) have captured writes not yet taken. In an `Apply` transaction, called after
     /// [`Database::write`] on the same rows, the answer stays true until the commit: a local write to such a row has
     /// either been captured by now or waits for this transaction.
-    fn captured(&mut self, table: &Table, keys: Option<&[Key]>) -> impl Future<Output = DbResult<BTreeSet<Key>>> + Send;
+    fn captured(
+        &mut self,
+        table: &Table,
+        keys: Option<&[Key]>,
+    ) -> impl Future<Output = DbResult<BTreeSet<Key>>> + Send;
     /// Puts every row of the table into the capture as [`First::Unknown`], or, where keys are given, those rows as `Existing`.
-    fn recapture(&mut self, table: &Table, keys: Option<&[Key]>) -> impl Future<Output = DbResult<()>> + Send;
+    fn recapture(
+        &mut self,
+        table: &Table,
+        keys: Option<&[Key]>,
+    ) -> impl Future<Output = DbResult<()>> + Send;
     /// What waits in the capture.
     fn backlog(&mut self) -> impl Future<Output = DbResult<Backlog>> + Send;
 
     /// Makes these rows so, in a few statements: deletes children first, then puts parents first. At most one effect
     /// for a row. Nothing is captured. Never deletes or changes another row to make one fit. Needs [`Purpose::Apply`].
-    fn write(&mut self, schema: &Schema, effects: &[(TableId, Effect)]) -> impl Future<Output = DbResult<()>> + Send;
+    fn write(
+        &mut self,
+        schema: &Schema,
+        effects: &[(TableId, Effect)],
+    ) -> impl Future<Output = DbResult<()>> + Send;
     /// The rows with these keys that exist.
-    fn read(&mut self, table: &Table, keys: &[Key]) -> impl Future<Output = DbResult<BTreeMap<Key, Row>>> + Send;
+    fn read(
+        &mut self,
+        table: &Table,
+        keys: &[Key],
+    ) -> impl Future<Output = DbResult<BTreeMap<Key, Row>>> + Send;
     /// Up to `limit` rows in the database's own key order, after the row with key `after`.
     fn chunk(
         &mut self,
@@ -195,12 +220,24 @@ pub trait Database: Send {
     /// A remembered value.
     fn meta(&mut self, name: &str) -> impl Future<Output = DbResult<Option<Vec<u8>>>> + Send;
     /// Remembers a value, or forgets it.
-    fn set_meta(&mut self, name: &str, value: Option<&[u8]>) -> impl Future<Output = DbResult<()>> + Send;
+    fn set_meta(
+        &mut self,
+        name: &str,
+        value: Option<&[u8]>,
+    ) -> impl Future<Output = DbResult<()>> + Send;
     /// Appends entries to a stream. A number that is there already is an error.
-    fn append(&mut self, stream: &str, entries: &[Entry]) -> impl Future<Output = DbResult<()>> + Send;
+    fn append(
+        &mut self,
+        stream: &str,
+        entries: &[Entry],
+    ) -> impl Future<Output = DbResult<()>> + Send;
     /// Entries numbered `from` and up, in order, until `max_bytes` are exceeded (at least one where there is one).
-    fn entries(&mut self, stream: &str, from: u64, max_bytes: usize)
-    -> impl Future<Output = DbResult<Vec<Entry>>> + Send;
+    fn entries(
+        &mut self,
+        stream: &str,
+        from: u64,
+        max_bytes: usize,
+    ) -> impl Future<Output = DbResult<Vec<Entry>>> + Send;
     /// Removes entries numbered up to `through`.
     fn trim(&mut self, stream: &str, through: u64) -> impl Future<Output = DbResult<()>> + Send;
     /// How large a stream is.
@@ -226,9 +263,19 @@ pub trait Database: Send {
     /// commit after this returns are captured.
     fn install(&mut self, schema: &Schema) -> impl Future<Output = DbResult<()>> + Send;
     /// The tables of the schema whose capture is missing, disabled or altered.
-    fn missing_capture(&mut self, schema: &Schema) -> impl Future<Output = DbResult<Vec<TableId>>> + Send;
-    /// Creates shared tables that do not exist, with keys, unique and foreign keys, parents first.
-    fn create_tables(&mut self, schema: &Schema) -> impl Future<Output = DbResult<Vec<String>>> + Send;
+    fn missing_capture(
+        &mut self,
+        schema: &Schema,
+    ) -> impl Future<Output = DbResult<Vec<TableId>>> + Send;
+    /// Creates shared tables that do not exist, with keys and unique keys, parents first, and returns their names.
+    /// Foreign keys are created with them where the engine cannot add them later (SQLite).
+    fn create_tables(
+        &mut self,
+        schema: &Schema,
+    ) -> impl Future<Output = DbResult<Vec<String>>> + Send;
+    /// Adds the foreign keys that `create_tables` left out, on the tables that it created (now or in an earlier run),
+    /// and nothing on others. Idempotent; called when the first copy is complete.
+    fn add_foreign_keys(&mut self, schema: &Schema) -> impl Future<Output = DbResult<()>> + Send;
     /// Removes everything that Branchline ever made in this database, and nothing else.
     fn uninstall(&mut self) -> impl Future<Output = DbResult<()>> + Send;
 }

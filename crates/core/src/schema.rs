@@ -23,7 +23,9 @@ pub struct Schema {
 }
 
 /// Which way a table's changes go.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
     /// Between the head and the branches.
@@ -39,7 +41,9 @@ pub enum Direction {
 }
 
 /// How the head decides when a change was not made on its present version of the row.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum ConflictRule {
     /// The later change wins, by its capture time; a tie goes to the smaller office name.
@@ -55,7 +59,9 @@ pub enum ConflictRule {
 }
 
 /// What two inserts of one key mean when they share no base (SETTLED 7).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, serde::Serialize, serde::Deserialize,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum InsertRule {
     /// Two different business rows: the later one at the head is held.
@@ -156,7 +162,8 @@ impl Schema {
         while !left.is_empty() {
             let free = left.iter().position(|table| {
                 table.foreign_keys.iter().all(|reference| {
-                    reference.parent == table.name || !left.iter().any(|other| other.name == reference.parent)
+                    reference.parent == table.name
+                        || !left.iter().any(|other| other.name == reference.parent)
                 })
             });
             self.tables.push(left.remove(free.unwrap_or(0)));
@@ -167,7 +174,11 @@ impl Schema {
 impl Table {
     /// The key of a row of this table.
     pub fn key_of(&self, row: &Row) -> Key {
-        Key(self.key.iter().filter_map(|&at| row.0.get(usize::from(at)).cloned()).collect())
+        Key(self
+            .key
+            .iter()
+            .filter_map(|&at| row.0.get(usize::from(at)).cloned())
+            .collect())
     }
 
     /// Whether a column belongs to the key.
@@ -177,18 +188,27 @@ impl Table {
 
     /// The columns of the key, in key order.
     pub fn key_columns(&self) -> impl Iterator<Item = &Column> {
-        self.key.iter().filter_map(|&at| self.columns.get(usize::from(at)))
+        self.key
+            .iter()
+            .filter_map(|&at| self.columns.get(usize::from(at)))
     }
 
     /// Whether the row has the right number of columns, each holding its type.
     pub fn fits(&self, row: &Row) -> bool {
         row.0.len() == self.columns.len()
-            && self.columns.iter().zip(&row.0).all(|(column, value)| column.kind.holds(value))
+            && self
+                .columns
+                .iter()
+                .zip(&row.0)
+                .all(|(column, value)| column.kind.holds(value))
     }
 
     /// Whether the key has the right number of values, each holding its type and none NULL.
     pub fn fits_key(&self, key: &Key) -> bool {
         key.0.len() == self.key.len()
-            && self.key_columns().zip(&key.0).all(|(column, value)| !value.is_null() && column.kind.holds(value))
+            && self
+                .key_columns()
+                .zip(&key.0)
+                .all(|(column, value)| !value.is_null() && column.kind.holds(value))
     }
 }

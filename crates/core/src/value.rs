@@ -83,7 +83,11 @@ impl Value {
             Self::Float(f) if f.is_finite() => (*f).into(),
             Self::Float(f) => f.to_string().into(),
             Self::Text(t) => t.as_str().into(),
-            Self::Bytes(b) => b.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into(),
+            Self::Bytes(b) => b
+                .iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect::<String>()
+                .into(),
         }
     }
 }
@@ -184,9 +188,17 @@ impl Type {
             (Self::Bool, Value::Bool(_)) | (Self::Int64, Value::Int(_)) => true,
             (Self::Int16, Value::Int(i)) => i16::try_from(*i).is_ok(),
             (Self::Int32, Value::Int(i)) => i32::try_from(*i).is_ok(),
-            (Self::Float32 | Self::Float64, Value::Float(_)) | (Self::Bytes, Value::Bytes(_)) => true,
+            (Self::Float32 | Self::Float64, Value::Float(_)) | (Self::Bytes, Value::Bytes(_)) => {
+                true
+            }
             (
-                Self::Bool | Self::Int16 | Self::Int32 | Self::Int64 | Self::Float32 | Self::Float64 | Self::Bytes,
+                Self::Bool
+                | Self::Int16
+                | Self::Int32
+                | Self::Int64
+                | Self::Float32
+                | Self::Float64
+                | Self::Bytes,
                 _,
             ) => false,
             (_, value) => matches!(value, Value::Text(_)),
@@ -204,7 +216,9 @@ impl std::fmt::Display for Type {
             Self::Float32 => f.write_str("32-bit float"),
             Self::Float64 => f.write_str("64-bit float"),
             Self::Decimal { limits: None } => f.write_str("decimal"),
-            Self::Decimal { limits: Some((precision, scale)) } => write!(f, "decimal({precision},{scale})"),
+            Self::Decimal {
+                limits: Some((precision, scale)),
+            } => write!(f, "decimal({precision},{scale})"),
             Self::Text { max: None } => f.write_str("text"),
             Self::Text { max: Some(max) } => write!(f, "text of up to {max} characters"),
             Self::Char { length } => write!(f, "char({length})"),

@@ -48,7 +48,11 @@ fn decimal(text: &str) -> Cow<'_, str> {
 }
 
 fn trim_fraction(text: &str) -> &str {
-    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { text }
+    if text.contains('.') {
+        text.trim_end_matches('0').trim_end_matches('.')
+    } else {
+        text
+    }
 }
 
 fn moment(text: &str) -> Cow<'_, str> {
@@ -69,7 +73,9 @@ fn zoned(text: &str) -> Cow<'_, str> {
         Some(body) => (body, " BC"),
         None => (text, ""),
     };
-    let local = ["Z", "+00:00", "+0000", "+00"].iter().find_map(|utc| body.strip_suffix(utc));
+    let local = ["Z", "+00:00", "+0000", "+00"]
+        .iter()
+        .find_map(|utc| body.strip_suffix(utc));
     match local {
         Some(local) => Cow::Owned(format!("{}+00{era}", moment(local))),
         None => Cow::Borrowed(text),
@@ -91,8 +97,14 @@ pub(crate) fn feed(hasher: &mut blake3::Hasher, kind: &Type, value: &Value) {
         Value::Bool(b) => hasher.update(&[1, u8::from(*b)]),
         Value::Int(i) => hasher.update(&[2]).update(&i.to_be_bytes()),
         Value::Float(f) => hasher.update(&[3]).update(&f.to_bits().to_be_bytes()),
-        Value::Text(t) => hasher.update(&[4]).update(&(t.len() as u64).to_be_bytes()).update(t.as_bytes()),
-        Value::Bytes(b) => hasher.update(&[5]).update(&(b.len() as u64).to_be_bytes()).update(b),
+        Value::Text(t) => hasher
+            .update(&[4])
+            .update(&(t.len() as u64).to_be_bytes())
+            .update(t.as_bytes()),
+        Value::Bytes(b) => hasher
+            .update(&[5])
+            .update(&(b.len() as u64).to_be_bytes())
+            .update(b),
     };
 }
 
@@ -110,18 +122,45 @@ mod tests {
             (&decimal, "100", "100"),
             (&decimal, ".5", "0.5"),
             (&decimal, "NaN", "NaN"),
-            (&Type::Timestamp, "2024-01-02T03:04:05.500000", "2024-01-02 03:04:05.5"),
-            (&Type::Timestamp, "0044-03-15 12:00:00.10 BC", "0044-03-15 12:00:00.1 BC"),
+            (
+                &Type::Timestamp,
+                "2024-01-02T03:04:05.500000",
+                "2024-01-02 03:04:05.5",
+            ),
+            (
+                &Type::Timestamp,
+                "0044-03-15 12:00:00.10 BC",
+                "0044-03-15 12:00:00.1 BC",
+            ),
             (&Type::Timestamp, "infinity", "infinity"),
-            (&Type::TimestampTz, "2024-01-02T03:04:05Z", "2024-01-02 03:04:05+00"),
-            (&Type::TimestampTz, "2024-01-02 03:04:05.120+00:00", "2024-01-02 03:04:05.12+00"),
+            (
+                &Type::TimestampTz,
+                "2024-01-02T03:04:05Z",
+                "2024-01-02 03:04:05+00",
+            ),
+            (
+                &Type::TimestampTz,
+                "2024-01-02 03:04:05.120+00:00",
+                "2024-01-02 03:04:05.12+00",
+            ),
             (&Type::Time, "10:00:00.000", "10:00:00"),
-            (&Type::Jsonb, r#"{"b": 1, "a": [1.50]}"#, r#"{"a":[1.50],"b":1}"#),
+            (
+                &Type::Jsonb,
+                r#"{"b": 1, "a": [1.50]}"#,
+                r#"{"a":[1.50],"b":1}"#,
+            ),
             (&Type::Char { length: 4 }, "ab  ", "ab"),
         ];
         for (kind, from, to) in cases {
-            assert_eq!(*canonical(kind, &Value::Text(from.into())), Value::Text(to.into()), "{kind} {from}");
+            assert_eq!(
+                *canonical(kind, &Value::Text(from.into())),
+                Value::Text(to.into()),
+                "{kind} {from}"
+            );
         }
-        assert_eq!(*canonical(&Type::Float64, &Value::Float(-0.0)), Value::Float(0.0));
+        assert_eq!(
+            *canonical(&Type::Float64, &Value::Float(-0.0)),
+            Value::Float(0.0)
+        );
     }
 }

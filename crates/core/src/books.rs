@@ -1,0 +1,232 @@
+//! What an office remembers in its database, besides rows: small records under fixed names, and numbered streams.
+
+use minicbor::{Decode, Encode};
+
+use crate::failure::{OfficeError, OfficeResult};
+use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
+use crate::port::Database;
+use crate::schema::{Schema, TableId};
+
+/// Frozen batches of this branch.
+pub const OUTBOX: &str = "outbox";
+/// The head's log.
+pub const LOG: &str = "log";
+/// For each log entry, the names of the rows that it changes.
+pub const LOG_KEYS: &str = "log-keys";
+/// Schema versions.
+pub const SCHEMAS: &str = "schema";
+/// Decisions to list.
+pub const CONFLICTS: &str = "conflict";
+/// Parts of a large unit that has not arrived whole (at a branch).
+pub const STAGED: &str = "staged";
+
+/// Parts of a large unit of one branch that has not arrived whole (at the head).
+pub fn staged_of(branch: &OfficeName) -> String {
+    format!("staged:{branch}")
+}
+
+/// Who this office is.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct IdentityBook {
+    /// Its name.
+    #[n(0)]
+    pub name: OfficeName,
+    /// Whether it is the head.
+    #[n(1)]
+    pub head: bool,
+    /// The secret key that signs its envelopes.
+    #[cbor(n(2), with = "minicbor::bytes")]
+    pub secret_key: [u8; 32],
+}
+
+/// Where the head's log ends.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct HeadBook {
+    /// The head's incarnation.
+    #[n(0)]
+    pub incarnation: Incarnation,
+    /// The last entry.
+    #[n(1)]
+    pub last: LogPosition,
+    /// The hash of its envelope.
+    #[n(2)]
+    pub chain: Digest,
+    /// The last conflict's number.
+    #[n(3)]
+    pub conflicts: u64,
+}
+
+/// What the head knows of one branch.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct SeatBook {
+    /// The secret of its join code, and until when the code may be used first.
+    #[n(0)]
+    pub secret: SecretBytes,
+    /// Until when the join code may be used for the first time.
+    #[n(1)]
+    pub expires: Micros,
+    /// The key that signs its envelopes, once it has joined.
+    #[n(2)]
+    pub public_key: Option<PublicKey>,
+    /// The incarnation that `cursor` counts.
+    #[n(3)]
+    pub incarnation: Incarnation,
+    /// Its last batch in this database.
+    #[n(4)]
+    pub cursor: BatchNumber,
+    /// The hash of that batch's envelope.
+    #[n(5)]
+    pub chain: Digest,
+    /// The last log entry known to be in its database.
+    #[n(6)]
+    pub applied: LogPosition,
+    /// When it was last heard of.
+    #[n(7)]
+    pub seen: Micros,
+    /// Whether it was taken out.
+    #[n(8)]
+    pub removed: bool,
+    /// Changes of this branch that are held.
+    #[n(9)]
+    pub holds: u64,
+}
+
+/// Secret bytes that do not show in debug output.
+#[derive(Clone, PartialEq, Eq, Encode, Decode)]
+#[cbor(transparent)]
+pub struct SecretBytes(#[cbor(n(0), with = "minicbor::bytes")] pub [u8; 32]);
+
+impl std::fmt::Debug for SecretBytes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SecretBytes(..)")
+    }
+}
+
+/// An Ed25519 public key.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(transparent)]
+pub struct PublicKey(#[cbor(n(0), with = "minicbor::bytes")] pub [u8; 32]);
+
+/// Where a branch stands.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct BranchBook {
+    /// Its incarnation.
+    #[n(0)]
+    pub incarnation: Incarnation,
+    /// The last batch that it froze.
+    #[n(1)]
+    pub frozen: BatchNumber,
+    /// The hash of that batch's envelope.
+    #[n(2)]
+    pub chain: Digest,
+    /// The last batch that the head answered.
+    #[n(3)]
+    pub answered: BatchNumber,
+    /// The last log entry in this database.
+    #[n(4)]
+    pub cursor: LogPosition,
+    /// The incarnation of the head whose log this is.
+    #[n(5)]
+    pub head: Option<Incarnation>,
+    /// The head's name.
+    #[n(6)]
+    pub head_name: OfficeName,
+    /// The key that signs the head's envelopes.
+    #[n(7)]
+    pub head_key: PublicKey,
+    /// The join code's secret, until the first welcome.
+    #[n(8)]
+    pub secret: Option<SecretBytes>,
+    /// How far the first copy of the tables is; none when complete.
+    #[n(9)]
+    pub joining: Option<Joining>,
+}
+
+/// How far a joining branch's first copy of the tables is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Joining {
+    /// Tables loaded whole, in schema order.
+    #[n(0)]
+    pub tables_done: u32,
+    /// The last key loaded of the table in work.
+    #[n(1)]
+    pub after: Option<crate::change::Key>,
+    /// Rows loaded so far.
+    #[n(2)]
+    pub rows: u64,
+    /// The branch's own earlier rows have been put into the capture and capture is installed.
+    #[n(3)]
+    pub prepared: bool,
+}
+
+/// A note on a row at a branch.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Note {
+    /// Log entries from this one on were not applied to the row, since it has local changes.
+    #[n(0)]
+    Deferred(#[n(0)] LogPosition),
+    /// The row is held: its local content differs from the log on purpose.
+    #[n(1)]
+    Held(#[n(0)] BatchNumber),
+}
+
+/// A note on a row at the head: a branch's change to it is held.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct HeldAtHead {
+    /// The branches that hold a row of their own under this key.
+    #[n(0)]
+    pub branches: Vec<OfficeName>,
+}
+
+/// The name of a record about one branch.
+pub fn seat_name(branch: &OfficeName) -> String {
+    format!("seat:{branch}")
+}
+
+/// Reads a record.
+pub async fn load<T, D>(db: &mut D, name: &str) -> OfficeResult<Option<T>>
+where
+    T: for<'b> Decode<'b, ()>,
+    D: Database,
+{
+    match db.meta(name).await? {
+        Some(bytes) => decode(&bytes).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// Writes a record in the open transaction.
+pub async fn store<T, D>(db: &mut D, name: &str, record: &T) -> OfficeResult<()>
+where
+    T: Encode<()> + Sync,
+    D: Database,
+{
+    let bytes = encode(record)?;
+    Ok(db.set_meta(name, Some(&bytes)).await?)
+}
+
+/// Reads CBOR.
+pub fn decode<T: for<'b> Decode<'b, ()>>(bytes: &[u8]) -> OfficeResult<T> {
+    minicbor::decode(bytes).map_err(|error| OfficeError::Books(error.to_string()))
+}
+
+/// Writes CBOR.
+pub fn encode<T: Encode<()>>(record: &T) -> OfficeResult<Vec<u8>> {
+    minicbor::to_vec(record).map_err(|error| OfficeError::Books(error.to_string()))
+}
+
+/// The newest schema version in the database.
+pub async fn newest_schema<D: Database>(db: &mut D) -> OfficeResult<Option<Schema>> {
+    let last = db.extent(SCHEMAS).await?.last;
+    if last == 0 {
+        return Ok(None);
+    }
+    let entries = db.entries(SCHEMAS, last, usize::MAX / 2).await?;
+    entries
+        .first()
+        .map(|entry| decode(&entry.bytes))
+        .transpose()
+}
+
+/// Rows, named by table and key, in an order that does not change from run to run.
+pub type RowNames = std::collections::BTreeSet<(TableId, crate::change::Key)>;

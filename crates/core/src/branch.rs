@@ -1,0 +1,679 @@
+//! A branch: freezes what its application writes, follows the head's log, and takes the head's verdicts.
+//!
+//! How a log entry travels through this room: [`Branch::arrived`] checks it and puts it into the inbox;
+//! [`Branch::work`] lands whole units in one transaction with the cursor (`land`). How a local write travels: `take`
+//! freezes it into the outbox, from where it is sent until the log answers it. A joining branch asks for the first
+//! copy of the tables chunk by chunk (`join`). Absent on purpose: deciding anything about a conflict.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use ed25519_dalek::VerifyingKey;
+
+use crate::books::{
+    self, BranchBook, IdentityBook, Joining, OUTBOX, PublicKey, SCHEMAS, STAGED, SecretBytes,
+};
+use crate::envelope;
+use crate::failure::{OfficeError, OfficeResult};
+use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
+use crate::inbox::{Admission, Inbox, Slot};
+use crate::message::{Batch, Chunk, Hello, LogEntry, Message, Position, Welcome};
+use crate::office::{IDENTITY, Identity, conclude};
+use crate::output::{Notice, Output, To, Token, offset_ms};
+use crate::port::{Database, Entry, Purpose};
+use crate::schema::Schema;
+
+mod join;
+mod land;
+mod take;
+
+/// The name of the branch's own record.
+const BRANCH: &str = "branch";
+/// How often positions are announced while nothing else is said, in milliseconds.
+const ANNOUNCE_MS: i64 = 5_000;
+/// How soon positions are announced again while batches are unanswered, in milliseconds.
+const ANNOUNCE_UNANSWERED_MS: i64 = 2_000;
+/// How soon the greeting is repeated while the head does not answer, in milliseconds.
+const GREET_AGAIN_MS: i64 = 5_000;
+/// Bytes read from the outbox at a time.
+const READ_BYTES: usize = 512 * 1024;
+/// Batches handed to the transport in one piece of work.
+const PIECE: usize = 32;
+
+/// A branch's machine.
+#[derive(Debug)]
+pub struct Branch {
+    identity: Identity,
+    session: [u8; 16],
+    schema: Schema,
+    book: BranchBook,
+    head_key: VerifyingKey,
+    inbox: Inbox<LogEntry>,
+    /// Parts of an open unit lie in the database.
+    staged: bool,
+    /// Rows sent and not yet answered, with the last batch that holds them.
+    claims: BTreeMap<Digest, BatchNumber>,
+    any_notes: bool,
+    captured: bool,
+    moving: bool,
+    link: LinkState,
+    chunk: Option<(Chunk, Token)>,
+    chunk_asked: Option<Micros>,
+    outputs: VecDeque<Output>,
+}
+
+/// What a branch knows of its link.
+#[derive(Debug, Default)]
+struct LinkState {
+    up: bool,
+    welcomed: bool,
+    greeted: Micros,
+    announced: Micros,
+    /// The last batch handed to the transport.
+    sent: BatchNumber,
+    /// The end of the head's log, as last heard.
+    known_last: LogPosition,
+    told_applied: LogPosition,
+    question: u64,
+    /// The last question answered, and whether head and branch were even then.
+    answer: (u64, bool),
+    clock_offset_ms: i64,
+    heard: Micros,
+    refused: Option<String>,
+}
+
+/// What a join code gives a branch to begin with.
+#[derive(Clone, Debug)]
+pub struct Enrolment {
+    /// Who the branch is to be.
+    pub identity: IdentityBook,
+    /// Its first incarnation.
+    pub incarnation: Incarnation,
+    /// The head's name.
+    pub head_name: OfficeName,
+    /// The head's public key.
+    pub head_key: [u8; 32],
+    /// The code's secret.
+    pub secret: [u8; 32],
+}
+
+/// What a branch says of itself in `status`.
+#[derive(Clone, Debug)]
+pub struct BranchState {
+    /// Whether the head let it in over the present link.
+    pub connected: bool,
+    /// When the head was last heard of.
+    pub heard: Micros,
+    /// The last log entry in this database.
+    pub cursor: LogPosition,
+    /// The end of the head's log, as last heard.
+    pub known_last: LogPosition,
+    /// The last batch frozen.
+    pub frozen: BatchNumber,
+    /// The last batch answered.
+    pub answered: BatchNumber,
+    /// How far the first copy is; none when complete.
+    pub joining: Option<Joining>,
+    /// The head's clock minus this office's, in milliseconds.
+    pub clock_offset_ms: i64,
+    /// Why the head refused this branch, if it did.
+    pub refused: Option<String>,
+}
+
+impl Branch {
+    /// Makes this database a branch that is about to join.
+    pub async fn found<D: Database>(db: &mut D, enrolment: &Enrolment) -> OfficeResult<()> {
+        db.begin(Purpose::Apply).await?;
+        let outcome = async {
+            let book = BranchBook {
+                incarnation: enrolment.incarnation,
+                frozen: BatchNumber::NONE,
+                chain: Digest::default(),
+                answered: BatchNumber::NONE,
+                cursor: LogPosition::NONE,
+                head: None,
+                head_name: enrolment.head_name.clone(),
+                head_key: PublicKey(enrolment.head_key),
+                secret: Some(SecretBytes(enrolment.secret)),
+                joining: Some(Joining::default()),
+            };
+            books::store(db, IDENTITY, &enrolment.identity).await?;
+            books::store(db, BRANCH, &book).await
+        };
+        let outcome = outcome.await;
+        conclude(db, outcome).await
+    }
+
+    /// Reads the branch from its database. `session` is drawn anew at each start.
+    pub async fn load<D: Database>(db: &mut D, session: [u8; 16]) -> OfficeResult<Self> {
+        db.begin(Purpose::Read).await?;
+        let outcome = Self::read(db, session).await;
+        conclude(db, outcome).await
+    }
+
+    async fn read<D: Database>(db: &mut D, session: [u8; 16]) -> OfficeResult<Self> {
+        let (identity, _) = Identity::load(db).await?;
+        let book: BranchBook = books::load(db, BRANCH).await?.ok_or_else(|| {
+            OfficeError::NotSetUp("this database belongs to a head, not to a branch".into())
+        })?;
+        let schema = books::newest_schema(db).await?.unwrap_or_default();
+        let head_key = VerifyingKey::from_bytes(&book.head_key.0)
+            .map_err(|_| OfficeError::Books("the head's public key".into()))?;
+        let staged = db.extent(STAGED).await?;
+        let mut any_notes = false;
+        for table in &schema.tables {
+            any_notes |= !db.notes(table, None).await?.is_empty();
+        }
+        let mut inbox = Inbox::new(book.cursor.0);
+        let staged = staged.entries > 0 && staged.first == book.cursor.next().0 && {
+            inbox.restart(staged.last);
+            true
+        };
+        let link = LinkState {
+            sent: book.answered,
+            known_last: book.cursor,
+            ..LinkState::default()
+        };
+        let mut branch = Self {
+            identity,
+            session,
+            schema,
+            head_key,
+            inbox,
+            staged,
+            claims: BTreeMap::new(),
+            any_notes,
+            captured: true,
+            moving: true,
+            link,
+            chunk: None,
+            chunk_asked: None,
+            outputs: VecDeque::new(),
+            book,
+        };
+        branch.read_claims(db).await?;
+        Ok(branch)
+    }
+
+    async fn read_claims<D: Database>(&mut self, db: &mut D) -> OfficeResult<()> {
+        let mut from = self.book.answered.next();
+        while from <= self.book.frozen {
+            let entries = db.entries(OUTBOX, from.0, READ_BYTES).await?;
+            let Some(last) = entries.last().map(|entry| entry.number) else {
+                break;
+            };
+            for entry in &entries {
+                if let Message::Batch(batch) = envelope::open(&entry.bytes)?.read_own()? {
+                    self.claim(&batch);
+                }
+            }
+            from = BatchNumber(last).next();
+        }
+        Ok(())
+    }
+
+    fn claim(&mut self, batch: &Batch) {
+        for change in &batch.changes {
+            if let Some(table) = self.schema.table(change.table) {
+                self.claims
+                    .insert(change.effect.key(table).digest(table), batch.number);
+            }
+        }
+    }
+
+    /// Takes the next output.
+    pub fn output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// The shared tables; empty until the first welcome.
+    pub fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    /// This office's name.
+    pub fn name(&self) -> &OfficeName {
+        &self.identity.name
+    }
+
+    /// The application may have written something.
+    pub fn wake(&mut self) {
+        self.captured = true;
+    }
+
+    /// Lets data move, or stops it (manual mode).
+    pub fn set_moving(&mut self, moving: bool) {
+        self.moving = moving;
+        self.captured |= moving;
+    }
+
+    /// Whether arrivals can be taken in.
+    pub fn has_room(&self) -> bool {
+        self.inbox.has_room()
+    }
+
+    /// The link is up: greets the head.
+    pub fn link_up(&mut self, now: Micros) -> OfficeResult<()> {
+        self.link.up = true;
+        self.greet(now)
+    }
+
+    /// The link is down.
+    pub fn link_down(&mut self) {
+        self.link.up = false;
+        self.link.welcomed = false;
+        self.chunk_asked = None;
+    }
+
+    fn greet(&mut self, now: Micros) -> OfficeResult<()> {
+        self.link.greeted = now;
+        let public_key = self.identity.public_key();
+        let proof = self
+            .book
+            .secret
+            .as_ref()
+            .map(|secret| envelope::join_proof(&secret.0, &self.identity.name, &public_key));
+        let hello = Hello {
+            incarnation: self.book.incarnation,
+            session: self.session,
+            public_key,
+            proof,
+            frozen: self.book.frozen,
+            applied: self.book.cursor,
+            head: self.book.head,
+            schema: self.schema.version,
+            clock: now,
+        };
+        self.tell(&Message::Hello(hello))
+    }
+
+    fn tell(&mut self, message: &Message) -> OfficeResult<()> {
+        let bytes = envelope::seal(&self.identity.name, &self.identity.key, message)?;
+        self.outputs.push_back(Output::Send(To::Head, bytes.into()));
+        Ok(())
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        self.outputs.push_back(Output::Notice(notice));
+    }
+
+    /// Tells the head that this branch leaves for good.
+    pub fn leave(&mut self) -> OfficeResult<()> {
+        self.tell(&Message::Leave)
+    }
+
+    /// Asks the head to compare this branch with itself; the outcome comes as a notice.
+    pub fn verify(&mut self) -> OfficeResult<()> {
+        self.tell(&Message::VerifyRequest)
+    }
+
+    /// Asks the head how far it is; see [`Branch::answered_evenly`].
+    pub fn ask(&mut self, now: Micros) -> OfficeResult<u64> {
+        self.link.question += 1;
+        self.announce(now, self.link.question)?;
+        Ok(self.link.question)
+    }
+
+    /// Whether the head, answering this or a later question, was even with this branch.
+    pub fn answered_evenly(&self, question: u64) -> bool {
+        self.link.answer.0 >= question && self.link.answer.1
+    }
+
+    /// Whether the head has answered this or a later question.
+    pub fn was_answered(&self, question: u64) -> bool {
+        self.link.answer.0 >= question
+    }
+
+    fn announce(&mut self, now: Micros, question: u64) -> OfficeResult<()> {
+        self.link.announced = now;
+        let position = Position {
+            produced: self.book.frozen.0,
+            applied: Some(self.book.cursor.0),
+            question,
+            clock: now,
+        };
+        self.tell(&Message::Position(position))
+    }
+
+    /// Takes an envelope in.
+    pub async fn arrived<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Micros,
+        bytes: &[u8],
+        token: Token,
+    ) -> OfficeResult<()> {
+        let message = envelope::open(bytes).and_then(|opened| {
+            if opened.origin != self.book.head_name {
+                return Err(envelope::EnvelopeError::Forged(opened.origin.to_string()));
+            }
+            opened.verified_by(&self.head_key)
+        });
+        let message = match message {
+            Ok(message) => message,
+            Err(error) => {
+                self.notice(Notice::Dropped(error.to_string()));
+                self.outputs.push_back(Output::Settle(token));
+                return Ok(());
+            }
+        };
+        self.link.heard = now;
+        match message {
+            Message::Log(entry) => return self.entry_arrived(now, entry, bytes, token),
+            Message::Chunk(chunk) => {
+                self.chunk_arrived(chunk, token);
+                return Ok(());
+            }
+            Message::Welcome(welcome) => self.welcomed(db, now, welcome).await?,
+            Message::Resend(from) => {
+                self.link.sent = self.link.sent.min(BatchNumber(from).previous());
+            }
+            Message::Position(position) => self.position_told(now, position)?,
+            Message::Refusal(refusal) if refusal.session == self.session => {
+                if refusal.reincarnate {
+                    self.reincarnate(db, now, false).await?;
+                } else {
+                    self.link.refused = Some(refusal.reason.clone());
+                    self.notice(Notice::RefusedByHead(refusal.reason));
+                }
+            }
+            Message::VerifyResult(result) => self.notice(Notice::VerifyResult(result)),
+            _ => {}
+        }
+        self.outputs.push_back(Output::Settle(token));
+        Ok(())
+    }
+
+    fn entry_arrived(
+        &mut self,
+        now: Micros,
+        entry: LogEntry,
+        bytes: &[u8],
+        token: Token,
+    ) -> OfficeResult<()> {
+        let known = self.book.head.is_some_and(|head| head == entry.head);
+        if !known || entry.schema != self.schema.version {
+            // Not yet let in, or another head's log: the greeting will sort it out.
+            self.outputs.push_back(Output::Settle(token));
+            return Ok(());
+        }
+        self.link.known_last = self.link.known_last.max(entry.position);
+        let number = entry.position.0;
+        match self.inbox.admit(
+            Slot {
+                number,
+                bytes: bytes.to_vec(),
+                message: entry,
+                token,
+            },
+            now,
+        ) {
+            Admission::Kept => return Ok(()),
+            Admission::Gap(Some(from)) => self.ask_again(from)?,
+            Admission::Gap(None) | Admission::Duplicate | Admission::Full => {}
+        }
+        self.outputs.push_back(Output::Settle(token));
+        Ok(())
+    }
+
+    fn ask_again(&mut self, from: u64) -> OfficeResult<()> {
+        self.notice(Notice::Gap { from });
+        self.tell(&Message::Resend(from))
+    }
+
+    fn position_told(&mut self, now: Micros, position: Position) -> OfficeResult<()> {
+        if self.book.head.is_none() {
+            return Ok(());
+        }
+        let last = LogPosition(position.produced);
+        self.link.known_last = self.link.known_last.max(last);
+        self.link.clock_offset_ms = offset_ms(position.clock, now);
+        if position.produced >= self.inbox.expected()
+            && let Some(from) = self.inbox.ask(now)
+        {
+            self.ask_again(from)?;
+        }
+        if position.question != 0 {
+            let even = position.applied == Some(self.book.frozen.0) && last <= self.book.cursor;
+            self.link.answer = (position.question, even);
+        }
+        Ok(())
+    }
+
+    async fn welcomed<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Micros,
+        welcome: Welcome,
+    ) -> OfficeResult<()> {
+        if welcome.session != self.session || welcome.incarnation != self.book.incarnation {
+            return Ok(());
+        }
+        if !self.agrees(db, &welcome).await? {
+            return self.reincarnate(db, now, true).await;
+        }
+        let first = self.book.head.is_none();
+        if first || welcome.schema.is_some() {
+            self.adopt_welcome(db, &welcome, first).await?;
+        }
+        self.link.welcomed = true;
+        self.link.refused = None;
+        self.link.sent = welcome.cursor.max(self.book.answered);
+        self.link.known_last = self.link.known_last.max(welcome.last);
+        self.link.clock_offset_ms = offset_ms(welcome.clock, now);
+        self.link.told_applied = LogPosition::NONE;
+        self.notice(Notice::Welcomed {
+            last: welcome.last,
+            cursor: welcome.cursor,
+            clock_offset_ms: self.link.clock_offset_ms,
+        });
+        self.tell_applied()
+    }
+
+    /// Whether the head's last batch of this branch is the one that this branch sent.
+    async fn agrees<D: Database>(&self, db: &mut D, welcome: &Welcome) -> OfficeResult<bool> {
+        if welcome.cursor > self.book.frozen {
+            return Ok(false);
+        }
+        if welcome.cursor <= self.book.answered {
+            return Ok(true);
+        }
+        let entries = db.entries(OUTBOX, welcome.cursor.0, 1).await?;
+        let sent = entries
+            .first()
+            .filter(|entry| entry.number == welcome.cursor.0);
+        Ok(sent.is_none_or(|entry| envelope::chain(&entry.bytes) == welcome.chain))
+    }
+
+    async fn adopt_welcome<D: Database>(
+        &mut self,
+        db: &mut D,
+        welcome: &Welcome,
+        first: bool,
+    ) -> OfficeResult<()> {
+        let mut book = self.book.clone();
+        if first {
+            book.head = Some(welcome.head);
+            book.cursor = welcome.last;
+            book.secret = None;
+        }
+        db.begin(Purpose::Apply).await?;
+        let outcome = async {
+            if let Some(schema) = &welcome.schema {
+                let entry = Entry {
+                    number: schema.version.into(),
+                    bytes: books::encode(schema)?,
+                };
+                db.append(SCHEMAS, &[entry]).await?;
+            }
+            books::store(db, BRANCH, &book).await
+        };
+        let outcome = outcome.await;
+        conclude(db, outcome).await?;
+        if first {
+            let dropped = self.inbox.restart(book.cursor.0);
+            self.outputs.extend(dropped.into_iter().map(Output::Settle));
+        }
+        self.book = book;
+        if let Some(schema) = &welcome.schema {
+            self.schema = schema.clone();
+        }
+        Ok(())
+    }
+
+    /// Takes a fresh identity after this database was restored: numbers used twice would pass for duplicates (trap 20).
+    ///
+    /// With `forked`, batches were made after the restoration under numbers that the head already had: their rows are
+    /// captured anew. What the head has and this database lost comes back by the log.
+    async fn reincarnate<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Micros,
+        forked: bool,
+    ) -> OfficeResult<()> {
+        let mut seed = self.book.incarnation.0.to_vec();
+        seed.extend(self.session);
+        seed.extend(now.0.to_be_bytes());
+        let book = BranchBook {
+            incarnation: Incarnation(Digest::of(&seed).0),
+            frozen: BatchNumber::NONE,
+            chain: Digest::default(),
+            answered: BatchNumber::NONE,
+            ..self.book.clone()
+        };
+        db.begin(Purpose::Apply).await?;
+        let outcome = self.reissue(db, &book, forked).await;
+        conclude(db, outcome).await?;
+        self.book = book;
+        self.claims.clear();
+        self.captured = true;
+        self.link.sent = BatchNumber::NONE;
+        self.notice(Notice::Reincarnated);
+        self.greet(now)
+    }
+
+    async fn reissue<D: Database>(
+        &self,
+        db: &mut D,
+        book: &BranchBook,
+        forked: bool,
+    ) -> OfficeResult<()> {
+        let mut from = self.book.answered.next();
+        while forked && from <= self.book.frozen {
+            let entries = db.entries(OUTBOX, from.0, READ_BYTES).await?;
+            let Some(last) = entries.last().map(|entry| entry.number) else {
+                break;
+            };
+            for entry in &entries {
+                let Message::Batch(batch) = envelope::open(&entry.bytes)?.read_own()? else {
+                    continue;
+                };
+                for table in &self.schema.tables {
+                    let changes = batch
+                        .changes
+                        .iter()
+                        .filter(|change| change.table == table.id);
+                    let keys: Vec<_> = changes.map(|change| change.effect.key(table)).collect();
+                    if !keys.is_empty() {
+                        db.recapture(table, Some(&keys)).await?;
+                    }
+                }
+            }
+            from = BatchNumber(last).next();
+        }
+        db.trim(OUTBOX, u64::MAX >> 1).await?;
+        books::store(db, BRANCH, book).await
+    }
+
+    /// Does one bounded piece of work. Returns whether there may be more.
+    pub async fn work<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<bool> {
+        if self.book.head.is_none() || self.link.refused.is_some() {
+            return Ok(false);
+        }
+        let mut more = self.prepare_join(db).await?;
+        if self.is_prepared() {
+            if self.captured && self.moving && self.may_freeze() {
+                more |= self.take(db, now).await?;
+            }
+            if self.moving {
+                more |= self.land(db).await?;
+                more |= self.land_chunk(db, now).await?;
+                more |= self.pump(db).await?;
+            }
+        }
+        self.tell_applied()?;
+        Ok(more)
+    }
+
+    fn is_prepared(&self) -> bool {
+        self.book
+            .joining
+            .as_ref()
+            .is_none_or(|joining| joining.prepared)
+    }
+
+    fn tell_applied(&mut self) -> OfficeResult<()> {
+        if self.link.up && self.link.told_applied < self.book.cursor {
+            self.link.told_applied = self.book.cursor;
+            self.tell(&Message::Applied(self.book.cursor))?;
+        }
+        Ok(())
+    }
+
+    /// Hands batches to the transport. Returns whether there are more.
+    async fn pump<D: Database>(&mut self, db: &mut D) -> OfficeResult<bool> {
+        if !self.link.up || self.link.sent >= self.book.frozen {
+            return Ok(false);
+        }
+        let from = self.link.sent.max(self.book.answered).next();
+        let entries = db.entries(OUTBOX, from.0, READ_BYTES).await?;
+        for entry in entries.into_iter().take(PIECE) {
+            self.link.sent = BatchNumber(entry.number);
+            self.outputs
+                .push_back(Output::Send(To::Head, entry.bytes.into()));
+        }
+        Ok(self.link.sent < self.book.frozen)
+    }
+
+    /// Time has passed. To be called a few times a second.
+    pub fn tick(&mut self, now: Micros) -> OfficeResult<()> {
+        if !self.link.up {
+            return Ok(());
+        }
+        if !self.link.welcomed && now > self.link.greeted.plus_millis(GREET_AGAIN_MS) {
+            self.greet(now)?;
+        }
+        let unanswered = self.book.answered < self.book.frozen;
+        let pause = if unanswered {
+            ANNOUNCE_UNANSWERED_MS
+        } else {
+            ANNOUNCE_MS
+        };
+        if self.book.head.is_some() && now > self.link.announced.plus_millis(pause) {
+            self.announce(now, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Where this branch stands.
+    pub fn state(&self) -> BranchState {
+        BranchState {
+            connected: self.link.up && self.link.welcomed,
+            heard: self.link.heard,
+            cursor: self.book.cursor,
+            known_last: self.link.known_last,
+            frozen: self.book.frozen,
+            answered: self.book.answered,
+            joining: self.book.joining.clone(),
+            clock_offset_ms: self.link.clock_offset_ms,
+            refused: self.link.refused.clone(),
+        }
+    }
+
+    /// Whether this branch has nothing to send, nothing unanswered, and all that it knows of.
+    pub async fn is_even<D: Database>(&self, db: &mut D) -> OfficeResult<bool> {
+        let settled = self.book.answered == self.book.frozen
+            && self.book.cursor >= self.link.known_last
+            && self.book.joining.is_none();
+        Ok(settled && db.backlog().await?.writes == 0)
+    }
+}

@@ -1,0 +1,194 @@
+//! Joining: the first copy of the tables, chunk by chunk, between live entries of the log.
+//!
+//! Tables come parents first. Until a table's turn, log entries for it are passed over, since its chunks will be read
+//! later than they were written. A chunk lands just when the cursor stands at its place in the log. Each chunk commits
+//! with the progress that it makes, so a join that was cut at any point goes on there.
+
+use super::{BRANCH, Branch};
+use crate::books::{self, BranchBook, Joining};
+use crate::change::{Effect, Key};
+use crate::failure::OfficeResult;
+use crate::identity::Micros;
+use crate::message::{Chunk, ChunkRequest, Message};
+use crate::office::conclude;
+use crate::output::{Notice, Output, Token};
+use crate::pile::Pile;
+use crate::port::{Database, Purpose};
+use crate::schema::{Table, TableId};
+
+/// How soon a chunk that does not come is asked for again, in milliseconds.
+const ASK_AGAIN_MS: i64 = 5_000;
+
+impl Branch {
+    /// Whether log entries for this table are landed already.
+    pub(super) fn is_loading_or_loaded(&self, table: &Table) -> bool {
+        self.book.joining.as_ref().is_none_or(|joining| {
+            let done = usize::try_from(joining.tables_done).unwrap_or(usize::MAX);
+            self.schema
+                .tables
+                .iter()
+                .take(done.saturating_add(1))
+                .any(|known| known.id == table.id)
+        })
+    }
+
+    /// Creates missing tables, installs capture, and captures the rows that are here already.
+    pub(super) async fn prepare_join<D: Database>(&mut self, db: &mut D) -> OfficeResult<bool> {
+        if self.is_prepared() {
+            return Ok(false);
+        }
+        db.create_tables(&self.schema).await?;
+        db.install(&self.schema).await?;
+        let mut book = self.book.clone();
+        book.joining = Some(Joining {
+            prepared: true,
+            ..Joining::default()
+        });
+        db.begin(Purpose::Apply).await?;
+        let outcome = async {
+            for table in &self.schema.tables {
+                db.recapture(table, None).await?;
+            }
+            books::store(db, BRANCH, &book).await
+        };
+        let outcome = outcome.await;
+        conclude(db, outcome).await?;
+        self.book = book;
+        self.captured = true;
+        Ok(true)
+    }
+
+    pub(super) fn chunk_arrived(&mut self, chunk: Chunk, token: Token) {
+        if let Some((_, former)) = self.chunk.replace((chunk, token)) {
+            self.outputs.push_back(Output::Settle(former));
+        }
+    }
+
+    fn wanted(&self) -> Option<ChunkRequest> {
+        let joining = self.book.joining.as_ref()?;
+        let table = self
+            .schema
+            .tables
+            .get(usize::try_from(joining.tables_done).ok()?)?;
+        Some(ChunkRequest {
+            table: table.id,
+            after: joining.after.clone(),
+        })
+    }
+
+    /// Lands a chunk whose place the cursor has reached, or asks for the next. Returns whether anything was done.
+    pub(super) async fn land_chunk<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Micros,
+    ) -> OfficeResult<bool> {
+        if self.book.joining.is_none() {
+            return Ok(false);
+        }
+        let Some(wanted) = self.wanted() else {
+            return self.complete(db).await;
+        };
+        if let Some((chunk, token)) = self.chunk.take() {
+            let here = chunk.position == self.book.cursor && chunk.schema == self.schema.version;
+            if chunk.request == wanted && here {
+                self.write_chunk(db, &chunk).await?;
+                self.chunk_asked = None;
+                self.outputs.push_back(Output::Settle(token));
+                return Ok(true);
+            }
+            if chunk.request == wanted && chunk.position > self.book.cursor {
+                self.chunk = Some((chunk, token));
+                return Ok(false);
+            }
+            self.chunk_asked = None;
+            self.outputs.push_back(Output::Settle(token));
+        }
+        let due = self
+            .chunk_asked
+            .is_none_or(|at| now > at.plus_millis(ASK_AGAIN_MS));
+        if self.link.up && self.link.welcomed && due {
+            self.chunk_asked = Some(now);
+            self.tell(&Message::ChunkRequest(wanted))?;
+        }
+        Ok(false)
+    }
+
+    async fn write_chunk<D: Database>(&mut self, db: &mut D, chunk: &Chunk) -> OfficeResult<()> {
+        let Some(table) = self.schema.table(chunk.request.table) else {
+            return Ok(());
+        };
+        let mut book = self.book.clone();
+        if let Some(joining) = &mut book.joining {
+            joining.rows += chunk.rows.len() as u64;
+            if chunk.last {
+                joining.tables_done += 1;
+                joining.after = None;
+            } else {
+                joining.after = chunk.rows.last().map(|row| table.key_of(row));
+            }
+        }
+        let mut busy: Vec<(TableId, Key)> = Vec::new();
+        loop {
+            db.begin(Purpose::Load).await?;
+            let outcome = self.try_chunk(db, table, chunk, &busy, &book).await;
+            let clashes = match outcome {
+                Ok(clashes) if clashes.is_empty() => break db.commit().await?,
+                Ok(clashes) => clashes,
+                Err(error) => {
+                    db.rollback().await?;
+                    return Err(error);
+                }
+            };
+            db.rollback().await?;
+            busy.extend(clashes);
+        }
+        let rows = book.joining.as_ref().map_or(0, |joining| joining.rows);
+        let table = table.name.clone();
+        self.book = book;
+        self.notice(Notice::Loading { table, rows });
+        Ok(())
+    }
+
+    async fn try_chunk<D: Database>(
+        &self,
+        db: &mut D,
+        table: &Table,
+        chunk: &Chunk,
+        busy: &[(TableId, Key)],
+        book: &BranchBook,
+    ) -> OfficeResult<Vec<(TableId, Key)>> {
+        let mut pile = Pile::default();
+        let keys: Vec<Key> = chunk.rows.iter().map(|row| table.key_of(row)).collect();
+        let notes = if self.any_notes {
+            db.notes(table, Some(&keys)).await?
+        } else {
+            Default::default()
+        };
+        for (row, key) in chunk.rows.iter().zip(keys) {
+            // A row with local changes waits for the verdict on them.
+            let local = self.claims.contains_key(&key.digest(table))
+                || notes.contains_key(&key)
+                || busy.contains(&(table.id, key.clone()));
+            if !local {
+                pile.put(table.id, key, Effect::Put(row.clone()));
+            }
+        }
+        let clashes = pile.write(db, &self.schema).await?;
+        if clashes.is_empty() {
+            books::store(db, BRANCH, book).await?;
+        }
+        Ok(clashes)
+    }
+
+    async fn complete<D: Database>(&mut self, db: &mut D) -> OfficeResult<bool> {
+        db.add_foreign_keys(&self.schema).await?;
+        let mut book = self.book.clone();
+        let rows = book.joining.take().map_or(0, |joining| joining.rows);
+        db.begin(Purpose::Apply).await?;
+        let outcome = books::store(db, BRANCH, &book).await;
+        conclude(db, outcome).await?;
+        self.book = book;
+        self.notice(Notice::Joined { rows });
+        Ok(true)
+    }
+}

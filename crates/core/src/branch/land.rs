@@ -1,0 +1,470 @@
+//! Landing: log entries enter this database in whole units, in one transaction with the cursor (P2, P5).
+//!
+//! A row with local changes that the head has not answered is left alone until the verdict arrives; a note remembers
+//! from which entry on, since that is the base of those changes (SETTLED 3 and 4).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{BRANCH, Branch};
+use crate::books::{self, BranchBook, CONFLICTS, Note, OUTBOX, RowNames, STAGED};
+use crate::change::{Effect, Key};
+use crate::conflict::ConflictRecord;
+use crate::failure::{OfficeError, OfficeResult};
+use crate::head::own_entry;
+use crate::identity::{BatchNumber, Digest, LogPosition};
+use crate::message::{
+    Barrier, Digests, LogBody, LogEntry, LoggedChanges, Message, Outcome, Verdict,
+};
+use crate::office::conclude;
+use crate::output::{Notice, Output};
+use crate::pile::Pile;
+use crate::port::{Database, Entry, Purpose};
+use crate::schema::{Direction, Table, TableId};
+use crate::verify::digest;
+
+/// How many changes one transaction lands, unless a unit is larger.
+const CHANGES_PER_TRANSACTION: usize = 8_000;
+/// How often a landing is begun anew because the application was writing the same rows.
+const ATTEMPTS: usize = 50;
+/// How many bytes of staged parts are read at a time.
+const STAGED_BYTES: usize = 1024 * 1024;
+/// How many answered batches are kept for a head that was restored (SETTLED 10).
+const ANSWERED_KEPT: u64 = 1_000;
+
+/// One landing in the making.
+struct Landing<'a> {
+    branch: &'a Branch,
+    book: BranchBook,
+    pile: Pile,
+    /// Rows found to have local changes during this landing.
+    busy: &'a RowNames,
+    notes: BTreeMap<(TableId, Key), Option<Note>>,
+    records: Vec<ConflictRecord>,
+    answered_rows: Vec<Digest>,
+    changes: u64,
+    deferred: u64,
+}
+
+/// What a landing leaves to adopt after the commit.
+struct Landed {
+    book: BranchBook,
+    answered_rows: Vec<Digest>,
+    any_notes: bool,
+    changes: u64,
+    deferred: u64,
+    records: Vec<ConflictRecord>,
+}
+
+enum LandingEnd {
+    Done(Box<Landed>),
+    /// These rows have local changes that appeared meanwhile.
+    Clash(Vec<(TableId, Key)>),
+}
+
+impl Branch {
+    pub(super) fn purpose(&self) -> Purpose {
+        if self.book.joining.is_some() {
+            Purpose::Load
+        } else {
+            Purpose::Apply
+        }
+    }
+
+    /// Lands whole units that wait. Returns whether anything was done.
+    pub(super) async fn land<D: Database>(&mut self, db: &mut D) -> OfficeResult<bool> {
+        let Some((run, barrier)) = self.whole_units() else {
+            return self.stage_parts(db).await;
+        };
+        let mut busy = RowNames::new();
+        for _ in 0..ATTEMPTS {
+            db.begin(self.purpose()).await?;
+            match self.try_landing(db, run, &busy).await {
+                Ok(LandingEnd::Done(landed)) => {
+                    db.commit().await?;
+                    self.adopt_landing(*landed, run);
+                    if let Some(barrier) = barrier {
+                        self.answer_barrier(db, &barrier).await?;
+                    }
+                    return Ok(true);
+                }
+                Ok(LandingEnd::Clash(rows)) => {
+                    db.rollback().await?;
+                    busy.extend(rows);
+                }
+                Err(error) => {
+                    db.rollback().await?;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// How many waiting entries one transaction should land, and the barrier that ends them.
+    fn whole_units(&self) -> Option<(usize, Option<Barrier>)> {
+        let mut whole = None;
+        let mut changes = 0;
+        for (index, slot) in self.inbox.slots().enumerate() {
+            match &slot.message.body {
+                LogBody::Barrier(barrier) => return Some((index + 1, Some(barrier.clone()))),
+                LogBody::Changes(body) => {
+                    changes += body.changes.len() + body.verdicts.len();
+                    if !body.open {
+                        whole = Some((index + 1, None));
+                        if changes >= CHANGES_PER_TRANSACTION {
+                            break;
+                        }
+                    }
+                }
+            }
+        }
+        whole
+    }
+
+    async fn try_landing<D: Database>(
+        &self,
+        db: &mut D,
+        run: usize,
+        busy: &RowNames,
+    ) -> OfficeResult<LandingEnd> {
+        let mut landing = Landing {
+            branch: self,
+            book: self.book.clone(),
+            pile: Pile::default(),
+            busy,
+            notes: BTreeMap::new(),
+            records: Vec::new(),
+            answered_rows: Vec::new(),
+            changes: 0,
+            deferred: 0,
+        };
+        if self.staged {
+            let mut from = self.book.cursor.next().0;
+            loop {
+                let parts = db.entries(STAGED, from, STAGED_BYTES).await?;
+                let Some(last) = parts.last().map(|part| part.number) else {
+                    break;
+                };
+                for part in &parts {
+                    let clashes = landing.hear(db, &own_entry(&part.bytes)?).await?;
+                    if !clashes.is_empty() {
+                        return Ok(LandingEnd::Clash(clashes));
+                    }
+                }
+                from = last + 1;
+            }
+            db.trim(STAGED, u64::MAX >> 1).await?;
+        }
+        for slot in self.inbox.slots().take(run) {
+            let clashes = landing.hear(db, &slot.message).await?;
+            if !clashes.is_empty() {
+                return Ok(LandingEnd::Clash(clashes));
+            }
+        }
+        let clashes = landing.pile.write(db, &self.schema).await?;
+        if !clashes.is_empty() {
+            return Ok(LandingEnd::Clash(clashes));
+        }
+        landing
+            .finish(db)
+            .await
+            .map(|landed| LandingEnd::Done(Box::new(landed)))
+    }
+
+    fn adopt_landing(&mut self, landed: Landed, run: usize) {
+        for name in landed.answered_rows {
+            if self
+                .claims
+                .get(&name)
+                .is_some_and(|batch| *batch <= landed.book.answered)
+            {
+                self.claims.remove(&name);
+            }
+        }
+        // Room in the window again: what could not be frozen is looked for.
+        self.captured |= landed.book.answered != self.book.answered;
+        self.book = landed.book;
+        self.staged = false;
+        self.any_notes |= landed.any_notes;
+        self.outputs
+            .extend(self.inbox.leave(run).into_iter().map(Output::Settle));
+        self.notice(Notice::Landed {
+            changes: landed.changes,
+            deferred: landed.deferred,
+        });
+        for record in landed.records {
+            self.notice(Notice::Conflict {
+                id: record.id,
+                table: record.table,
+                reason: record.reason.code(),
+            });
+        }
+    }
+
+    /// Makes the parts of a unit that is too large for the inbox durable, so that the rest can come (SETTLED 2).
+    async fn stage_parts<D: Database>(&mut self, db: &mut D) -> OfficeResult<bool> {
+        if self.inbox.has_room() && self.inbox.len() < 16 {
+            return Ok(false);
+        }
+        let parts: Vec<Entry> = self
+            .inbox
+            .slots()
+            .map(|slot| Entry {
+                number: slot.number,
+                bytes: slot.bytes.clone(),
+            })
+            .collect();
+        db.begin(Purpose::Apply).await?;
+        let outcome = async {
+            if !self.staged {
+                db.trim(STAGED, u64::MAX >> 1).await?;
+            }
+            Ok(db.append(STAGED, &parts).await?)
+        };
+        let outcome = outcome.await;
+        conclude(db, outcome).await?;
+        self.staged = true;
+        self.outputs.extend(
+            self.inbox
+                .leave(parts.len())
+                .into_iter()
+                .map(Output::Settle),
+        );
+        Ok(true)
+    }
+
+    /// Digests the tables at a barrier that the cursor just passed.
+    async fn answer_barrier<D: Database>(
+        &mut self,
+        db: &mut D,
+        barrier: &Barrier,
+    ) -> OfficeResult<()> {
+        if !barrier.branches.is_empty() && !barrier.branches.contains(&self.identity.name) {
+            return Ok(());
+        }
+        db.begin(Purpose::Read).await?;
+        let outcome = async {
+            let pending = self.unsettled(db).await?;
+            digest(db, &self.schema, &barrier.detail, &pending).await
+        };
+        let outcome = outcome.await;
+        let tables = conclude(db, outcome).await?;
+        let digests = Digests {
+            verification: barrier.verification,
+            position: self.book.cursor,
+            tables,
+        };
+        self.tell(&Message::Digests(digests))
+    }
+
+    /// Rows sent and not answered, and rows with notes.
+    async fn unsettled<D: Database>(
+        &self,
+        db: &mut D,
+    ) -> OfficeResult<BTreeMap<TableId, BTreeSet<Digest>>> {
+        let mut pending: BTreeMap<TableId, BTreeSet<Digest>> = BTreeMap::new();
+        for table in &self.schema.tables {
+            let names = pending.entry(table.id).or_default();
+            if self.any_notes {
+                names.extend(
+                    db.notes(table, None)
+                        .await?
+                        .keys()
+                        .map(|key| key.digest(table)),
+                );
+            }
+            // A claim does not tell its table; a name of another table harms nothing here.
+            names.extend(self.claims.keys().copied());
+        }
+        Ok(pending)
+    }
+}
+
+impl Landing<'_> {
+    /// Takes one entry. Returns rows in whose way the application is.
+    async fn hear<D: Database>(
+        &mut self,
+        db: &mut D,
+        entry: &LogEntry,
+    ) -> OfficeResult<Vec<(TableId, Key)>> {
+        if entry.position != self.book.cursor.next() {
+            return Err(OfficeError::Books(format!(
+                "log entry {} does not follow {}",
+                entry.position, self.book.cursor
+            )));
+        }
+        self.book.cursor = entry.position;
+        let LogBody::Changes(body) = &entry.body else {
+            return Ok(Vec::new());
+        };
+        self.gather_notes(db, body).await?;
+        let mine = body.answers.as_ref().filter(|answer| {
+            answer.branch == self.branch.identity.name
+                && answer.incarnation == self.book.incarnation
+        });
+        if let Some(answer) = mine {
+            self.book.answered = answer.batch;
+        }
+        for logged in &body.changes {
+            let Some(table) = self.branch.schema.table(logged.table) else {
+                continue;
+            };
+            let key = logged.effect.key(table);
+            if mine.is_some() {
+                self.confirmed(table, key);
+            } else if table.direction != Direction::Up {
+                self.candidate(table, key, logged.effect.clone(), entry.position);
+            }
+        }
+        if let Some(answer) = mine {
+            for verdict in &body.verdicts {
+                self.verdict(verdict, answer.batch, entry.position);
+            }
+        }
+        self.changes += body.changes.len() as u64;
+        if self.pile.is_full() {
+            self.pile.write(db, &self.branch.schema).await
+        } else {
+            Ok(Vec::new())
+        }
+    }
+
+    async fn gather_notes<D: Database>(
+        &mut self,
+        db: &mut D,
+        body: &LoggedChanges,
+    ) -> OfficeResult<()> {
+        if !self.branch.any_notes {
+            return Ok(());
+        }
+        for table in &self.branch.schema.tables {
+            let changed = body
+                .changes
+                .iter()
+                .filter(|c| c.table == table.id)
+                .map(|c| c.effect.key(table));
+            let judged = body
+                .verdicts
+                .iter()
+                .filter(|v| v.table == table.id)
+                .map(|v| v.key.clone());
+            let keys: Vec<Key> = changed
+                .chain(judged)
+                .filter(|key| !self.notes.contains_key(&(table.id, key.clone())))
+                .collect();
+            if keys.is_empty() {
+                continue;
+            }
+            for (key, note) in db.notes(table, Some(&keys)).await? {
+                self.notes
+                    .insert((table.id, key), Some(books::decode(&note)?));
+            }
+        }
+        Ok(())
+    }
+
+    /// The head accepted this branch's change as it was.
+    fn confirmed(&mut self, table: &Table, key: Key) {
+        self.answered_rows.push(key.digest(table));
+        self.clear_note(table, key);
+    }
+
+    fn clear_note(&mut self, table: &Table, key: Key) {
+        if let Some(note) = self.notes.get_mut(&(table.id, key)) {
+            *note = None;
+        }
+    }
+
+    fn verdict(&mut self, verdict: &Verdict, batch: BatchNumber, position: LogPosition) {
+        let Some(table) = self.branch.schema.table(verdict.table) else {
+            return;
+        };
+        self.records.extend(verdict.record.clone());
+        self.answered_rows.push(verdict.key.digest(table));
+        match &verdict.outcome {
+            // The change itself stands among the entry's changes.
+            Outcome::Accepted => {}
+            Outcome::Overridden(row) => {
+                let effect = row
+                    .clone()
+                    .map_or_else(|| Effect::Delete(verdict.key.clone()), Effect::Put);
+                self.candidate(table, verdict.key.clone(), effect, position);
+            }
+            Outcome::Held => {
+                self.notes
+                    .insert((table.id, verdict.key.clone()), Some(Note::Held(batch)));
+            }
+        }
+    }
+
+    /// The row is to become this, unless it has local changes or is held.
+    fn candidate(&mut self, table: &Table, key: Key, effect: Effect, position: LogPosition) {
+        if !self.branch.is_loading_or_loaded(table) {
+            return;
+        }
+        let place = (table.id, key.clone());
+        let noted = self.notes.get(&place).and_then(Option::as_ref);
+        if matches!(noted, Some(Note::Held(_))) {
+            return;
+        }
+        let claimed = self
+            .branch
+            .claims
+            .get(&key.digest(table))
+            .is_some_and(|batch| *batch > self.book.answered);
+        if claimed || self.busy.contains(&place) {
+            self.deferred += 1;
+            if noted.is_none() {
+                self.notes.insert(place, Some(Note::Deferred(position)));
+            }
+            return;
+        }
+        if noted.is_some() {
+            self.notes.insert(place, None);
+        }
+        self.pile.put(table.id, key, effect);
+    }
+
+    /// Writes the books of this landing; the caller commits.
+    async fn finish<D: Database>(self, db: &mut D) -> OfficeResult<Landed> {
+        let mut any_notes = false;
+        for table in &self.branch.schema.tables {
+            let here = self.notes.iter().filter(|((id, _), _)| *id == table.id);
+            let mut notes = Vec::new();
+            for ((_, key), note) in here {
+                any_notes |= note.is_some();
+                notes.push((key.clone(), note.as_ref().map(books::encode).transpose()?));
+            }
+            if !notes.is_empty() {
+                db.set_notes(table, &notes).await?;
+            }
+        }
+        let records: OfficeResult<Vec<Entry>> = self
+            .records
+            .iter()
+            .map(|record| {
+                Ok(Entry {
+                    number: record.id,
+                    bytes: books::encode(record)?,
+                })
+            })
+            .collect();
+        let records = records?;
+        if !records.is_empty() {
+            db.append(CONFLICTS, &records).await?;
+        }
+        if self.book.answered != self.branch.book.answered {
+            db.trim(OUTBOX, self.book.answered.0.saturating_sub(ANSWERED_KEPT))
+                .await?;
+        }
+        books::store(db, BRANCH, &self.book).await?;
+        Ok(Landed {
+            book: self.book,
+            answered_rows: self.answered_rows,
+            any_notes,
+            changes: self.changes,
+            deferred: self.deferred,
+            records: self.records,
+        })
+    }
+}

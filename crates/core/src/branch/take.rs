@@ -1,0 +1,212 @@
+//! Freezing: captured writes become numbered batches in the transaction that takes them (SETTLED 1).
+
+use std::collections::BTreeMap;
+
+use super::{BRANCH, Branch};
+use crate::books::{self, BranchBook, Note, OUTBOX};
+use crate::change::{Base, Change, Effect, Key};
+use crate::envelope;
+use crate::failure::{OfficeError, OfficeResult};
+use crate::identity::{Digest, Micros};
+use crate::message::{Batch, Message};
+use crate::office::{BATCH_CHANGES, PORTIONS_PER_TAKE, conclude, cut_by_weight};
+use crate::output::Notice;
+use crate::port::{Database, Entry, First, Purpose, Taken};
+use crate::schema::{Table, TableId};
+
+/// Batches that may be unanswered at a time. While more wait, further writes to one row still travel once.
+const UNANSWERED_BATCHES: u64 = 256;
+/// Rows that may be unanswered at a time, unless one unit has more: what is remembered of them is in memory.
+const UNANSWERED_ROWS: usize = 200_000;
+
+struct Frozen {
+    book: BranchBook,
+    batches: Vec<Batch>,
+    more: bool,
+    changes: u64,
+}
+
+impl Branch {
+    pub(super) fn may_freeze(&self) -> bool {
+        self.book.frozen.0 - self.book.answered.0 < UNANSWERED_BATCHES
+            && self.claims.len() < UNANSWERED_ROWS
+    }
+
+    /// Freezes what the application wrote. Returns whether more waits.
+    pub(super) async fn take<D: Database>(
+        &mut self,
+        db: &mut D,
+        _now: Micros,
+    ) -> OfficeResult<bool> {
+        self.captured = false;
+        db.begin(Purpose::Take).await?;
+        let outcome = self.freeze(db).await;
+        let frozen = conclude(db, outcome).await?;
+        self.book = frozen.book;
+        for batch in &frozen.batches {
+            self.claim(batch);
+        }
+        self.captured |= frozen.more;
+        if frozen.changes > 0 {
+            self.notice(Notice::Taken {
+                changes: frozen.changes,
+            });
+        }
+        Ok(frozen.more && self.may_freeze())
+    }
+
+    async fn freeze<D: Database>(&self, db: &mut D) -> OfficeResult<Frozen> {
+        let mut frozen = Frozen {
+            book: self.book.clone(),
+            batches: Vec::new(),
+            more: false,
+            changes: 0,
+        };
+        // Claims that this transaction makes: a later portion of it may hold a row of an earlier one.
+        let mut claims: BTreeMap<Digest, crate::identity::BatchNumber> = BTreeMap::new();
+        for count in 1.. {
+            let portion = db.take(&self.schema, BATCH_CHANGES).await?;
+            let notes = self.notes_on(db, &portion.changes).await?;
+            let mut runs = cut_by_weight(portion.changes).into_iter().peekable();
+            while let Some(run) = runs.next() {
+                let number = frozen.book.frozen.next();
+                let changes: Vec<Change> = run
+                    .into_iter()
+                    .filter_map(|taken| self.change(taken, &notes, &claims))
+                    .collect();
+                let open = portion.open || runs.peek().is_some();
+                if changes.is_empty()
+                    && !open
+                    && frozen.batches.last().is_none_or(|batch| !batch.open)
+                {
+                    continue;
+                }
+                for change in &changes {
+                    if let Some(table) = self.schema.table(change.table) {
+                        claims.insert(change.effect.key(table).digest(table), number);
+                    }
+                }
+                frozen.changes += changes.len() as u64;
+                self.seal_batch(db, &mut frozen, changes, open).await?;
+            }
+            if !portion.open && (count >= PORTIONS_PER_TAKE || !portion.more) {
+                frozen.more = portion.more;
+                books::store(db, BRANCH, &frozen.book).await?;
+                return Ok(frozen);
+            }
+        }
+        Err(OfficeError::Books("a take did not end".into()))
+    }
+
+    async fn seal_batch<D: Database>(
+        &self,
+        db: &mut D,
+        frozen: &mut Frozen,
+        changes: Vec<Change>,
+        open: bool,
+    ) -> OfficeResult<()> {
+        let number = frozen.book.frozen.next();
+        let batch = Batch {
+            incarnation: frozen.book.incarnation,
+            number,
+            previous: frozen.book.chain,
+            schema: self.schema.version,
+            open,
+            changes,
+        };
+        let message = Message::Batch(batch);
+        let bytes = envelope::seal(&self.identity.name, &self.identity.key, &message)?;
+        frozen.book.chain = envelope::chain(&bytes);
+        frozen.book.frozen = number;
+        db.append(
+            OUTBOX,
+            &[Entry {
+                number: number.0,
+                bytes,
+            }],
+        )
+        .await?;
+        if let Message::Batch(batch) = message {
+            frozen.batches.push(batch);
+        }
+        Ok(())
+    }
+
+    async fn notes_on<D: Database>(
+        &self,
+        db: &mut D,
+        taken: &[Taken],
+    ) -> OfficeResult<BTreeMap<(TableId, Key), Note>> {
+        let mut found = BTreeMap::new();
+        if !self.any_notes {
+            return Ok(found);
+        }
+        for table in &self.schema.tables {
+            let here = taken.iter().filter(|taken| taken.table == table.id);
+            let keys: Vec<Key> = here.map(|taken| taken.effect.key(table)).collect();
+            if keys.is_empty() {
+                continue;
+            }
+            for (key, note) in db.notes(table, Some(&keys)).await? {
+                found.insert((table.id, key), books::decode(&note)?);
+            }
+        }
+        Ok(found)
+    }
+
+    fn change(
+        &self,
+        taken: Taken,
+        notes: &BTreeMap<(TableId, Key), Note>,
+        fresh_claims: &BTreeMap<Digest, crate::identity::BatchNumber>,
+    ) -> Option<Change> {
+        let table = self.schema.table(taken.table)?;
+        let key = taken.effect.key(table);
+        let name = key.digest(table);
+        let note = notes.get(&(table.id, key));
+        let gone_again =
+            taken.first == First::Inserted && matches!(taken.effect, Effect::Delete(_));
+        if gone_again && note.is_none() {
+            return None;
+        }
+        let place = match note {
+            Some(Note::Deferred(first)) => first.previous().min(self.book.cursor),
+            _ => self.book.cursor,
+        };
+        let own = fresh_claims
+            .get(&name)
+            .or_else(|| self.claims.get(&name))
+            .copied();
+        let own = own.or(if let Some(Note::Held(batch)) = note {
+            Some(*batch)
+        } else {
+            None
+        });
+        let base = match own {
+            Some(batch) => Base::Own(batch, place),
+            None if taken.first == First::Unknown => Base::Unknown,
+            None if taken.first == First::Inserted && !self.is_loaded(table) => Base::Unknown,
+            None => Base::Log(place),
+        };
+        let inserted = taken.first != First::Existing && own.is_none();
+        Some(Change {
+            table: table.id,
+            effect: taken.effect,
+            base,
+            inserted,
+            at: taken.at,
+        })
+    }
+
+    /// Whether the first copy of this table is complete.
+    pub(super) fn is_loaded(&self, table: &Table) -> bool {
+        self.book.joining.as_ref().is_none_or(|joining| {
+            let done = usize::try_from(joining.tables_done).unwrap_or(usize::MAX);
+            self.schema
+                .tables
+                .iter()
+                .take(done)
+                .any(|loaded| loaded.id == table.id)
+        })
+    }
+}

@@ -1,0 +1,268 @@
+//! Deciding: facts in, decision out. The head alone does it, once for each change (P4).
+
+use minicbor::{Decode, Encode};
+
+use crate::change::{Base, Key, Row};
+use crate::identity::{Micros, OfficeName};
+use crate::schema::{ConflictRule, Direction, InsertRule, Table};
+
+/// What the head knows of a row and of a branch's change to it.
+#[derive(Clone, Debug)]
+pub struct Facts<'a> {
+    /// The row's table, with its rules.
+    pub table: &'a Table,
+    /// The branch.
+    pub origin: &'a OfficeName,
+    /// Whether the change was made on the head's present version.
+    pub on_present_version: bool,
+    /// Whether the row did not exist in the version that the change was made on, as far as the branch knew.
+    pub inserted: bool,
+    /// The row that the change leaves.
+    pub theirs: Option<&'a Row>,
+    /// When the change was made.
+    pub at: Micros,
+    /// The head's present row.
+    pub ours: Option<&'a Row>,
+    /// When and by whom the head's present version was made, where that is recent enough to be known.
+    pub present: Option<(Micros, &'a OfficeName)>,
+}
+
+/// What the head does with a branch's change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// It becomes the row's version; nobody contradicted it.
+    Accept,
+    /// Both sides say the same, or the branch made a row and took it back; the head's version stands, nothing is listed.
+    Same,
+    /// It becomes the row's version, and the head's former row is listed.
+    Win(Reason),
+    /// The head's version stands, and the change is listed.
+    Lose(Reason),
+    /// It is set aside for a person; the branch keeps its row.
+    Hold(Reason),
+}
+
+/// Why a decision was not plain acceptance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Reason {
+    /// Two changes to one version; the later one won.
+    #[n(0)]
+    Newest,
+    /// Two changes to one version; the plan prefers the head.
+    #[n(1)]
+    HeadPreferred,
+    /// Two changes to one version; the plan prefers branches.
+    #[n(2)]
+    BranchPreferred,
+    /// Two offices inserted different rows under one key.
+    #[n(3)]
+    InsertedTwice,
+    /// The plan shares this table downwards only.
+    #[n(4)]
+    DownOnly,
+    /// The row is being held already.
+    #[n(5)]
+    AlreadyHeld,
+}
+
+impl Reason {
+    /// The reason as a word for scripts.
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::Newest => "newest",
+            Self::HeadPreferred => "head",
+            Self::BranchPreferred => "branch",
+            Self::InsertedTwice => "inserted-twice",
+            Self::DownOnly => "down-only",
+            Self::AlreadyHeld => "already-held",
+        }
+    }
+
+    /// The reason as a sentence for a person.
+    pub fn sentence(self) -> &'static str {
+        match self {
+            Self::Newest => {
+                "two offices changed the same version of this row; the later change stands"
+            }
+            Self::HeadPreferred => {
+                "two offices changed the same version of this row; the plan lets the head's stand"
+            }
+            Self::BranchPreferred => {
+                "two offices changed the same version of this row; the plan lets the branch's stand"
+            }
+            Self::InsertedTwice => {
+                "two offices created different rows under the same key; the later one to arrive is held at its office"
+            }
+            Self::DownOnly => {
+                "a branch changed a table that only the head may change; the head's row was restored"
+            }
+            Self::AlreadyHeld => {
+                "an earlier change to this row is held, so this one is held with it"
+            }
+        }
+    }
+}
+
+/// The rules, in the order in which they apply.
+pub fn decide(facts: &Facts<'_>) -> Decision {
+    let same = match (facts.ours, facts.theirs) {
+        (Some(ours), Some(theirs)) => ours.digest(facts.table) == theirs.digest(facts.table),
+        (None, None) => true,
+        _ => false,
+    };
+    if facts.table.direction == Direction::Down {
+        return if same {
+            Decision::Same
+        } else {
+            Decision::Lose(Reason::DownOnly)
+        };
+    }
+    if facts.inserted && facts.theirs.is_none() {
+        return Decision::Same;
+    }
+    if facts.on_present_version {
+        return Decision::Accept;
+    }
+    if same {
+        return Decision::Same;
+    }
+    let two_rows = facts.inserted && facts.ours.is_some();
+    if two_rows && facts.table.insert == InsertRule::Hold {
+        return Decision::Hold(Reason::InsertedTwice);
+    }
+    match facts.table.conflict {
+        ConflictRule::Head => Decision::Lose(Reason::HeadPreferred),
+        ConflictRule::Branch => Decision::Win(Reason::BranchPreferred),
+        ConflictRule::Newest if is_later(facts) => Decision::Win(Reason::Newest),
+        ConflictRule::Newest => Decision::Lose(Reason::Newest),
+    }
+}
+
+/// Whether the change is later than the head's version. A version too old to be known counts as later, since the
+/// change was then made without ever having seen it. A tie goes to the smaller office name.
+fn is_later(facts: &Facts<'_>) -> bool {
+    facts
+        .present
+        .is_some_and(|(at, by)| facts.at > at || (facts.at == at && facts.origin < by))
+}
+
+/// A decision, kept whole (P9).
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ConflictRecord {
+    /// Its number at the head, the same at the branch.
+    #[n(0)]
+    pub id: u64,
+    /// The table's name.
+    #[n(1)]
+    pub table: String,
+    /// The column names that the rows stand in.
+    #[n(2)]
+    pub columns: Vec<String>,
+    /// The row's key.
+    #[n(3)]
+    pub key: Key,
+    /// Why it was decided so.
+    #[n(4)]
+    pub reason: Reason,
+    /// When the branch's change was made.
+    #[n(5)]
+    pub at: Micros,
+    /// The branch.
+    #[n(6)]
+    pub origin: OfficeName,
+    /// The version that the change was made on.
+    #[n(7)]
+    pub base: Base,
+    /// The head's row before the decision.
+    #[n(8)]
+    pub ours: Option<Row>,
+    /// The branch's row.
+    #[n(9)]
+    pub theirs: Option<Row>,
+    /// What became of it.
+    #[n(10)]
+    pub result: Resolution,
+    /// When the head decided.
+    #[n(11)]
+    pub decided: Micros,
+}
+
+/// How a conflict ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Resolution {
+    /// The head's row stands.
+    #[n(0)]
+    Ours,
+    /// The branch's row stands.
+    #[n(1)]
+    Theirs,
+    /// The branch's row is held at the branch.
+    #[n(2)]
+    Held,
+}
+
+impl ConflictRecord {
+    /// The record under the public interface's keys.
+    pub fn to_json(&self) -> serde_json::Value {
+        let row = |row: &Option<Row>| -> serde_json::Value {
+            row.as_ref().map_or(serde_json::Value::Null, |row| {
+                let fields = self.columns.iter().zip(&row.0);
+                serde_json::Value::Object(
+                    fields
+                        .map(|(name, value)| (name.clone(), value.to_json()))
+                        .collect(),
+                )
+            })
+        };
+        let base = match self.base {
+            Base::Log(position) => serde_json::json!({ "log": position }),
+            Base::Own(batch, position) => {
+                serde_json::json!({ "log": position, "own_batch": batch })
+            }
+            Base::Unknown => serde_json::Value::Null,
+        };
+        let (result, stands) = match self.result {
+            Resolution::Ours => ("ours", row(&self.ours)),
+            Resolution::Theirs => ("theirs", row(&self.theirs)),
+            Resolution::Held => ("held", row(&self.ours)),
+        };
+        serde_json::json!({
+            "id": self.id, "table": self.table, "key": self.key.to_json(), "reason": self.reason.code(),
+            "explanation": self.reason.sentence(), "at": rfc3339(self.at), "decided_at": rfc3339(self.decided),
+            "origin": self.origin, "base": base, "ours": row(&self.ours), "theirs": row(&self.theirs),
+            "result": { "stands": result, "row": stands },
+        })
+    }
+}
+
+/// A time as RFC 3339 text in UTC, to the microsecond.
+pub fn rfc3339(at: Micros) -> String {
+    let seconds = at.0.div_euclid(1_000_000);
+    let micros = at.0.rem_euclid(1_000_000);
+    let (year, month, day) = civil(seconds.div_euclid(86_400));
+    let of_day = seconds.rem_euclid(86_400);
+    let (hour, minute, second) = (of_day / 3600, of_day / 60 % 60, of_day % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{micros:06}Z")
+}
+
+/// Days since 1970-01-01 as a date of the proleptic Gregorian calendar (Hinnant, "chrono-compatible low-level date
+/// algorithms", `civil_from_days`).
+fn civil(days: i64) -> (i64, i64, i64) {
+    let shifted = days + 719_468;
+    let era = shifted.div_euclid(146_097);
+    let of_era = shifted.rem_euclid(146_097);
+    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    (year, month, day)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,626 @@
+//! The head: keeps the log, judges what branches send, and sees that every branch can follow.
+//!
+//! How a branch's change travels through this room: [`Head::arrived`] checks the envelope and puts the batch into the
+//! branch's inbox; [`Head::work`] judges whole units in one transaction (`judge`), which appends to the log
+//! (`writer`); what was appended goes out by the lanes (`lanes`). The head's own application's writes enter the log
+//! by [`Head::take`]. Absent on purpose: any state of a transport, and any memory that grows with rows or backlog.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use ed25519_dalek::VerifyingKey;
+
+use crate::books::{self, HeadBook, SeatBook, seat_name};
+use crate::envelope::{self, EnvelopeError};
+use crate::failure::{OfficeError, OfficeResult};
+use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
+use crate::inbox::{Admission, Inbox, Slot};
+use crate::message::{
+    Barrier, Batch, ChunkRequest, Hello, LogBody, Logged, LoggedChanges, Message, Position, Welcome,
+};
+use crate::office::{BATCH_CHANGES, Identity, PORTIONS_PER_TAKE, conclude, cut_by_weight};
+use crate::output::{Notice, Output, To, Token, offset_ms};
+use crate::port::{Database, Entry, First, Purpose};
+use crate::schema::{Direction, Schema};
+
+mod chunks;
+mod judge;
+mod lanes;
+mod recent;
+pub mod seats;
+mod verify;
+mod writer;
+
+pub use lanes::Wiring;
+use recent::Recent;
+pub use recent::own_entry;
+use writer::{HEAD, LogWriter, Tail};
+
+/// How often positions are announced while nothing else is said, in milliseconds.
+const ANNOUNCE_MS: i64 = 5_000;
+/// How soon after the last entry its position is announced, in milliseconds.
+const ANNOUNCE_AFTER_MS: i64 = 400;
+/// From which difference on a clock is reported, in milliseconds.
+const CLOCK_OFF_MS: i64 = 5_000;
+
+/// The head's machine.
+#[derive(Debug)]
+pub struct Head {
+    identity: Identity,
+    schema: Schema,
+    book: HeadBook,
+    seats: BTreeMap<OfficeName, Seat>,
+    recent: Recent,
+    tail: Tail,
+    lanes: lanes::Lanes,
+    any_held: bool,
+    captured: bool,
+    /// Whether data moves: always in live mode, while asked in manual mode.
+    moving: bool,
+    announced: (LogPosition, Micros),
+    appended: Micros,
+    verifications: verify::Verifications,
+    outputs: VecDeque<Output>,
+}
+
+/// The head's view of one branch.
+#[derive(Debug)]
+struct Seat {
+    book: SeatBook,
+    inbox: Inbox<Batch>,
+    /// Parts of an open unit lie in the database.
+    staged: bool,
+    online: bool,
+    lane: lanes::Lane,
+    request: Option<ChunkRequest>,
+    clock_offset_ms: i64,
+    seen_saved: Micros,
+}
+
+impl Seat {
+    fn new(book: SeatBook) -> Self {
+        Self {
+            inbox: Inbox::new(book.cursor.0),
+            staged: false,
+            online: false,
+            lane: lanes::Lane::default(),
+            request: None,
+            clock_offset_ms: 0,
+            seen_saved: book.seen,
+            book,
+        }
+    }
+
+    fn is_enrolled(&self) -> bool {
+        self.book.public_key.is_some() && !self.book.removed
+    }
+}
+
+/// What the head says of a branch in `status`.
+#[derive(Clone, Debug)]
+pub struct BranchReport {
+    /// Its name.
+    pub name: OfficeName,
+    /// Whether it has joined.
+    pub joined: bool,
+    /// Whether it was heard of lately.
+    pub online: bool,
+    /// When it was last heard of.
+    pub seen: Micros,
+    /// The last log entry known to be in its database.
+    pub applied: LogPosition,
+    /// Its last batch in the head's database.
+    pub cursor: BatchNumber,
+    /// Its changes that are held.
+    pub holds: u64,
+    /// Its clock minus the head's.
+    pub clock_offset_ms: i64,
+}
+
+impl Head {
+    /// Makes this database a head: writes its identity and an empty log. The schema's version must be 1.
+    pub async fn found<D: Database>(
+        db: &mut D,
+        identity: &books::IdentityBook,
+        incarnation: Incarnation,
+        schema: &Schema,
+    ) -> OfficeResult<()> {
+        db.begin(Purpose::Apply).await?;
+        let outcome = async {
+            let book = HeadBook {
+                incarnation,
+                last: LogPosition::NONE,
+                chain: Digest::default(),
+                conflicts: 0,
+            };
+            books::store(db, crate::office::IDENTITY, identity).await?;
+            books::store(db, HEAD, &book).await?;
+            let entry = Entry {
+                number: schema.version.into(),
+                bytes: books::encode(schema)?,
+            };
+            Ok(db.append(books::SCHEMAS, &[entry]).await?)
+        };
+        let outcome = outcome.await;
+        conclude(db, outcome).await
+    }
+
+    /// Reads the head from its database.
+    pub async fn load<D: Database>(db: &mut D, wiring: Wiring, now: Micros) -> OfficeResult<Self> {
+        db.begin(Purpose::Read).await?;
+        let outcome = Self::read(db, wiring, now).await;
+        conclude(db, outcome).await
+    }
+
+    async fn read<D: Database>(db: &mut D, wiring: Wiring, now: Micros) -> OfficeResult<Self> {
+        let (identity, _) = Identity::load(db).await?;
+        let book: HeadBook = books::load(db, HEAD).await?.ok_or_else(|| {
+            OfficeError::NotSetUp("this database belongs to a branch, not to a head".into())
+        })?;
+        let schema = books::newest_schema(db).await?.unwrap_or_default();
+        let mut any_held = false;
+        for table in &schema.tables {
+            any_held |= !db.notes(table, None).await?.is_empty();
+        }
+        let published = books::load(db, lanes::PUBLISHED)
+            .await?
+            .unwrap_or(LogPosition::NONE);
+        let mut head = Self {
+            identity,
+            schema,
+            recent: Recent::new(book.last),
+            tail: Tail::default(),
+            lanes: lanes::Lanes::new(wiring, published),
+            any_held,
+            captured: true,
+            moving: true,
+            announced: (LogPosition::NONE, Micros(0)),
+            appended: now,
+            verifications: verify::Verifications::default(),
+            outputs: VecDeque::new(),
+            seats: BTreeMap::new(),
+            book,
+        };
+        for name in seats::names(db).await? {
+            head.load_seat(db, &name).await?;
+        }
+        Ok(head)
+    }
+
+    /// Takes the next output.
+    pub fn output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// The shared tables.
+    pub fn schema(&self) -> &Schema {
+        &self.schema
+    }
+
+    /// This office's name.
+    pub fn name(&self) -> &OfficeName {
+        &self.identity.name
+    }
+
+    /// This office's public key.
+    pub fn public_key(&self) -> [u8; 32] {
+        self.identity.public_key()
+    }
+
+    /// The end of the log.
+    pub fn last(&self) -> LogPosition {
+        self.book.last
+    }
+
+    /// The application may have written something.
+    pub fn wake(&mut self) {
+        self.captured = true;
+    }
+
+    /// Lets data move, or stops it (manual mode).
+    pub fn set_moving(&mut self, moving: bool) {
+        self.moving = moving;
+        self.captured |= moving;
+    }
+
+    /// Whether the head has nothing left to do until something happens.
+    pub fn has_room(&self) -> bool {
+        self.seats.values().all(|seat| seat.inbox.has_room())
+    }
+
+    /// Takes an envelope in.
+    pub async fn arrived<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Micros,
+        bytes: &[u8],
+        token: Token,
+    ) -> OfficeResult<()> {
+        let opened = match envelope::open(bytes) {
+            Ok(opened) => opened,
+            Err(error) => {
+                self.drop_envelope(token, error.to_string());
+                return Ok(());
+            }
+        };
+        let origin = opened.origin.clone();
+        if !self.seats.contains_key(&origin) {
+            self.load_seat(db, &origin).await?;
+        }
+        let known = self
+            .seats
+            .get(&origin)
+            .and_then(|seat| seat.book.public_key.clone());
+        let message = match known.map(|key| VerifyingKey::from_bytes(&key.0)) {
+            Some(Ok(key)) => match opened.verified_by(&key) {
+                Err(EnvelopeError::Forged(_)) => {
+                    opened.read_introduction().map(|message| (message, false))
+                }
+                other => other.map(|message| (message, true)),
+            },
+            _ => opened.read_introduction().map(|message| (message, false)),
+        };
+        match message {
+            Ok((Message::Hello(hello), trusted)) => {
+                self.greeted(db, now, &origin, *Box::new(hello), trusted, token)
+                    .await
+            }
+            Ok((message, true)) => self.heard(now, &origin, message, bytes, token),
+            Ok((_, false)) => {
+                self.drop_envelope(token, EnvelopeError::Forged(origin.to_string()).to_string());
+                Ok(())
+            }
+            Err(error) => {
+                self.drop_envelope(token, error.to_string());
+                Ok(())
+            }
+        }
+    }
+
+    fn drop_envelope(&mut self, token: Token, why: String) {
+        self.outputs.push_back(Output::Notice(Notice::Dropped(why)));
+        self.outputs.push_back(Output::Settle(token));
+    }
+
+    /// A trusted message of an enrolled branch.
+    fn heard(
+        &mut self,
+        now: Micros,
+        origin: &OfficeName,
+        message: Message,
+        bytes: &[u8],
+        token: Token,
+    ) -> OfficeResult<()> {
+        let Some(seat) = self.seats.get_mut(origin) else {
+            return Ok(());
+        };
+        if seat.book.removed {
+            self.outputs.push_back(Output::Settle(token));
+            return Ok(());
+        }
+        seat.online = true;
+        seat.book.seen = now;
+        if let Message::Batch(batch) = message {
+            return self.batch_arrived(now, origin, batch, bytes, token);
+        }
+        self.outputs.push_back(Output::Settle(token));
+        match message {
+            Message::Applied(position) => {
+                seat.book.applied = seat.book.applied.max(position.min(self.book.last));
+            }
+            Message::Resend(from) => seat.lane.rewind(LogPosition(from), self.book.last),
+            Message::Position(position) => self.position_told(now, origin, position)?,
+            Message::ChunkRequest(request) => seat.request = Some(request),
+            Message::Digests(digests) => self.digests_arrived(origin, digests),
+            Message::VerifyRequest => self.verifications.wanted.push((Some(origin.clone()), now)),
+            Message::Leave => seat.book.removed = true,
+            _ => self
+                .outputs
+                .push_back(Output::Notice(Notice::Dropped(format!(
+                    "{origin} sent what only a head sends"
+                )))),
+        }
+        Ok(())
+    }
+
+    fn position_told(
+        &mut self,
+        now: Micros,
+        origin: &OfficeName,
+        position: Position,
+    ) -> OfficeResult<()> {
+        let Some(seat) = self.seats.get_mut(origin) else {
+            return Ok(());
+        };
+        seat.clock_offset_ms = offset_ms(position.clock, now);
+        if let Some(applied) = position.applied {
+            seat.book.applied = seat
+                .book
+                .applied
+                .max(LogPosition(applied).min(self.book.last));
+        }
+        if position.produced >= seat.inbox.expected()
+            && let Some(from) = seat.inbox.ask(now)
+        {
+            self.ask_again(origin, from)?;
+        }
+        if position.question != 0 {
+            self.answer_position(now, origin, position.question)?;
+        }
+        Ok(())
+    }
+
+    fn answer_position(&mut self, now: Micros, to: &OfficeName, question: u64) -> OfficeResult<()> {
+        let Some(seat) = self.seats.get(to) else {
+            return Ok(());
+        };
+        let position = Position {
+            produced: self.book.last.0,
+            applied: Some(seat.book.cursor.0),
+            question,
+            clock: now,
+        };
+        self.tell(to, &Message::Position(position))
+    }
+
+    fn ask_again(&mut self, branch: &OfficeName, from: u64) -> OfficeResult<()> {
+        self.outputs.push_back(Output::Notice(Notice::Gap { from }));
+        self.tell(branch, &Message::Resend(from))
+    }
+
+    fn batch_arrived(
+        &mut self,
+        now: Micros,
+        origin: &OfficeName,
+        batch: Batch,
+        bytes: &[u8],
+        token: Token,
+    ) -> OfficeResult<()> {
+        let Some(seat) = self.seats.get_mut(origin) else {
+            return Ok(());
+        };
+        if batch.incarnation != seat.book.incarnation {
+            self.drop_envelope(
+                token,
+                format!("a batch of an earlier incarnation of {origin}"),
+            );
+            return Ok(());
+        }
+        if let Some(problem) = misfit(&batch, &self.schema) {
+            self.drop_envelope(
+                token,
+                format!("batch {} of {origin} was refused: {problem}", batch.number),
+            );
+            return Ok(());
+        }
+        let number = batch.number.0;
+        match seat.inbox.admit(
+            Slot {
+                number,
+                bytes: bytes.to_vec(),
+                message: batch,
+                token,
+            },
+            now,
+        ) {
+            Admission::Kept => return Ok(()),
+            Admission::Gap(Some(from)) => self.ask_again(origin, from)?,
+            Admission::Gap(None) | Admission::Duplicate | Admission::Full => {}
+        }
+        self.outputs.push_back(Output::Settle(token));
+        Ok(())
+    }
+
+    async fn greeted<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Micros,
+        origin: &OfficeName,
+        hello: Hello,
+        trusted: bool,
+        token: Token,
+    ) -> OfficeResult<()> {
+        self.outputs.push_back(Output::Name(token, origin.clone()));
+        if let Err(refusal) = self.admit(now, origin, &hello, trusted) {
+            self.outputs.push_back(Output::Notice(Notice::Refused(
+                origin.clone(),
+                refusal.reason.clone(),
+            )));
+            self.tell(origin, &Message::Refusal(refusal))?;
+            self.outputs.push_back(Output::Close(token));
+            self.outputs.push_back(Output::Settle(token));
+            return Ok(());
+        }
+        let Some(seat) = self.seats.get_mut(origin) else {
+            return Ok(());
+        };
+        seat.online = true;
+        seat.book.seen = now;
+        seat.book.applied = seat.book.applied.max(hello.applied);
+        seat.clock_offset_ms = offset_ms(hello.clock, now);
+        if seat.clock_offset_ms.abs() > CLOCK_OFF_MS {
+            let notice = Notice::ClockOff(origin.clone(), seat.clock_offset_ms);
+            self.outputs.push_back(Output::Notice(notice));
+        }
+        let (book, joining) = (seat.book.clone(), hello.head.is_none());
+        db.begin(Purpose::Apply).await?;
+        let outcome = books::store(db, &seat_name(origin), &book).await;
+        conclude(db, outcome).await?;
+        let from = if joining {
+            self.book.last
+        } else {
+            hello.applied
+        };
+        let last = self.book.last;
+        if let Some(seat) = self.seats.get_mut(origin) {
+            seat.lane.greet(from, last, self.lanes.is_fanout());
+        }
+        let welcome = Welcome {
+            head: self.book.incarnation,
+            session: hello.session,
+            incarnation: book.incarnation,
+            cursor: book.cursor,
+            chain: book.chain,
+            last: self.book.last,
+            schema: (hello.schema != self.schema.version).then(|| self.schema.clone()),
+            clock: now,
+        };
+        self.tell(origin, &Message::Welcome(welcome))?;
+        self.outputs
+            .push_back(Output::Notice(Notice::BranchGreeted(origin.clone())));
+        self.outputs.push_back(Output::Settle(token));
+        Ok(())
+    }
+
+    /// Sends a message to one branch.
+    fn tell(&mut self, to: &OfficeName, message: &Message) -> OfficeResult<()> {
+        let bytes = envelope::seal(&self.identity.name, &self.identity.key, message)?;
+        self.outputs
+            .push_back(Output::Send(To::Branch(to.clone()), bytes.into()));
+        Ok(())
+    }
+
+    /// Does one bounded piece of work. Returns whether there may be more.
+    pub async fn work<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<bool> {
+        let mut more = false;
+        if self.moving {
+            let waiting: Vec<OfficeName> = self
+                .seats
+                .iter()
+                .filter(|(_, seat)| !seat.inbox.is_empty())
+                .map(|(name, _)| name.clone())
+                .collect();
+            for name in waiting {
+                more |= self.judge_branch(db, now, &name).await?;
+            }
+            if self.captured {
+                more |= self.take(db, now).await?;
+            }
+            self.start_verification(db, now).await?;
+        }
+        more |= self.pump(db).await?;
+        more |= self.serve_chunks(db).await?;
+        Ok(more)
+    }
+
+    /// Takes what the head's own application wrote into the log. Returns whether more waits.
+    async fn take<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<bool> {
+        self.captured = false;
+        db.begin(Purpose::Take).await?;
+        let outcome = self.take_portions(db, now).await;
+        let (book, fresh, more, changes) = conclude(db, outcome).await?;
+        if !fresh.is_empty() {
+            self.appended = now;
+        }
+        self.book = book;
+        self.tail.adopt(fresh, &mut self.recent);
+        self.captured |= more;
+        if changes > 0 {
+            self.outputs
+                .push_back(Output::Notice(Notice::Taken { changes }));
+        }
+        Ok(more)
+    }
+
+    async fn take_portions<D: Database>(
+        &self,
+        db: &mut D,
+        now: Micros,
+    ) -> OfficeResult<(HeadBook, Vec<writer::Fresh>, bool, u64)> {
+        let mut writer = LogWriter::new(&self.identity, &self.schema, self.book.clone());
+        let mut changes = 0;
+        for count in 1.. {
+            let portion = db.take(&self.schema, BATCH_CHANGES).await?;
+            let kept = portion.changes.into_iter().filter(|taken| {
+                let nothing = taken.first == First::Inserted && taken.effect.row().is_none();
+                let upward = self
+                    .schema
+                    .table(taken.table)
+                    .is_none_or(|table| table.direction == Direction::Up);
+                !nothing && !upward
+            });
+            let kept: Vec<_> = kept.collect();
+            changes += kept.len() as u64;
+            let mut runs = cut_by_weight(kept).into_iter().peekable();
+            while let Some(run) = runs.next() {
+                if run.is_empty() && !portion.open {
+                    continue;
+                }
+                let logged = |taken: crate::port::Taken| Logged {
+                    table: taken.table,
+                    effect: taken.effect,
+                    at: Micros(taken.at.0.min(now.0)),
+                };
+                let body = LoggedChanges {
+                    answers: None,
+                    changes: run.into_iter().map(logged).collect(),
+                    verdicts: Vec::new(),
+                    open: portion.open || runs.peek().is_some(),
+                };
+                writer.append(db, LogBody::Changes(body)).await?;
+            }
+            if !portion.open && (count >= PORTIONS_PER_TAKE || !portion.more) {
+                writer.finish(db).await?;
+                return Ok((writer.book, writer.fresh, portion.more, changes));
+            }
+        }
+        Err(OfficeError::Books("a take did not end".into()))
+    }
+
+    /// Time has passed. To be called a few times a second.
+    pub async fn tick<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<()> {
+        let idle_since = self.announced.1;
+        let news = self.announced.0 != self.book.last
+            && now > self.appended.plus_millis(ANNOUNCE_AFTER_MS);
+        if news || now > idle_since.plus_millis(ANNOUNCE_MS) {
+            self.announced = (self.book.last, now);
+            let position = Position {
+                produced: self.book.last.0,
+                applied: None,
+                question: 0,
+                clock: now,
+            };
+            let bytes = envelope::seal(
+                &self.identity.name,
+                &self.identity.key,
+                &Message::Position(position),
+            )?;
+            self.outputs
+                .push_back(Output::Send(To::Everyone, bytes.into()));
+        }
+        for seat in self.seats.values_mut() {
+            seat.online &= now < seat.book.seen.plus_millis(4 * ANNOUNCE_MS);
+        }
+        self.time_out_verification(db, now).await?;
+        self.save_seen(db, now).await
+    }
+
+    /// Whether head and branches are even: nothing captured, and every enrolled branch has applied the whole log.
+    pub async fn is_even<D: Database>(&self, db: &mut D) -> OfficeResult<bool> {
+        let waiting = db.backlog().await?.writes > 0;
+        let behind = |seat: &Seat| {
+            seat.is_enrolled() && (seat.book.applied < self.book.last || !seat.inbox.is_empty())
+        };
+        Ok(!waiting && !self.seats.values().any(behind))
+    }
+}
+
+/// What in a batch does not fit the shared tables, if anything (P12).
+fn misfit(batch: &Batch, schema: &Schema) -> Option<String> {
+    if batch.schema != schema.version {
+        return Some(format!(
+            "it was written under schema version {}, the head is at {}",
+            batch.schema, schema.version
+        ));
+    }
+    batch
+        .changes
+        .iter()
+        .find_map(|change| match schema.table(change.table) {
+            None => Some(format!("table number {} is not shared", change.table)),
+            Some(table) if !change.effect.fits(table) => Some(format!(
+                "a row does not have the shape of table `{}`",
+                table.name
+            )),
+            Some(_) => None,
+        })
+}

@@ -1,0 +1,596 @@
+//! Judging a branch's batches: facts for all of them, decisions in pure code, then one transaction that holds the
+//! rows, the log entries with the verdicts, and the branch's cursor (P2, P4).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::recent::Newest;
+use super::writer::{Fresh, LogWriter};
+use super::{Head, Seat};
+use crate::books::{self, CONFLICTS, HeadBook, HeldAtHead, SeatBook, seat_name, staged_of};
+use crate::change::{Base, Change, Key, Row};
+use crate::conflict::{ConflictRecord, Decision, Facts, Reason, Resolution, decide};
+use crate::envelope;
+use crate::failure::{OfficeError, OfficeResult};
+use crate::identity::{BatchNumber, Digest, LogPosition, Micros, OfficeName};
+use crate::message::{Answer, Batch, LogBody, Logged, LoggedChanges, Message, Outcome, Verdict};
+use crate::output::{Notice, Output};
+use crate::pile::Pile;
+use crate::port::{Database, Entry, Purpose};
+use crate::schema::TableId;
+
+/// How many changes one transaction judges, unless a unit is larger.
+const CHANGES_PER_TRANSACTION: usize = 8_000;
+/// How often a judgement is begun anew because the head's own application was writing the same rows.
+const ATTEMPTS: usize = 20;
+/// How many bytes of staged parts are read at a time.
+const STAGED_BYTES: usize = 1024 * 1024;
+
+/// What one transaction did.
+struct Judged {
+    book: HeadBook,
+    seat: SeatBook,
+    fresh: Vec<Fresh>,
+    /// Envelopes of the inbox that it used up.
+    used: usize,
+    changes: u64,
+    notices: Vec<Notice>,
+}
+
+/// How a judgement ended.
+enum Judgement {
+    Done(Box<Judged>),
+    /// The head's application changed one of the rows meanwhile: take that first.
+    Clash,
+}
+
+/// One judgement in the making.
+struct Bench<'a> {
+    head: &'a Head,
+    branch: &'a OfficeName,
+    seat: SeatBook,
+    writer: LogWriter<'a>,
+    pile: Pile,
+    /// Versions that this judgement itself made.
+    overlay: BTreeMap<Digest, Newest>,
+    records: Vec<ConflictRecord>,
+    held: BTreeMap<(TableId, Key), HeldAtHead>,
+    changes: u64,
+    now: Micros,
+}
+
+impl Head {
+    /// Lands the whole units that wait from one branch. Returns whether anything was done.
+    pub(super) async fn judge_branch<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Micros,
+        branch: &OfficeName,
+    ) -> OfficeResult<bool> {
+        let Some(seat) = self.seats.get(branch) else {
+            return Ok(false);
+        };
+        let Some(run) = seat.whole_units() else {
+            return self.stage_parts(db, branch).await;
+        };
+        for _ in 0..ATTEMPTS {
+            db.begin(Purpose::Apply).await?;
+            match self.judge(db, now, branch, run).await {
+                Ok(Judgement::Done(judged)) => {
+                    db.commit().await?;
+                    self.adopt(branch, *judged);
+                    return Ok(true);
+                }
+                Ok(Judgement::Clash) => {
+                    db.rollback().await?;
+                    while self.take(db, now).await? {}
+                }
+                Err(error) => {
+                    db.rollback().await?;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    fn adopt(&mut self, branch: &OfficeName, judged: Judged) {
+        self.book = judged.book;
+        self.tail.adopt(judged.fresh, &mut self.recent);
+        if let Some(seat) = self.seats.get_mut(branch) {
+            seat.book = judged.seat;
+            seat.staged = false;
+            self.outputs.extend(
+                seat.inbox
+                    .leave(judged.used)
+                    .into_iter()
+                    .map(Output::Settle),
+            );
+        }
+        self.outputs.push_back(Output::Notice(Notice::Landed {
+            changes: judged.changes,
+            deferred: 0,
+        }));
+        self.outputs
+            .extend(judged.notices.into_iter().map(Output::Notice));
+    }
+
+    async fn judge<D: Database>(
+        &self,
+        db: &mut D,
+        now: Micros,
+        branch: &OfficeName,
+        run: usize,
+    ) -> OfficeResult<Judgement> {
+        let Some(seat) = self.seats.get(branch) else {
+            return Err(OfficeError::Books(format!("no record of branch {branch}")));
+        };
+        let mut bench = Bench {
+            head: self,
+            branch,
+            seat: seat.book.clone(),
+            writer: LogWriter::new(&self.identity, &self.schema, self.book.clone()),
+            pile: Pile::default(),
+            overlay: BTreeMap::new(),
+            records: Vec::new(),
+            held: BTreeMap::new(),
+            changes: 0,
+            now,
+        };
+        if seat.staged {
+            let stream = staged_of(branch);
+            let mut from = seat.book.cursor.next().0;
+            loop {
+                let parts = db.entries(&stream, from, STAGED_BYTES).await?;
+                let Some(last) = parts.last().map(|part| part.number) else {
+                    break;
+                };
+                for part in &parts {
+                    let batch = own_batch(&part.bytes)?;
+                    if bench.hear(db, &batch, &part.bytes).await? {
+                        return Ok(Judgement::Clash);
+                    }
+                }
+                from = last + 1;
+            }
+            db.trim(&stream, u64::MAX >> 1).await?;
+        }
+        for slot in seat.inbox.slots().take(run) {
+            if bench.hear(db, &slot.message, &slot.bytes).await? {
+                return Ok(Judgement::Clash);
+            }
+        }
+        if bench.flush(db).await? {
+            return Ok(Judgement::Clash);
+        }
+        bench
+            .finish(db, run)
+            .await
+            .map(|judged| Judgement::Done(Box::new(judged)))
+    }
+
+    /// Makes the parts of a unit that is too large for the inbox durable, so that the rest can come (SETTLED 2).
+    async fn stage_parts<D: Database>(
+        &mut self,
+        db: &mut D,
+        branch: &OfficeName,
+    ) -> OfficeResult<bool> {
+        let Some(seat) = self.seats.get_mut(branch) else {
+            return Ok(false);
+        };
+        if seat.inbox.has_room() && seat.inbox.len() < 16 {
+            return Ok(false);
+        }
+        let parts: Vec<Entry> = seat
+            .inbox
+            .slots()
+            .map(|slot| Entry {
+                number: slot.number,
+                bytes: slot.bytes.clone(),
+            })
+            .collect();
+        db.begin(Purpose::Apply).await?;
+        let stream = staged_of(branch);
+        let outcome = async {
+            if !seat.staged {
+                db.trim(&stream, u64::MAX >> 1).await?;
+            }
+            Ok(db.append(&stream, &parts).await?)
+        };
+        let outcome = outcome.await;
+        crate::office::conclude(db, outcome).await?;
+        seat.staged = true;
+        self.outputs.extend(
+            seat.inbox
+                .leave(parts.len())
+                .into_iter()
+                .map(Output::Settle),
+        );
+        Ok(true)
+    }
+}
+
+impl Seat {
+    /// How many waiting envelopes make whole units, as many as one transaction should judge.
+    fn whole_units(&self) -> Option<usize> {
+        let mut whole = None;
+        let mut changes = 0;
+        for (index, slot) in self.inbox.slots().enumerate() {
+            changes += slot.message.changes.len();
+            if !slot.message.open {
+                whole = Some(index + 1);
+                if changes >= CHANGES_PER_TRANSACTION {
+                    break;
+                }
+            }
+        }
+        whole
+    }
+}
+
+/// Reads a batch that was staged here.
+fn own_batch(bytes: &[u8]) -> OfficeResult<Batch> {
+    match envelope::open(bytes)?.read_own()? {
+        Message::Batch(batch) => Ok(batch),
+        _ => Err(OfficeError::Books("a staged part is not a batch".into())),
+    }
+}
+
+/// A change with what is known of its row.
+struct Case<'c> {
+    change: &'c Change,
+    key: Key,
+    name: Digest,
+    newest: Option<Newest>,
+    on_present_version: bool,
+    held: bool,
+}
+
+impl Bench<'_> {
+    /// Judges one batch. Returns whether the application was in the way.
+    async fn hear<D: Database>(
+        &mut self,
+        db: &mut D,
+        batch: &Batch,
+        bytes: &[u8],
+    ) -> OfficeResult<bool> {
+        let mut cases = self.gather(db, batch).await?;
+        let present = self.present_rows(db, &mut cases).await?;
+        let position = self.writer.next();
+        let mut body = LoggedChanges {
+            answers: Some(Answer {
+                branch: self.branch.clone(),
+                incarnation: self.seat.incarnation,
+                batch: batch.number,
+            }),
+            changes: Vec::with_capacity(cases.len()),
+            verdicts: Vec::new(),
+            open: batch.open,
+        };
+        for case in cases {
+            self.rule(&case, &present, position, batch.number, &mut body);
+        }
+        self.changes += batch.changes.len() as u64;
+        self.seat.cursor = batch.number;
+        self.seat.chain = envelope::chain(bytes);
+        self.writer.append(db, LogBody::Changes(body)).await?;
+        if self.pile.is_full() {
+            self.flush(db).await
+        } else {
+            Ok(false)
+        }
+    }
+
+    /// Finds, for all changes at once, the newest version of each row.
+    async fn gather<'c, D: Database>(
+        &self,
+        db: &mut D,
+        batch: &'c Batch,
+    ) -> OfficeResult<Vec<Case<'c>>> {
+        let schema = &self.head.schema;
+        let mut oldest = self.writer.book.last;
+        let mut cases = Vec::with_capacity(batch.changes.len());
+        let mut names = BTreeSet::new();
+        for change in &batch.changes {
+            let Some(table) = schema.table(change.table) else {
+                continue;
+            };
+            let key = change.effect.key(table);
+            let name = key.digest(table);
+            match change.base {
+                Base::Log(position) | Base::Own(_, position) => oldest = oldest.min(position),
+                Base::Unknown => {}
+            }
+            names.insert(name);
+            cases.push(Case {
+                change,
+                key,
+                name,
+                newest: None,
+                on_present_version: true,
+                held: false,
+            });
+        }
+        let found = self
+            .head
+            .recent
+            .newest(db, schema, &self.head.identity.shared_name, &names, oldest)
+            .await?;
+        for case in &mut cases {
+            let newest = self
+                .overlay
+                .get(&case.name)
+                .or_else(|| found.get(&case.name));
+            case.newest = newest.cloned();
+            case.on_present_version = case.change.base != Base::Unknown
+                && newest.is_none_or(|n| n.is_seen_by(case.change.base, self.branch));
+        }
+        if self.head.any_held {
+            self.mark_held(db, &mut cases).await?;
+        }
+        Ok(cases)
+    }
+
+    async fn mark_held<D: Database>(&self, db: &mut D, cases: &mut [Case<'_>]) -> OfficeResult<()> {
+        for table in &self.head.schema.tables {
+            let keys: Vec<Key> = cases
+                .iter()
+                .filter(|case| case.change.table == table.id)
+                .map(|case| case.key.clone())
+                .collect();
+            if keys.is_empty() {
+                continue;
+            }
+            let notes = db.notes(table, Some(&keys)).await?;
+            for case in cases
+                .iter_mut()
+                .filter(|case| case.change.table == table.id)
+            {
+                let note = notes
+                    .get(&case.key)
+                    .map(|note| books::decode::<HeldAtHead>(note))
+                    .transpose()?;
+                let noted = note.is_some_and(|note| note.branches.contains(self.branch));
+                case.held = noted || self.held.contains_key(&(table.id, case.key.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the head's rows for the changes that need them to be decided.
+    async fn present_rows<D: Database>(
+        &self,
+        db: &mut D,
+        cases: &mut [Case<'_>],
+    ) -> OfficeResult<BTreeMap<(TableId, Key), Row>> {
+        let mut present = BTreeMap::new();
+        for table in &self.head.schema.tables {
+            let down = table.direction == crate::schema::Direction::Down;
+            let keys: Vec<Key> = cases
+                .iter()
+                .filter(|case| {
+                    case.change.table == table.id && (down || !case.on_present_version || case.held)
+                })
+                .map(|case| case.key.clone())
+                .collect();
+            if keys.is_empty() {
+                continue;
+            }
+            let mut rows = db.read(table, &keys).await?;
+            for key in keys {
+                let row = match self.pile.get(table.id, &key) {
+                    Some(piled) => piled.cloned(),
+                    None => rows.remove(&key),
+                };
+                if let Some(row) = row {
+                    present.insert((table.id, key), row);
+                }
+            }
+        }
+        for case in cases
+            .iter_mut()
+            .filter(|case| case.change.base == Base::Unknown)
+        {
+            case.on_present_version = !present.contains_key(&(case.change.table, case.key.clone()));
+        }
+        Ok(present)
+    }
+
+    /// Decides one change and notes what follows from it.
+    fn rule(
+        &mut self,
+        case: &Case<'_>,
+        present: &BTreeMap<(TableId, Key), Row>,
+        position: LogPosition,
+        batch: BatchNumber,
+        body: &mut LoggedChanges,
+    ) {
+        let head = self.head;
+        let Some(table) = head.schema.table(case.change.table) else {
+            return;
+        };
+        let place = (table.id, case.key.clone());
+        let ours = present.get(&place);
+        let at = Micros(case.change.at.0.min(self.now.0));
+        let facts = Facts {
+            table,
+            origin: self.branch,
+            on_present_version: case.on_present_version,
+            inserted: case.change.inserted || case.change.base == Base::Unknown,
+            theirs: case.change.effect.row(),
+            at,
+            ours,
+            present: case
+                .newest
+                .as_ref()
+                .map(|newest| (newest.at, &*newest.origin)),
+        };
+        let decision = if case.held {
+            Decision::Hold(Reason::AlreadyHeld)
+        } else {
+            decide(&facts)
+        };
+        let (reason, result) = match decision {
+            Decision::Accept => {
+                self.accept(case, position, batch, at, body);
+                return;
+            }
+            Decision::Same => {
+                body.verdicts.push(Verdict {
+                    table: table.id,
+                    key: case.key.clone(),
+                    outcome: Outcome::Overridden(ours.cloned()),
+                    record: None,
+                });
+                return;
+            }
+            Decision::Win(reason) => (reason, Resolution::Theirs),
+            Decision::Lose(reason) => (reason, Resolution::Ours),
+            Decision::Hold(reason) => (reason, Resolution::Held),
+        };
+        let record = self.record(case, table, at, ours, reason, result);
+        let outcome = match result {
+            Resolution::Theirs => {
+                self.accept(case, position, batch, at, body);
+                Outcome::Accepted
+            }
+            Resolution::Ours => Outcome::Overridden(ours.cloned()),
+            Resolution::Held => {
+                if !case.held {
+                    self.seat.holds += 1;
+                }
+                self.held
+                    .entry(place)
+                    .or_insert(HeldAtHead { branches: vec![] });
+                Outcome::Held
+            }
+        };
+        body.verdicts.push(Verdict {
+            table: table.id,
+            key: case.key.clone(),
+            outcome,
+            record: Some(record),
+        });
+    }
+
+    fn accept(
+        &mut self,
+        case: &Case<'_>,
+        position: LogPosition,
+        batch: BatchNumber,
+        at: Micros,
+        body: &mut LoggedChanges,
+    ) {
+        // A change follows the version that it was made on, whatever its clock said (hybrid logical clock).
+        let at = case
+            .newest
+            .as_ref()
+            .map_or(at, |newest| at.max(Micros(newest.at.0.saturating_add(1))));
+        self.pile.put(
+            case.change.table,
+            case.key.clone(),
+            case.change.effect.clone(),
+        );
+        let origin = Arc::new(self.branch.clone());
+        self.overlay.insert(
+            case.name,
+            Newest {
+                position,
+                origin,
+                batch: Some(batch),
+                at,
+            },
+        );
+        body.changes.push(Logged {
+            table: case.change.table,
+            effect: case.change.effect.clone(),
+            at,
+        });
+    }
+
+    fn record(
+        &mut self,
+        case: &Case<'_>,
+        table: &crate::schema::Table,
+        at: Micros,
+        ours: Option<&Row>,
+        reason: Reason,
+        result: Resolution,
+    ) -> ConflictRecord {
+        self.writer.book.conflicts += 1;
+        let record = ConflictRecord {
+            id: self.writer.book.conflicts,
+            table: table.name.clone(),
+            columns: table
+                .columns
+                .iter()
+                .map(|column| column.name.clone())
+                .collect(),
+            key: case.key.clone(),
+            reason,
+            at,
+            origin: self.branch.clone(),
+            base: case.change.base,
+            ours: ours.cloned(),
+            theirs: case.change.effect.row().cloned(),
+            result,
+            decided: self.now,
+        };
+        self.records.push(record.clone());
+        record
+    }
+
+    async fn flush<D: Database>(&mut self, db: &mut D) -> OfficeResult<bool> {
+        Ok(!self.pile.write(db, &self.head.schema).await?.is_empty())
+    }
+
+    /// Writes the books of this judgement; the caller commits.
+    async fn finish<D: Database>(mut self, db: &mut D, used: usize) -> OfficeResult<Judged> {
+        let mut notices = Vec::new();
+        let mut conflicts = Vec::with_capacity(self.records.len());
+        for record in &self.records {
+            conflicts.push(Entry {
+                number: record.id,
+                bytes: books::encode(record)?,
+            });
+            notices.push(Notice::Conflict {
+                id: record.id,
+                table: record.table.clone(),
+                reason: record.reason.code(),
+            });
+        }
+        if !conflicts.is_empty() {
+            db.append(CONFLICTS, &conflicts).await?;
+        }
+        for ((id, key), _) in std::mem::take(&mut self.held) {
+            let Some(table) = self.head.schema.table(id) else {
+                continue;
+            };
+            let mut note = match db
+                .notes(table, Some(std::slice::from_ref(&key)))
+                .await?
+                .remove(&key)
+            {
+                Some(note) => books::decode::<HeldAtHead>(&note)?,
+                None => HeldAtHead { branches: vec![] },
+            };
+            if !note.branches.contains(self.branch) {
+                note.branches.push(self.branch.clone());
+            }
+            db.set_notes(table, &[(key, Some(books::encode(&note)?))])
+                .await?;
+        }
+        self.seat.seen = self.now;
+        books::store(db, &seat_name(self.branch), &self.seat).await?;
+        self.writer.finish(db).await?;
+        let LogWriter { book, fresh, .. } = self.writer;
+        Ok(Judged {
+            book,
+            seat: self.seat,
+            fresh,
+            used,
+            changes: self.changes,
+            notices,
+        })
+    }
+}

@@ -1,0 +1,222 @@
+//! Which rows changed lately, and how: what a branch's base is held against.
+//!
+//! No version is kept beside any row. A base names a place in the log; a change is on the head's present version when
+//! the log holds nothing newer for that row. The newest part of the log is remembered here; for older bases the names
+//! kept beside each entry are read from the database.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use crate::books::{LOG, LOG_KEYS};
+use crate::change::{Base, Key};
+use crate::envelope;
+use crate::failure::{OfficeError, OfficeResult};
+use crate::identity::{BatchNumber, Digest, LogPosition, Micros, OfficeName};
+use crate::message::{LogBody, LogEntry, Message};
+use crate::port::Database;
+use crate::schema::Schema;
+
+/// How many rows are remembered in memory.
+const ROWS_REMEMBERED: usize = 100_000;
+/// How many bytes of row names are read at a time.
+const READ_BYTES: usize = 1024 * 1024;
+const NAME_BYTES: usize = 8;
+
+/// The newest version of a row in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Newest {
+    /// Where in the log.
+    pub position: LogPosition,
+    /// The office that made it.
+    pub origin: Arc<OfficeName>,
+    /// The batch that brought it, just as the branch sent it; none where the head made it.
+    pub batch: Option<BatchNumber>,
+    /// The time part of the version.
+    pub at: Micros,
+}
+
+impl Newest {
+    /// Whether a change by `branch` with this base was made on this version, or on a later one.
+    pub fn is_seen_by(&self, base: Base, branch: &OfficeName) -> bool {
+        match base {
+            Base::Unknown => false,
+            Base::Log(position) => self.position <= position,
+            Base::Own(batch, position) => {
+                self.position <= position || (*self.origin == *branch && self.batch == Some(batch))
+            }
+        }
+    }
+}
+
+/// The newest versions of rows that changed lately.
+#[derive(Debug)]
+pub struct Recent {
+    /// All entries after this one are remembered.
+    floor: LogPosition,
+    rows: BTreeMap<Digest, Newest>,
+    order: VecDeque<(LogPosition, Vec<Digest>)>,
+    held: usize,
+}
+
+impl Recent {
+    /// Remembers nothing up to the end of the log.
+    pub fn new(last: LogPosition) -> Self {
+        Self {
+            floor: last,
+            rows: BTreeMap::new(),
+            order: VecDeque::new(),
+            held: 0,
+        }
+    }
+
+    /// Takes in an entry just committed.
+    pub fn add(&mut self, position: LogPosition, rows: Vec<(Digest, Newest)>) {
+        self.held += rows.len();
+        let names = rows.iter().map(|(name, _)| *name).collect();
+        self.rows.extend(rows);
+        self.order.push_back((position, names));
+        while self.held > ROWS_REMEMBERED {
+            let Some((oldest, names)) = self.order.pop_front() else {
+                break;
+            };
+            self.held -= names.len();
+            for name in names {
+                if self
+                    .rows
+                    .get(&name)
+                    .is_some_and(|newest| newest.position == oldest)
+                {
+                    self.rows.remove(&name);
+                }
+            }
+            self.floor = oldest;
+        }
+    }
+
+    /// The newest versions of these rows, as far as they are newer than `after`.
+    pub async fn newest<D: Database>(
+        &self,
+        db: &mut D,
+        schema: &Schema,
+        head: &Arc<OfficeName>,
+        names: &BTreeSet<Digest>,
+        after: LogPosition,
+    ) -> OfficeResult<BTreeMap<Digest, Newest>> {
+        let mut found: BTreeMap<Digest, Newest> = names
+            .iter()
+            .filter_map(|name| self.rows.get(name).map(|newest| (*name, newest.clone())))
+            .collect();
+        if after >= self.floor {
+            return Ok(found);
+        }
+        let wanted: BTreeMap<[u8; NAME_BYTES], Digest> = names
+            .iter()
+            .filter(|name| !found.contains_key(name))
+            .map(|name| (short(name), *name))
+            .collect();
+        if wanted.is_empty() {
+            return Ok(found);
+        }
+        for (position, names) in self.search(db, &wanted, after).await? {
+            for (name, newest) in read_entry(db, schema, head, position).await? {
+                if names.contains(&name) {
+                    found.insert(name, newest);
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The last entry between `after` and the floor that names each of the wanted rows, grouped by entry.
+    async fn search<D: Database>(
+        &self,
+        db: &mut D,
+        wanted: &BTreeMap<[u8; NAME_BYTES], Digest>,
+        after: LogPosition,
+    ) -> OfficeResult<BTreeMap<LogPosition, BTreeSet<Digest>>> {
+        let mut last: BTreeMap<Digest, LogPosition> = BTreeMap::new();
+        let mut from = after.next();
+        while from <= self.floor {
+            let entries = db.entries(LOG_KEYS, from.0, READ_BYTES).await?;
+            let Some(end) = entries.last().map(|entry| entry.number) else {
+                break;
+            };
+            for entry in entries.iter().filter(|entry| entry.number <= self.floor.0) {
+                for name in entry.bytes.as_chunks::<NAME_BYTES>().0 {
+                    if let Some(full) = wanted.get(name) {
+                        last.insert(*full, LogPosition(entry.number));
+                    }
+                }
+            }
+            from = LogPosition(end).next();
+        }
+        let mut by_entry: BTreeMap<LogPosition, BTreeSet<Digest>> = BTreeMap::new();
+        for (name, position) in last {
+            by_entry.entry(position).or_default().insert(name);
+        }
+        Ok(by_entry)
+    }
+}
+
+/// The names of an entry's rows as they are kept beside it.
+pub fn names_of(rows: &[(Digest, Newest)]) -> Vec<u8> {
+    rows.iter().flat_map(|(name, _)| short(name)).collect()
+}
+
+fn short(name: &Digest) -> [u8; NAME_BYTES] {
+    let mut short = [0; NAME_BYTES];
+    short.copy_from_slice(&name.0[..NAME_BYTES]);
+    short
+}
+
+async fn read_entry<D: Database>(
+    db: &mut D,
+    schema: &Schema,
+    head: &Arc<OfficeName>,
+    position: LogPosition,
+) -> OfficeResult<Vec<(Digest, Newest)>> {
+    let entries = db.entries(LOG, position.0, 1).await?;
+    let Some(entry) = entries.first().filter(|entry| entry.number == position.0) else {
+        return Err(OfficeError::Books(format!(
+            "log entry {position} is missing"
+        )));
+    };
+    Ok(rows_of(&own_entry(&entry.bytes)?, schema, head))
+}
+
+/// Reads an entry of this office's own log.
+pub fn own_entry(bytes: &[u8]) -> OfficeResult<LogEntry> {
+    match envelope::open(bytes)?.read_own()? {
+        Message::Log(entry) => Ok(entry),
+        _ => Err(OfficeError::Books(
+            "the log holds something that is not a log entry".into(),
+        )),
+    }
+}
+
+/// The versions that an entry makes.
+pub fn rows_of(entry: &LogEntry, schema: &Schema, head: &Arc<OfficeName>) -> Vec<(Digest, Newest)> {
+    let LogBody::Changes(body) = &entry.body else {
+        return Vec::new();
+    };
+    let origin = body.answers.as_ref().map_or_else(
+        || Arc::clone(head),
+        |answer| Arc::new(answer.branch.clone()),
+    );
+    let batch = body.answers.as_ref().map(|answer| answer.batch);
+    let named = |table: u32, key: Key| schema.table(table).map(|table| key.digest(table));
+    let versions = body.changes.iter().filter_map(|logged| {
+        let table = schema.table(logged.table)?;
+        let name = named(logged.table, logged.effect.key(table))?;
+        Some((
+            name,
+            Newest {
+                position: entry.position,
+                origin: Arc::clone(&origin),
+                batch,
+                at: logged.at,
+            },
+        ))
+    });
+    versions.collect()
+}

@@ -1,0 +1,235 @@
+//! The branches' seats: inviting, letting in, taking out.
+
+use super::{BranchReport, Head, Seat};
+use crate::books::{self, PublicKey, SeatBook, SecretBytes, seat_name};
+use crate::envelope::join_proof;
+use crate::failure::OfficeResult;
+use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
+use crate::message::{Hello, Refusal};
+use crate::office::conclude;
+use crate::output::Output;
+use crate::port::{Database, Purpose};
+
+/// The name of the record that lists the branches.
+const SEATS: &str = "seats";
+/// How often it is saved when a branch was last heard of, in milliseconds.
+const SAVE_SEEN_MS: i64 = 5_000;
+
+/// The branches' names.
+pub(super) async fn names<D: Database>(db: &mut D) -> OfficeResult<Vec<OfficeName>> {
+    Ok(books::load(db, SEATS).await?.unwrap_or_default())
+}
+
+/// Makes a seat for a branch, or renews the invitation of one that has not joined. An error text says why not.
+pub async fn invite<D: Database>(
+    db: &mut D,
+    branch: &OfficeName,
+    secret: [u8; 32],
+    expires: Micros,
+) -> OfficeResult<Result<(), String>> {
+    db.begin(Purpose::Apply).await?;
+    let outcome = async {
+        let mut all = names(db).await?;
+        let former: Option<SeatBook> = books::load(db, &seat_name(branch)).await?;
+        if former.is_some_and(|seat| seat.public_key.is_some() && !seat.removed) {
+            return Ok(Err(format!(
+                "branch `{branch}` has joined already; `branchline remove {branch}` takes it out first"
+            )));
+        }
+        let seat = SeatBook {
+            secret: SecretBytes(secret),
+            expires,
+            public_key: None,
+            incarnation: Incarnation([0; 16]),
+            cursor: BatchNumber::NONE,
+            chain: Digest::default(),
+            applied: LogPosition::NONE,
+            seen: Micros(0),
+            removed: false,
+            holds: 0,
+        };
+        books::store(db, &seat_name(branch), &seat).await?;
+        if !all.contains(branch) {
+            all.push(branch.clone());
+            books::store(db, SEATS, &all).await?;
+        }
+        Ok(Ok(()))
+    };
+    let outcome = outcome.await;
+    conclude(db, outcome).await
+}
+
+/// Takes a branch out. An error text says why not.
+pub async fn remove<D: Database>(
+    db: &mut D,
+    branch: &OfficeName,
+) -> OfficeResult<Result<(), String>> {
+    db.begin(Purpose::Apply).await?;
+    let outcome = async {
+        let Some(mut seat) = books::load::<SeatBook, D>(db, &seat_name(branch)).await? else {
+            return Ok(Err(format!("there is no branch `{branch}`")));
+        };
+        seat.removed = true;
+        books::store(db, &seat_name(branch), &seat).await?;
+        db.trim(&books::staged_of(branch), u64::MAX >> 1).await?;
+        Ok(Ok(()))
+    };
+    let outcome = outcome.await;
+    conclude(db, outcome).await
+}
+
+impl Head {
+    /// Reads a branch's record again, after `invite` or `remove`.
+    pub async fn load_seat<D: Database>(
+        &mut self,
+        db: &mut D,
+        branch: &OfficeName,
+    ) -> OfficeResult<()> {
+        let Some(book) = books::load::<SeatBook, D>(db, &seat_name(branch)).await? else {
+            return Ok(());
+        };
+        let staged = db.extent(&books::staged_of(branch)).await?;
+        let mut seat = Seat::new(book);
+        if staged.entries > 0 && staged.first == seat.book.cursor.next().0 {
+            seat.staged = true;
+            seat.inbox.restart(staged.last);
+        }
+        if let Some(mut former) = self.seats.insert(branch.clone(), seat) {
+            self.outputs
+                .extend(former.inbox.restart(0).into_iter().map(Output::Settle));
+        }
+        Ok(())
+    }
+
+    /// Lets a branch in, or says why not.
+    pub(super) fn admit(
+        &mut self,
+        now: Micros,
+        origin: &OfficeName,
+        hello: &Hello,
+        trusted: bool,
+    ) -> Result<(), Refusal> {
+        let refuse = |reason: String, reincarnate| {
+            Err(Refusal {
+                session: hello.session,
+                reason,
+                reincarnate,
+            })
+        };
+        let last = self.book.last;
+        let ours = self.book.incarnation;
+        let Some(seat) = self.seats.get_mut(origin) else {
+            return refuse(
+                format!(
+                    "the head knows no branch `{origin}`; ask for a join code made by `branchline invite {origin}`"
+                ),
+                false,
+            );
+        };
+        if seat.book.removed {
+            return refuse(
+                format!("branch `{origin}` was taken out at the head; ask for a new join code"),
+                false,
+            );
+        }
+        if !trusted {
+            let expected = join_proof(&seat.book.secret.0, origin, &hello.public_key);
+            if hello.proof != Some(expected) {
+                return refuse(
+                    format!(
+                        "the join code for `{origin}` is wrong or was replaced by a newer one; ask the head for a new one"
+                    ),
+                    false,
+                );
+            }
+            if seat.book.public_key.is_some() {
+                return refuse(
+                    format!(
+                        "the join code for `{origin}` was already used by another office; two offices cannot have one name"
+                    ),
+                    false,
+                );
+            }
+            if now > seat.book.expires {
+                return refuse(
+                    format!("the join code for `{origin}` has expired; ask the head for a new one"),
+                    false,
+                );
+            }
+            seat.book.public_key = Some(PublicKey(hello.public_key));
+        }
+        if hello.head.is_some_and(|head| head != ours) || hello.applied > last {
+            return refuse(
+                "the head's database is older than what this branch has already received from it: the head was restored from a backup; repair the head first".into(),
+                false,
+            );
+        }
+        if hello.incarnation == seat.book.incarnation {
+            if hello.frozen < seat.book.cursor {
+                return refuse(
+                    "the branch's database was restored from a backup".into(),
+                    true,
+                );
+            }
+        } else {
+            seat.book.incarnation = hello.incarnation;
+            seat.book.cursor = BatchNumber::NONE;
+            seat.book.chain = Digest::default();
+            seat.staged = false;
+            self.outputs
+                .extend(seat.inbox.restart(0).into_iter().map(Output::Settle));
+        }
+        Ok(())
+    }
+
+    /// Saves now and then how far each branch is.
+    pub(super) async fn save_seen<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Micros,
+    ) -> OfficeResult<()> {
+        let stale = |seat: &Seat| {
+            seat.is_enrolled() && seat.book.seen > seat.seen_saved.plus_millis(SAVE_SEEN_MS)
+        };
+        let published = self.lanes.to_save();
+        if !self.seats.values().any(stale) && published.is_none() {
+            return Ok(());
+        }
+        db.begin(Purpose::Apply).await?;
+        let outcome = async {
+            for (name, seat) in self.seats.iter().filter(|(_, seat)| stale(seat)) {
+                books::store(db, &seat_name(name), &seat.book).await?;
+            }
+            if let Some(published) = published {
+                books::store(db, super::lanes::PUBLISHED, &published).await?;
+            }
+            Ok(())
+        };
+        let outcome = outcome.await;
+        conclude(db, outcome).await?;
+        for seat in self.seats.values_mut() {
+            seat.seen_saved = seat.book.seen.max(Micros(now.0.min(seat.book.seen.0)));
+        }
+        self.lanes.saved();
+        Ok(())
+    }
+
+    /// What the head knows of its branches.
+    pub fn branches(&self) -> Vec<BranchReport> {
+        let report = |(name, seat): (&OfficeName, &Seat)| BranchReport {
+            name: name.clone(),
+            joined: seat.book.public_key.is_some(),
+            online: seat.online,
+            seen: seat.book.seen,
+            applied: seat.book.applied,
+            cursor: seat.book.cursor,
+            holds: seat.book.holds,
+            clock_offset_ms: seat.clock_offset_ms,
+        };
+        self.seats
+            .iter()
+            .filter(|(_, seat)| !seat.book.removed)
+            .map(report)
+            .collect()
+    }
+}

@@ -1,0 +1,134 @@
+//! Writing the log: entries get their place, their chain and their envelope in the transaction that makes them true.
+
+use std::sync::Arc;
+
+use super::recent::{Newest, Recent, names_of, rows_of};
+use crate::books::{self, HeadBook, LOG, LOG_KEYS};
+use crate::envelope;
+use crate::failure::OfficeResult;
+use crate::identity::{Digest, LogPosition};
+use crate::message::{LogBody, LogEntry, Message};
+use crate::office::Identity;
+use crate::port::{Database, Entry};
+use crate::schema::Schema;
+
+/// The name of the head's own record.
+pub(super) const HEAD: &str = "head";
+
+/// An entry that was just written.
+#[derive(Debug)]
+pub(super) struct Fresh {
+    pub position: LogPosition,
+    pub bytes: Arc<Vec<u8>>,
+    pub rows: Vec<(Digest, Newest)>,
+}
+
+/// Appends entries in one transaction; the head adopts them after the commit.
+pub(super) struct LogWriter<'a> {
+    identity: &'a Identity,
+    schema: &'a Schema,
+    pub book: HeadBook,
+    unwritten: (Vec<Entry>, Vec<Entry>),
+    pub fresh: Vec<Fresh>,
+}
+
+impl<'a> LogWriter<'a> {
+    pub fn new(identity: &'a Identity, schema: &'a Schema, book: HeadBook) -> Self {
+        Self {
+            identity,
+            schema,
+            book,
+            unwritten: Default::default(),
+            fresh: Vec::new(),
+        }
+    }
+
+    /// Where the next entry will stand.
+    pub fn next(&self) -> LogPosition {
+        self.book.last.next()
+    }
+
+    /// Adds an entry.
+    pub async fn append<D: Database>(&mut self, db: &mut D, body: LogBody) -> OfficeResult<()> {
+        let position = self.next();
+        let entry = LogEntry {
+            head: self.book.incarnation,
+            position,
+            previous: self.book.chain,
+            schema: self.schema.version,
+            body,
+        };
+        let rows = rows_of(&entry, self.schema, &self.identity.shared_name);
+        let bytes = envelope::seal(
+            &self.identity.name,
+            &self.identity.key,
+            &Message::Log(entry),
+        )?;
+        self.book.chain = envelope::chain(&bytes);
+        self.book.last = position;
+        let (log, names) = &mut self.unwritten;
+        names.push(Entry {
+            number: position.0,
+            bytes: names_of(&rows),
+        });
+        log.push(Entry {
+            number: position.0,
+            bytes: bytes.clone(),
+        });
+        self.fresh.push(Fresh {
+            position,
+            bytes: Arc::new(bytes),
+            rows,
+        });
+        if self.unwritten.0.len() >= 16 {
+            self.flush(db).await?;
+        }
+        Ok(())
+    }
+
+    async fn flush<D: Database>(&mut self, db: &mut D) -> OfficeResult<()> {
+        let (log, names) = std::mem::take(&mut self.unwritten);
+        if !log.is_empty() {
+            db.append(LOG, &log).await?;
+            db.append(LOG_KEYS, &names).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is left and the head's record; the caller commits.
+    pub async fn finish<D: Database>(&mut self, db: &mut D) -> OfficeResult<()> {
+        self.flush(db).await?;
+        books::store(db, HEAD, &self.book).await
+    }
+}
+
+/// The end of the log in memory, so that what was just written need not be read again.
+#[derive(Debug, Default)]
+pub(super) struct Tail {
+    entries: std::collections::VecDeque<(LogPosition, Arc<Vec<u8>>)>,
+    bytes: usize,
+}
+
+const TAIL_BYTES: usize = 4 * 1024 * 1024;
+
+impl Tail {
+    pub fn adopt(&mut self, fresh: Vec<Fresh>, recent: &mut Recent) {
+        for entry in fresh {
+            recent.add(entry.position, entry.rows);
+            self.bytes += entry.bytes.len();
+            self.entries.push_back((entry.position, entry.bytes));
+            while self.bytes > TAIL_BYTES {
+                let Some((_, oldest)) = self.entries.pop_front() else {
+                    break;
+                };
+                self.bytes -= oldest.len();
+            }
+        }
+    }
+
+    pub fn get(&self, position: LogPosition) -> Option<&Arc<Vec<u8>>> {
+        let (first, _) = self.entries.front()?;
+        let at = usize::try_from(position.0.checked_sub(first.0)?).ok()?;
+        self.entries.get(at).map(|(_, bytes)| bytes)
+    }
+}

@@ -1,0 +1,370 @@
+//! What offices say to each other. An [`crate::envelope`] carries one message.
+
+use minicbor::{Decode, Encode};
+
+use crate::change::{Change, Effect, Key, Row};
+use crate::conflict::ConflictRecord;
+use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
+use crate::schema::{Schema, SchemaVersion, TableId};
+
+/// A message.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Message {
+    /// Branch to head: I am here, and this far.
+    #[n(0)]
+    Hello(#[n(0)] Hello),
+    /// Head to branch: the answer to a hello.
+    #[n(1)]
+    Welcome(#[n(0)] Welcome),
+    /// Branch to head: changes.
+    #[n(2)]
+    Batch(#[n(0)] Batch),
+    /// Head to branches: an entry of the log.
+    #[n(3)]
+    Log(#[n(0)] LogEntry),
+    /// Branch to head: all log entries up to this one are in my database.
+    #[n(4)]
+    Applied(#[n(0)] LogPosition),
+    /// Send again, from this number on.
+    #[n(5)]
+    Resend(#[n(0)] u64),
+    /// How far the sender is, said from time to time so that a lost last message shows.
+    #[n(6)]
+    Position(#[n(0)] Position),
+    /// Branch to head: the next rows of the snapshot, please.
+    #[n(7)]
+    ChunkRequest(#[n(0)] ChunkRequest),
+    /// Head to branch: rows of the snapshot.
+    #[n(8)]
+    Chunk(#[n(0)] Chunk),
+    /// Head to branch: you are not let in, and why.
+    #[n(9)]
+    Refusal(#[n(0)] Refusal),
+    /// Branch to head: what my tables were at a barrier.
+    #[n(10)]
+    Digests(#[n(0)] Digests),
+    /// Branch to head: compare me with you.
+    #[n(11)]
+    VerifyRequest,
+    /// Head to branch: the outcome of a comparison, as JSON of the public interface.
+    #[n(12)]
+    VerifyResult(#[n(0)] String),
+    /// Branch to head: I leave for good.
+    #[n(13)]
+    Leave,
+}
+
+/// A branch's greeting after its link came up.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Hello {
+    /// The branch's present incarnation.
+    #[n(0)]
+    pub incarnation: Incarnation,
+    /// A number drawn anew at each start of the process; tells a clone from a restart.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub session: [u8; 16],
+    /// The public key that signs this branch's envelopes.
+    #[cbor(n(2), with = "minicbor::bytes")]
+    pub public_key: [u8; 32],
+    /// Until the first welcome: proof that the branch holds the join code's secret.
+    #[n(3)]
+    pub proof: Option<Digest>,
+    /// The last batch that it froze.
+    #[n(4)]
+    pub frozen: BatchNumber,
+    /// The last log entry in its database.
+    #[n(5)]
+    pub applied: LogPosition,
+    /// The incarnation of the head whose log it follows, once it knows.
+    #[n(6)]
+    pub head: Option<Incarnation>,
+    /// Its schema version.
+    #[n(7)]
+    pub schema: SchemaVersion,
+    /// Its clock.
+    #[n(8)]
+    pub clock: Micros,
+}
+
+/// The head's answer to a hello.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Welcome {
+    /// The head's incarnation.
+    #[n(0)]
+    pub head: Incarnation,
+    /// The session that is answered.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub session: [u8; 16],
+    /// The incarnation of the branch that `cursor` counts.
+    #[n(2)]
+    pub incarnation: Incarnation,
+    /// The branch's last batch in the head's database.
+    #[n(3)]
+    pub cursor: BatchNumber,
+    /// The hash of that batch's envelope: a branch that has another one there was restored.
+    #[n(4)]
+    pub chain: Digest,
+    /// The end of the log.
+    #[n(5)]
+    pub last: LogPosition,
+    /// The shared tables, when the branch's version is behind.
+    #[n(6)]
+    pub schema: Option<Schema>,
+    /// The head's clock.
+    #[n(7)]
+    pub clock: Micros,
+}
+
+/// A branch's changes: whole transactions, frozen before they are first sent (SETTLED 1).
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Batch {
+    /// The incarnation that numbered it.
+    #[n(0)]
+    pub incarnation: Incarnation,
+    /// Its number.
+    #[n(1)]
+    pub number: BatchNumber,
+    /// The hash of its predecessor's envelope.
+    #[n(2)]
+    pub previous: Digest,
+    /// The schema version that its rows stand in.
+    #[n(3)]
+    pub schema: SchemaVersion,
+    /// The unit of visibility goes on in the next batch.
+    #[n(4)]
+    pub open: bool,
+    /// The changes.
+    #[n(5)]
+    pub changes: Vec<Change>,
+}
+
+/// An entry of the head's log.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct LogEntry {
+    /// The head's incarnation.
+    #[n(0)]
+    pub head: Incarnation,
+    /// Its place.
+    #[n(1)]
+    pub position: LogPosition,
+    /// The hash of the entry before.
+    #[n(2)]
+    pub previous: Digest,
+    /// The schema version that its rows stand in.
+    #[n(3)]
+    pub schema: SchemaVersion,
+    /// What it says.
+    #[n(4)]
+    pub body: LogBody,
+}
+
+/// What a log entry says.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum LogBody {
+    /// Rows changed.
+    #[n(0)]
+    Changes(#[n(0)] LoggedChanges),
+    /// All offices digest their tables here.
+    #[n(1)]
+    Barrier(#[n(0)] Barrier),
+}
+
+/// Accepted changes and, where they answer a branch's batch, its verdicts.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct LoggedChanges {
+    /// The batch that this entry answers; none for the head's own changes.
+    #[n(0)]
+    pub answers: Option<Answer>,
+    /// The accepted changes.
+    #[n(1)]
+    pub changes: Vec<Logged>,
+    /// What was decided otherwise than the branch sent it; for that branch only.
+    #[n(2)]
+    pub verdicts: Vec<Verdict>,
+    /// The unit of visibility goes on in the next entry.
+    #[n(3)]
+    pub open: bool,
+}
+
+/// Which batch an entry answers.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Answer {
+    /// Whose batch.
+    #[n(0)]
+    pub branch: OfficeName,
+    /// Of which incarnation.
+    #[n(1)]
+    pub incarnation: Incarnation,
+    /// Its number.
+    #[n(2)]
+    pub batch: BatchNumber,
+}
+
+/// An accepted change.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Logged {
+    /// The row's table.
+    #[n(0)]
+    pub table: TableId,
+    /// What became of the row.
+    #[n(1)]
+    pub effect: Effect,
+    /// The time part of its version.
+    #[n(2)]
+    pub at: Micros,
+}
+
+/// A verdict that is not plain acceptance.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Verdict {
+    /// The row's table.
+    #[n(0)]
+    pub table: TableId,
+    /// The row's key.
+    #[n(1)]
+    pub key: Key,
+    /// What the branch must do.
+    #[n(2)]
+    pub outcome: Outcome,
+    /// The decision to list, kept whole.
+    #[n(3)]
+    pub record: Option<ConflictRecord>,
+}
+
+/// What a verdict asks of the branch that sent the change.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Outcome {
+    /// Nothing: the change was accepted; there was a conflict to list.
+    #[n(0)]
+    Accepted,
+    /// Take this row (or its absence) instead.
+    #[n(1)]
+    Overridden(#[n(0)] Option<Row>),
+    /// Keep the row as it is; it is set aside.
+    #[n(2)]
+    Held,
+}
+
+/// A place in the log at which all offices digest their tables.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Barrier {
+    /// The comparison's number.
+    #[n(0)]
+    pub verification: u64,
+    /// Only these buckets, row by row; all tables' bucket digests where empty.
+    #[n(1)]
+    pub detail: Vec<(TableId, Vec<u16>)>,
+    /// The branches that are asked; all where empty.
+    #[n(2)]
+    pub branches: Vec<OfficeName>,
+}
+
+/// How far an office is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Position {
+    /// The last thing that the sender produced: log entry (head) or batch (branch).
+    #[n(0)]
+    pub produced: u64,
+    /// The last thing of the receiver's in the sender's database; from the head only to one branch.
+    #[n(1)]
+    pub applied: Option<u64>,
+    /// The branch's question that this answers, or the question's number.
+    #[n(2)]
+    pub question: u64,
+    /// The sender's clock.
+    #[n(3)]
+    pub clock: Micros,
+}
+
+/// Which rows a joining branch wants next.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ChunkRequest {
+    /// The table.
+    #[n(0)]
+    pub table: TableId,
+    /// After this key.
+    #[n(1)]
+    pub after: Option<Key>,
+}
+
+/// Rows of a table as they were at one place of the log or a little later.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Chunk {
+    /// The request.
+    #[n(0)]
+    pub request: ChunkRequest,
+    /// The place: to be landed just when the branch's cursor stands there.
+    #[n(1)]
+    pub position: LogPosition,
+    /// The schema version that the rows stand in.
+    #[n(2)]
+    pub schema: SchemaVersion,
+    /// The rows.
+    #[n(3)]
+    pub rows: Vec<Row>,
+    /// No row of the table comes after these.
+    #[n(4)]
+    pub last: bool,
+}
+
+/// Why the head does not let a branch in.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Refusal {
+    /// The session that is answered.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub session: [u8; 16],
+    /// The reason and what to do, for a person.
+    #[n(1)]
+    pub reason: String,
+    /// The branch must take a new incarnation and greet again; otherwise a person must act.
+    #[n(2)]
+    pub reincarnate: bool,
+}
+
+/// What an office's tables were at a barrier.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Digests {
+    /// The comparison.
+    #[n(0)]
+    pub verification: u64,
+    /// The barrier's place.
+    #[n(1)]
+    pub position: LogPosition,
+    /// One entry for each table asked for.
+    #[n(2)]
+    pub tables: Vec<TableDigest>,
+}
+
+/// What one table was.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct TableDigest {
+    /// The table.
+    #[n(0)]
+    pub table: TableId,
+    /// How many rows it had.
+    #[n(1)]
+    pub rows: u64,
+    /// The digests of the non-empty buckets.
+    #[n(2)]
+    pub buckets: Vec<(u16, Digest)>,
+    /// The rows of the buckets that were asked for in detail.
+    #[n(3)]
+    pub detail: Vec<RowDigest>,
+    /// Keys of rows that are not yet exchanged (captured, unanswered or held here), as row names.
+    #[n(4)]
+    pub pending: Vec<Digest>,
+    /// There were more rows in the buckets than fit into one message.
+    #[n(5)]
+    pub cut: bool,
+}
+
+/// What one row was.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct RowDigest {
+    /// The row's key.
+    #[n(0)]
+    pub key: Key,
+    /// Its content.
+    #[n(1)]
+    pub content: Digest,
+}

@@ -1,0 +1,105 @@
+//! What the head and a branch have in common.
+
+use std::sync::Arc;
+
+use ed25519_dalek::SigningKey;
+
+use crate::books::{self, IdentityBook};
+use crate::failure::{OfficeError, OfficeResult};
+use crate::identity::OfficeName;
+use crate::port::{Database, DatabaseError, Taken};
+use crate::value::Value;
+
+/// The name of the record that says who this office is.
+pub const IDENTITY: &str = "identity";
+/// How many changes a batch or log entry holds, about.
+pub const BATCH_CHANGES: usize = 1000;
+/// How many bytes of values a batch or log entry holds, about.
+pub const BATCH_BYTES: usize = 1024 * 1024;
+/// How many portions one transaction takes, unless a unit is larger.
+pub const PORTIONS_PER_TAKE: usize = 8;
+
+/// Who this office is, ready to sign.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// Its name.
+    pub name: OfficeName,
+    /// The same, for sharing.
+    pub shared_name: Arc<OfficeName>,
+    /// Signs its envelopes.
+    pub key: SigningKey,
+}
+
+impl Identity {
+    /// From the record in the database.
+    pub fn from_book(book: &IdentityBook) -> Self {
+        Self {
+            name: book.name.clone(),
+            shared_name: Arc::new(book.name.clone()),
+            key: SigningKey::from_bytes(&book.secret_key),
+        }
+    }
+
+    /// Its public key.
+    pub fn public_key(&self) -> [u8; 32] {
+        self.key.verifying_key().to_bytes()
+    }
+
+    /// Reads it from the database.
+    pub async fn load<D: Database>(db: &mut D) -> OfficeResult<(Self, bool)> {
+        let book: IdentityBook = books::load(db, IDENTITY).await?.ok_or_else(|| {
+            OfficeError::NotSetUp(
+                "this database belongs to no office yet: run `branchline init` (head) or `branchline join` (branch)".into(),
+            )
+        })?;
+        Ok((Self::from_book(&book), book.head))
+    }
+}
+
+/// About how many bytes a change's values take.
+pub fn weight(taken: &Taken) -> usize {
+    let values = match &taken.effect {
+        crate::change::Effect::Put(row) => &row.0,
+        crate::change::Effect::Delete(key) => &key.0,
+    };
+    let bytes = values.iter().map(|value| match value {
+        Value::Text(text) => text.len(),
+        Value::Bytes(bytes) => bytes.len(),
+        _ => 8,
+    });
+    16 + bytes.sum::<usize>()
+}
+
+/// Cuts changes into runs that fit into a message each.
+pub fn cut_by_weight(changes: Vec<Taken>) -> Vec<Vec<Taken>> {
+    let mut runs = Vec::new();
+    let mut run = Vec::new();
+    let mut bytes = 0;
+    for change in changes {
+        let heavy = weight(&change);
+        if !run.is_empty() && bytes + heavy > BATCH_BYTES {
+            runs.push(std::mem::take(&mut run));
+            bytes = 0;
+        }
+        bytes += heavy;
+        run.push(change);
+    }
+    if !run.is_empty() || runs.is_empty() {
+        runs.push(run);
+    }
+    runs
+}
+
+/// Ends a transaction by the outcome of its work.
+pub async fn conclude<D: Database, T>(db: &mut D, outcome: OfficeResult<T>) -> OfficeResult<T> {
+    match outcome {
+        Ok(value) => {
+            db.commit().await?;
+            Ok(value)
+        }
+        Err(error) => {
+            let _already_failing: Result<(), DatabaseError> = db.rollback().await;
+            Err(error)
+        }
+    }
+}
