@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use ed25519_dalek::VerifyingKey;
 
 use crate::books::{
-    self, BranchBook, IdentityBook, Joining, OUTBOX, PublicKey, SCHEMAS, STAGED, SecretBytes,
+    self, BranchBook, IdentityBook, Joining, Note, OUTBOX, PublicKey, SCHEMAS, STAGED, SecretBytes,
 };
 use crate::envelope;
 use crate::failure::{OfficeError, OfficeResult};
@@ -20,7 +20,7 @@ use crate::message::{Batch, Chunk, Hello, LogEntry, Message, Position, Welcome};
 use crate::office::{IDENTITY, Identity, conclude};
 use crate::output::{Notice, Output, To, Token, offset_ms};
 use crate::port::{Database, Entry, Purpose};
-use crate::schema::Schema;
+use crate::schema::{Schema, Table};
 
 mod join;
 mod land;
@@ -654,6 +654,11 @@ impl Branch {
         Ok(())
     }
 
+    /// Rows sent and not yet answered.
+    pub fn unanswered_rows(&self) -> usize {
+        self.claims.len()
+    }
+
     /// Where this branch stands.
     pub fn state(&self) -> BranchState {
         BranchState {
@@ -676,4 +681,13 @@ impl Branch {
             && self.book.joining.is_none();
         Ok(settled && db.backlog().await?.writes == 0)
     }
+}
+
+/// How many rows of a table are held at this branch.
+pub async fn held_rows<D: Database>(db: &mut D, table: &Table) -> OfficeResult<u64> {
+    let mut held = 0;
+    for note in db.notes(table, None).await?.values() {
+        held += u64::from(matches!(books::decode::<Note>(note)?, Note::Held(_)));
+    }
+    Ok(held)
 }

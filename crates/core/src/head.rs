@@ -20,7 +20,7 @@ use crate::message::{
 use crate::office::{BATCH_CHANGES, Identity, PORTIONS_PER_TAKE, conclude, cut_by_weight};
 use crate::output::{Notice, Output, To, Token, offset_ms};
 use crate::port::{Database, Entry, First, Purpose};
-use crate::schema::{Direction, Schema};
+use crate::schema::{ConflictRule, Direction, InsertRule, Schema, TableId};
 
 mod chunks;
 mod judge;
@@ -209,6 +209,19 @@ impl Head {
     /// The end of the log.
     pub fn last(&self) -> LogPosition {
         self.book.last
+    }
+
+    /// Sets how a table's conflicts are decided from now on; the head alone decides, so nobody else needs to know.
+    pub fn set_rules(&mut self, table: TableId, conflict: ConflictRule, insert: InsertRule) {
+        if let Some(table) = self
+            .schema
+            .tables
+            .iter_mut()
+            .find(|known| known.id == table)
+        {
+            table.conflict = conflict;
+            table.insert = insert;
+        }
     }
 
     /// The application may have written something.

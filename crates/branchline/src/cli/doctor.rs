@@ -1,0 +1,62 @@
+//! `doctor`: what in this database, broker or plan will hurt, and how to mend it.
+
+use branchline_core::books::newest_schema;
+use branchline_core::port::Database;
+use branchline_database::AnyDatabase;
+use branchline_transport::amqp::probe;
+
+use super::Context;
+use crate::config::{self, TransportSettings};
+use crate::exit::{NO, Outcome};
+use crate::office::amqp_settings;
+
+/// Looks and tells. Exit code 1 when something is wrong.
+pub async fn run(context: &Context) -> Outcome<u8> {
+    let settings = config::read(&context.config)?;
+    let mut findings = Vec::new();
+    let mut db = AnyDatabase::open(&settings.database, false).await?;
+    let (engine, version) = db.describe().await?;
+    db.prepare().await?;
+    let schema = newest_schema(&mut db).await?.unwrap_or_default();
+    let shared = |table: &Option<String>| table.as_deref().is_none_or(|name| schema.table_named(name).is_some());
+    let inspection = db.inspect().await?;
+    for finding in inspection.findings.into_iter().filter(|finding| shared(&finding.table)) {
+        let level = if finding.fatal { "error" } else { "warning" };
+        findings.push(serde_json::json!({
+            "level": level, "where": finding.table, "problem": finding.problem, "advice": finding.advice,
+        }));
+    }
+    for id in db.missing_capture(&schema).await? {
+        let name = schema.table(id).map(|table| table.name.clone());
+        findings.push(serde_json::json!({
+            "level": "error", "where": name, "problem": "capture is missing or was altered: writes there are not seen",
+            "advice": "start `branchline run` (it puts capture back), then run `branchline verify`",
+        }));
+    }
+    if let TransportSettings::Amqp(place) = &settings.transport {
+        for finding in probe(&amqp_settings(&settings, place)).await {
+            let level = if finding.ok { "ok" } else { "error" };
+            findings.push(serde_json::json!({
+                "level": level, "where": "broker", "problem": finding.message, "advice": finding.advice,
+            }));
+        }
+    }
+    let errors = findings.iter().filter(|finding| finding["level"] == "error").count();
+    let document = serde_json::json!({
+        "healthy": errors == 0, "database": { "engine": engine, "version": version }, "findings": findings,
+    });
+    context.show(&document, || {
+        let mut lines: Vec<String> = findings
+            .iter()
+            .map(|finding| {
+                let text = |key: &str| finding[key].as_str().unwrap_or_default().to_string();
+                let place = finding["where"].as_str().unwrap_or("database");
+                let advice = if finding["advice"].is_null() { String::new() } else { format!("; {}", text("advice")) };
+                format!("{:<8} {place}: {}{advice}", text("level"), text("problem"))
+            })
+            .collect();
+        lines.push(if errors == 0 { "nothing is wrong".into() } else { format!("{errors} errors") });
+        lines.join("\n")
+    });
+    Ok(if errors == 0 { 0 } else { NO })
+}

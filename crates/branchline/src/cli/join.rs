@@ -1,0 +1,177 @@
+//! `join`: makes a database a branch and loads the first copy of the tables.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use branchline_core::books::IdentityBook;
+use branchline_core::branch::{Branch, Enrolment};
+use branchline_core::identity::Incarnation;
+use branchline_core::office::Identity;
+use branchline_core::output::Notice;
+use branchline_core::port::Database;
+use branchline_database::AnyDatabase;
+use clap::Args;
+use indicatif::ProgressBar;
+
+use super::Context;
+use super::init::absolute;
+use crate::code::{JoinCode, Route};
+use crate::config::{self, RoleName, write_private};
+use crate::driver::random;
+use crate::exit::{Failure, Outcome, io};
+use crate::office::{Lock, Office};
+use crate::request::Ask;
+
+/// The flags of `join`.
+#[derive(Debug, Args)]
+pub struct Join {
+    /// The join code that the head gave; `-` reads it from standard input, where no other user can see it.
+    code: String,
+    /// The database: postgres://USER:PASSWORD@HOST/NAME or sqlite:PATH (or BRANCHLINE_DATABASE).
+    #[arg(long, env = "BRANCHLINE_DATABASE", hide_env_values = true)]
+    database: String,
+    /// Seconds after which to give up; what is loaded by then stays, and `join` goes on there.
+    #[arg(long)]
+    timeout: Option<u64>,
+}
+
+impl Join {
+    /// Does it.
+    pub async fn run(self, context: &Context) -> Outcome<u8> {
+        let line = if self.code == "-" {
+            std::io::read_to_string(std::io::stdin()).map_err(io("cannot read the join code from standard input"))?
+        } else {
+            self.code.clone()
+        };
+        let code = JoinCode::from_line(&line)?;
+        let database = absolute(&self.database)?;
+        self.check_config(context, &code)?;
+        let mut db = AnyDatabase::open(&database, true).await?;
+        db.prepare().await?;
+        enrol(&mut db, &code).await?;
+        drop(db);
+        write_private(&context.config, &compose(&code, &database))?;
+        let settings = config::read(&context.config)?;
+        let Some(_lock) = Lock::take(&context.config)? else {
+            return Err(Failure::usage("this office is running already; `branchline status` shows how far it is"));
+        };
+        let office = Office::start(&settings).await?;
+        let progress = Progress::start(&office);
+        let deadline = self.timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+        let answer = office.handle().ask(Ask::Joined { deadline }).await;
+        let rows = progress.finish().await;
+        office.stop().await;
+        let (_, status) = answer?;
+        let document = serde_json::json!({ "office": code.branch, "head": code.head, "rows": rows, "status": status });
+        context.show(&document, || {
+            format!(
+                "{} has joined {}: {rows} rows loaded, {} is written.\nNext: `branchline run` keeps it in sync.",
+                code.branch,
+                code.head,
+                context.config.display()
+            )
+        });
+        Ok(0)
+    }
+
+    /// A configuration that is there already must be of this same branch.
+    fn check_config(&self, context: &Context, code: &JoinCode) -> Outcome<()> {
+        if !context.config.exists() {
+            return Ok(());
+        }
+        let settings = config::read(&context.config)?;
+        if settings.role == RoleName::Branch && settings.name == code.branch {
+            return Ok(());
+        }
+        Err(Failure::usage(format!(
+            "{} is the configuration of office `{}`; name another file with --config",
+            context.config.display(),
+            settings.name
+        )))
+    }
+}
+
+/// Writes who the branch is into its database, unless an earlier `join` with this code did so.
+async fn enrol(db: &mut AnyDatabase, code: &JoinCode) -> Outcome<()> {
+    if let Ok((identity, head)) = Identity::load(db).await {
+        if !head && identity.name == code.branch {
+            return Ok(());
+        }
+        return Err(Failure::usage(format!(
+            "this database already belongs to office `{}`; `branchline leave` takes it out first",
+            identity.name
+        )));
+    }
+    let enrolment = Enrolment {
+        identity: IdentityBook { name: code.branch.clone(), head: false, secret_key: random()? },
+        incarnation: Incarnation(*uuid::Uuid::now_v7().as_bytes()),
+        head_name: code.head.clone(),
+        head_key: code.head_key,
+        secret: code.secret,
+    };
+    Ok(Branch::found(db, &enrolment).await?)
+}
+
+fn compose(code: &JoinCode, database: &str) -> String {
+    let transport = match &code.route {
+        Route::Amqp { url, head_exchange, branches_exchange, queue } => vec![
+            ("amqp", url.clone()),
+            ("head_exchange", head_exchange.clone()),
+            ("branches_exchange", branches_exchange.clone()),
+            ("queue", queue.clone()),
+        ],
+        Route::Direct { url, pin } => {
+            let mut transport = vec![("connect", url.clone())];
+            transport.extend(pin.iter().map(|pin| ("pin", pin.clone())));
+            transport
+        }
+    };
+    config::compose(&code.branch, RoleName::Branch, database, &transport, false)
+}
+
+/// Shows how the first copy comes along: a bar on a terminal, plain lines elsewhere.
+struct Progress {
+    task: tokio::task::JoinHandle<u64>,
+    stop: tokio::sync::oneshot::Sender<()>,
+}
+
+impl Progress {
+    fn start(office: &Office) -> Self {
+        let mut notices = office.listen();
+        let (stop, mut stopped) = tokio::sync::oneshot::channel();
+        let terminal = std::io::stderr().is_terminal();
+        let task = tokio::spawn(async move {
+            let bar = if terminal { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
+            bar.enable_steady_tick(Duration::from_millis(120));
+            let mut loaded = 0;
+            let mut shown = String::new();
+            loop {
+                let notice = tokio::select! {
+                    notice = notices.recv() => notice,
+                    _ = &mut stopped => break,
+                };
+                match notice {
+                    Ok(Notice::Loading { table, rows }) => {
+                        loaded = rows;
+                        bar.set_message(format!("{rows} rows, now {table}"));
+                        if !terminal && table != shown {
+                            eprintln!("loading {table} ({rows} rows so far)");
+                        }
+                        shown = table;
+                    }
+                    Ok(Notice::Joined { rows }) => loaded = rows,
+                    Ok(_) | Err(tokio::sync::broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(tokio::sync::broadcast::error::RecvError::Closed) => break,
+                }
+            }
+            bar.finish_and_clear();
+            loaded
+        });
+        Self { task, stop }
+    }
+
+    async fn finish(self) -> u64 {
+        self.stop.send(()).ok();
+        self.task.await.unwrap_or(0)
+    }
+}

@@ -1,0 +1,404 @@
+//! The configuration: what was typed ([`ConfigFile`]), then what it means ([`Settings`]).
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use branchline_core::identity::OfficeName;
+use branchline_core::schema::{ConflictRule, Direction, InsertRule};
+use branchline_transport::amqp::QueueKind;
+use serde::Deserialize;
+
+use crate::exit::{Failure, Outcome, io};
+
+/// The fanout exchange that branches publish to.
+pub const HEAD_EXCHANGE: &str = "HEAD_EXCHANGE";
+/// The fanout exchange that the head publishes to.
+pub const BRANCHES_EXCHANGE: &str = "BRANCHES_EXCHANGE";
+/// What queue names begin with.
+pub const QUEUE_PREFIX: &str = "branchline.";
+
+/// A value, or the file that holds it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+enum Secret {
+    Value(String),
+    File(SecretFile),
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SecretFile {
+    file: PathBuf,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConfigFile {
+    office: OfficeSection,
+    transport: TransportSection,
+    #[serde(default)]
+    api: ApiSection,
+    #[serde(default)]
+    sync: SyncSection,
+    #[serde(default)]
+    tables: BTreeMap<String, TableSection>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OfficeSection {
+    name: OfficeName,
+    role: RoleName,
+    database: Option<Secret>,
+}
+
+/// Which office this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RoleName {
+    /// The head.
+    Head,
+    /// A branch.
+    Branch,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TransportSection {
+    amqp: Option<Secret>,
+    head_exchange: Option<String>,
+    branches_exchange: Option<String>,
+    queue: Option<String>,
+    queue_kind: Option<QueueKindName>,
+    heartbeat_seconds: Option<u16>,
+    listen: Option<String>,
+    advertise: Option<String>,
+    connect: Option<String>,
+    pin: Option<String>,
+    ca: Option<PathBuf>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum QueueKindName {
+    Classic,
+    Quorum,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ApiSection {
+    listen: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SyncSection {
+    #[serde(default)]
+    mode: Mode,
+}
+
+/// When data moves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// As soon as it can.
+    #[default]
+    Live,
+    /// When asked.
+    Manual,
+}
+
+impl Mode {
+    /// The word for scripts.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Manual => "manual",
+        }
+    }
+}
+
+/// The rules of one table, as far as they were written down.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TableSection {
+    direction: Option<Direction>,
+    conflict: Option<ConflictRule>,
+    insert: Option<InsertRule>,
+}
+
+/// The rules of the plan.
+#[derive(Clone, Debug, Default)]
+pub struct Rules(BTreeMap<String, TableSection>);
+
+impl Rules {
+    /// The rules of one table: its own over those of `*`.
+    pub fn of(&self, table: &str) -> (Direction, ConflictRule, InsertRule) {
+        let (own, all) = (self.0.get(table), self.0.get("*"));
+        let pick = |section: Option<&TableSection>| section.cloned().unwrap_or_default();
+        let (own, all) = (pick(own), pick(all));
+        (
+            own.direction.or(all.direction).unwrap_or_default(),
+            own.conflict.or(all.conflict).unwrap_or_default(),
+            own.insert.or(all.insert).unwrap_or_default(),
+        )
+    }
+}
+
+/// How envelopes travel.
+#[derive(Clone)]
+pub enum TransportSettings {
+    /// By RabbitMQ.
+    Amqp(AmqpPlace),
+    /// The head listens.
+    Listen {
+        /// Where.
+        address: String,
+        /// What branches are told.
+        advertise: Option<String>,
+        /// Certificate and key files.
+        certificate: Option<(PathBuf, PathBuf)>,
+    },
+    /// A branch connects.
+    Connect {
+        /// Where the head is.
+        url: String,
+        /// The head's certificate, by its hash.
+        pin: Option<String>,
+        /// An authority's certificate file.
+        ca: Option<PathBuf>,
+    },
+}
+
+/// Where in a broker.
+#[derive(Clone)]
+pub struct AmqpPlace {
+    /// The broker's address, with the user's name and password.
+    pub url: String,
+    /// The fanout exchange that branches publish to.
+    pub head_exchange: String,
+    /// The fanout exchange that the head publishes to.
+    pub branches_exchange: String,
+    /// This office's queue.
+    pub queue: String,
+    /// What kind of queues the head declares.
+    pub queue_kind: QueueKind,
+    /// Seconds between heartbeats.
+    pub heartbeat_seconds: u16,
+    /// Certificates, for `amqps://`.
+    pub tls: branchline_transport::amqp::TlsFiles,
+}
+
+impl TransportSettings {
+    /// The word for scripts.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Amqp(_) => "amqp",
+            Self::Listen { .. } | Self::Connect { .. } => "direct",
+        }
+    }
+}
+
+/// The checked configuration.
+#[derive(Clone)]
+pub struct Settings {
+    /// The configuration file.
+    pub file: PathBuf,
+    /// This office's name.
+    pub name: OfficeName,
+    /// Which office this is.
+    pub role: RoleName,
+    /// The database's address. A secret: it may hold a password.
+    pub database: String,
+    /// How envelopes travel.
+    pub transport: TransportSettings,
+    /// Where the loopback API listens.
+    pub api: std::net::SocketAddr,
+    /// When data moves.
+    pub mode: Mode,
+    /// The plan's rules.
+    pub rules: Rules,
+}
+
+/// Reads and checks a configuration file.
+pub fn read(file: &Path) -> Outcome<Settings> {
+    let text = std::fs::read_to_string(file).map_err(|error| {
+        let advice = "run `branchline init` (head) or `branchline join` (branch), or name another file with --config";
+        Failure::usage(format!("cannot read the configuration {}: {error}; {advice}", file.display()))
+    })?;
+    let typed: ConfigFile = toml::from_str(&text).map_err(|error| {
+        Failure::usage(format!("the configuration {} is wrong: {}", file.display(), error.to_string().trim()))
+    })?;
+    check(file, typed).map_err(|failure| failure.at(format_args!("configuration {}", file.display())))
+}
+
+fn check(file: &Path, typed: ConfigFile) -> Outcome<Settings> {
+    let database = from_environment("BRANCHLINE_DATABASE")
+        .map_or_else(|| reveal(file, typed.office.database.clone(), "office.database"), |value| Ok(Some(value)))?
+        .ok_or_else(|| {
+            Failure::usage("office.database is missing: write it there, or set BRANCHLINE_DATABASE in the environment")
+        })?;
+    let api = typed.api.listen.as_deref().unwrap_or("127.0.0.1:0");
+    let api: std::net::SocketAddr =
+        api.parse().map_err(|_| Failure::usage(format!("api.listen = \"{api}\" is not an address like 127.0.0.1:8080")))?;
+    if !api.ip().is_loopback() {
+        return Err(Failure::usage(format!("api.listen = \"{api}\" must be a loopback address: this interface has no login yet")));
+    }
+    let transport = transport(file, &typed.office, typed.transport)?;
+    Ok(Settings {
+        file: file.to_path_buf(),
+        name: typed.office.name,
+        role: typed.office.role,
+        database,
+        transport,
+        api,
+        mode: typed.sync.mode,
+        rules: Rules(typed.tables),
+    })
+}
+
+fn transport(file: &Path, office: &OfficeSection, typed: TransportSection) -> Outcome<TransportSettings> {
+    let beside = |path: PathBuf| file.parent().unwrap_or(Path::new(".")).join(path);
+    let amqp = match from_environment("BRANCHLINE_AMQP") {
+        Some(url) => Some(url),
+        None => reveal(file, typed.amqp, "transport.amqp")?,
+    };
+    let tls = branchline_transport::amqp::TlsFiles {
+        ca: typed.ca.clone().map(beside),
+        cert: typed.certificate.clone().map(beside),
+        key: typed.key.clone().map(beside),
+    };
+    match (amqp, typed.listen, typed.connect, office.role) {
+        (Some(url), None, None, _) => Ok(TransportSettings::Amqp(AmqpPlace {
+            url,
+            head_exchange: typed.head_exchange.unwrap_or_else(|| HEAD_EXCHANGE.into()),
+            branches_exchange: typed.branches_exchange.unwrap_or_else(|| BRANCHES_EXCHANGE.into()),
+            queue: typed.queue.unwrap_or_else(|| format!("{QUEUE_PREFIX}{}", office.name)),
+            queue_kind: match typed.queue_kind {
+                Some(QueueKindName::Quorum) => QueueKind::Quorum,
+                _ => QueueKind::Classic,
+            },
+            heartbeat_seconds: typed.heartbeat_seconds.unwrap_or(10),
+            tls,
+        })),
+        (None, Some(address), None, RoleName::Head) => Ok(TransportSettings::Listen {
+            address,
+            advertise: typed.advertise,
+            certificate: typed.certificate.zip(typed.key).map(|(cert, key)| (beside(cert), beside(key))),
+        }),
+        (None, None, Some(url), RoleName::Branch) => {
+            Ok(TransportSettings::Connect { url, pin: typed.pin, ca: typed.ca.map(beside) })
+        }
+        _ => Err(Failure::usage(
+            "[transport] needs just one of `amqp` (both), `listen` (head) and `connect` (branch)".to_string(),
+        )),
+    }
+}
+
+fn from_environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+fn reveal(file: &Path, secret: Option<Secret>, field: &str) -> Outcome<Option<String>> {
+    match secret {
+        None => Ok(None),
+        Some(Secret::Value(value)) => Ok(Some(value)),
+        Some(Secret::File(SecretFile { file: holder })) => {
+            let path = file.parent().unwrap_or(Path::new(".")).join(holder);
+            let text = std::fs::read_to_string(&path)
+                .map_err(io(format_args!("{field} names the file {}, which cannot be read", path.display())))?;
+            Ok(Some(text.trim().to_string()))
+        }
+    }
+}
+
+/// Writes a file that only its owner may read, whole or not at all.
+pub fn write_private(path: &Path, text: &str) -> Outcome<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let doing = || format!("cannot write {}", path.display());
+    let mut name = path.file_name().unwrap_or_default().to_os_string();
+    name.push(".new");
+    let draft = path.with_file_name(name);
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(&draft).map_err(io(doing()))?;
+    file.write_all(text.as_bytes()).map_err(io(doing()))?;
+    file.sync_all().map_err(io(doing()))?;
+    std::fs::rename(&draft, path).map_err(io(doing()))
+}
+
+/// The text of a new configuration file.
+pub fn compose(name: &OfficeName, role: RoleName, database: &str, transport: &[(&str, String)], head: bool) -> String {
+    let quote = |text: &str| toml_edit::Value::from(text).to_string();
+    let role = if role == RoleName::Head { "head" } else { "branch" };
+    let mut text = format!(
+        "# Branchline's configuration of one office. It may hold passwords: keep it readable to its owner only.\n\
+         # A value may also be {{ file = \"...\" }}, or come from BRANCHLINE_DATABASE and BRANCHLINE_AMQP.\n\n\
+         [office]\nname = {}\nrole = \"{role}\"\ndatabase = {}\n\n[transport]\n",
+        quote(name.as_str()),
+        quote(database),
+    );
+    for (key, value) in transport {
+        text.push_str(&format!("{key} = {}\n", quote(value)));
+    }
+    text.push_str(
+        "\n[api]\nlisten = \"127.0.0.1:0\"          # for commands beside `run`; 0: a free port\n\n\
+         [sync]\nmode = \"live\"                   # live | manual\n",
+    );
+    if head {
+        text.push_str(
+            "\n# The plan's rules, for all tables and for single ones ([tables.NAME]).\n[tables.\"*\"]\n\
+             direction = \"both\"              # both | up | down\n\
+             conflict = \"newest\"             # newest | head | branch\n\
+             insert = \"hold\"                 # two inserts of one key: hold | newest (the key is natural)\n",
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::panic)]
+    use super::*;
+
+    fn parse(text: &str) -> Outcome<Settings> {
+        let typed = toml::from_str(text).map_err(|error| Failure::usage(error.to_string()))?;
+        check(Path::new("test.toml"), typed)
+    }
+
+    #[test]
+    fn a_written_configuration_is_read_back() {
+        let name = OfficeName::new("HO").unwrap();
+        let text = compose(&name, RoleName::Head, "postgres://u:p@h/d", &[("listen", "127.0.0.1:7443".into())], true);
+        let settings = parse(&text).unwrap_or_else(|failure| panic!("{failure}"));
+        assert_eq!(settings.database, "postgres://u:p@h/d");
+        assert!(matches!(settings.transport, TransportSettings::Listen { .. }));
+        assert_eq!(settings.rules.of("any"), (Direction::Both, ConflictRule::Newest, InsertRule::Hold));
+    }
+
+    #[test]
+    fn unknown_keys_are_named() {
+        let text = "[office]\nname = \"HO\"\nrole = \"head\"\ndatabase = \"sqlite:a\"\ncolour = 1\n[transport]\nlisten = \"127.0.0.1:1\"";
+        let failure = parse(text).err().unwrap();
+        assert!(failure.message.contains("colour"), "{failure}");
+        assert_eq!(failure.code, crate::exit::USAGE);
+    }
+
+    #[test]
+    fn a_tables_own_rule_goes_before_the_rule_for_all() {
+        let text = "[office]\nname = \"HO\"\nrole = \"head\"\ndatabase = \"sqlite:a\"\n[transport]\nlisten = \"127.0.0.1:1\"\n\
+                    [tables.\"*\"]\nconflict = \"head\"\n[tables.price]\ndirection = \"down\"";
+        let settings = parse(text).unwrap_or_else(|failure| panic!("{failure}"));
+        assert_eq!(settings.rules.of("price"), (Direction::Down, ConflictRule::Head, InsertRule::Hold));
+    }
+
+    #[test]
+    fn two_transports_are_refused() {
+        let text = "[office]\nname = \"HO\"\nrole = \"head\"\ndatabase = \"sqlite:a\"\n[transport]\nlisten = \"127.0.0.1:1\"\namqp = \"amqp://x\"";
+        assert!(parse(text).err().unwrap().message.contains("just one of"));
+    }
+}

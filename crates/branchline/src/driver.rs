@@ -1,0 +1,432 @@
+//! Drives one office: joins the machine of the core to its database, its link, the clock and the people who ask.
+//!
+//! One loop, one owner of the database. Between two steps it takes requests, then arrivals as far as the machine has
+//! room, then lets the machine work; when nothing is left it sleeps until something happens. After a failed step the
+//! machine is read anew from the database, since the answer of a commit may have been lost.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use branchline_core::branch::Branch;
+use branchline_core::failure::{OfficeError, OfficeResult};
+use branchline_core::head::{Head, Wiring};
+use branchline_core::identity::{Micros, OfficeName};
+use branchline_core::output::{Notice, Output, To};
+use branchline_core::port::{Database, DatabaseError};
+use branchline_database::{AnyDatabase, AnyWatcher};
+use branchline_transport::{Destination, Event, Link, LinkError, Parcel, Receipt};
+use tokio::sync::{broadcast, mpsc};
+
+use crate::config::{Mode, Rules};
+use crate::request::{Request, Waiting};
+
+mod answer;
+mod status;
+
+/// How often the machine is told that time has passed.
+const TICK: Duration = Duration::from_millis(50);
+/// How long to wait after a failed step, at first and at most.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// How many events are taken in before the machine works again.
+const EVENTS_PER_ROUND: usize = 64;
+/// How long a stop may take to send what is still to be said.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// The office's machine.
+pub enum Machine {
+    /// The head's.
+    Head(Box<Head>),
+    /// A branch's.
+    Branch(Box<Branch>),
+}
+
+/// Everything that an office needs to run.
+pub struct Parts {
+    /// The database; its tables are prepared and it has an identity.
+    pub db: AnyDatabase,
+    /// Tells when the application wrote.
+    pub watcher: AnyWatcher,
+    /// The transport.
+    pub link: Link,
+    /// What kind of transport it is.
+    pub wiring: Wiring,
+    /// The word for the transport.
+    pub transport: &'static str,
+    /// When data moves.
+    pub mode: Mode,
+    /// The plan's rules (head).
+    pub rules: Rules,
+    /// Requests of people.
+    pub requests: mpsc::Receiver<Request>,
+    /// What happens, for whoever listens.
+    pub notices: broadcast::Sender<Notice>,
+}
+
+/// The driver of one office.
+pub struct Driver {
+    parts: Parts,
+    machine: Machine,
+    is_head: bool,
+    session: [u8; 16],
+    receipts: BTreeMap<u64, (Receipt, u64)>,
+    connections: BTreeSet<u64>,
+    next_token: u64,
+    link: LinkView,
+    waiting: Vec<Waiting>,
+    trouble: Trouble,
+    engine: (String, String),
+    stopping: bool,
+}
+
+/// What the driver knows of its link.
+#[derive(Default)]
+struct LinkView {
+    up: bool,
+    since: Option<SystemTime>,
+    problem: Option<LinkError>,
+}
+
+/// What went wrong lately.
+#[derive(Default)]
+struct Trouble {
+    problem: Option<OfficeError>,
+    retry_at: Option<Instant>,
+    pause: Duration,
+}
+
+/// The time by this machine's clock.
+pub fn now() -> Micros {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
+}
+
+/// Random bytes from the system.
+pub fn random<const N: usize>() -> OfficeResult<[u8; N]> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| OfficeError::Books(format!("no random numbers: {error}")))?;
+    Ok(bytes)
+}
+
+impl Driver {
+    /// Reads the machine from its database.
+    pub async fn new(mut parts: Parts) -> OfficeResult<Self> {
+        let session = random()?;
+        let (_, is_head) = branchline_core::office::Identity::load(&mut parts.db).await?;
+        let engine = parts.db.describe().await?;
+        let machine = load(&mut parts, is_head, session).await?;
+        Ok(Self {
+            parts,
+            machine,
+            is_head,
+            session,
+            receipts: BTreeMap::new(),
+            connections: BTreeSet::new(),
+            next_token: 1,
+            link: LinkView::default(),
+            waiting: Vec::new(),
+            trouble: Trouble::default(),
+            engine,
+            stopping: false,
+        })
+    }
+
+    /// Runs until asked to stop.
+    pub async fn run(mut self) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while !self.stopping {
+            self.take_requests().await;
+            let moved = self.take_events().await;
+            let more = self.step().await;
+            self.answer_waiting().await;
+            if more || moved {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            let room = self.has_room();
+            tokio::select! {
+                biased;
+                request = self.parts.requests.recv() => match request {
+                    Some(request) => self.take_request(request).await,
+                    None => self.stopping = true,
+                },
+                event = self.parts.link.events.recv(), if room => match event {
+                    Some(event) => self.take_event(event).await,
+                    None => tokio::time::sleep(TICK).await,
+                },
+                wake = self.parts.watcher.wake() => match wake {
+                    Some(()) => self.wake(),
+                    None => tokio::time::sleep(TICK).await,
+                },
+                _ = tick.tick() => self.tick().await,
+            }
+        }
+        self.flush().await;
+        drop(tokio::time::timeout(FAREWELL, self.parts.link.close()).await);
+    }
+
+    fn wake(&mut self) {
+        match &mut self.machine {
+            Machine::Head(head) => head.wake(),
+            Machine::Branch(branch) => branch.wake(),
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        match &self.machine {
+            Machine::Head(head) => head.has_room(),
+            Machine::Branch(branch) => branch.has_room(),
+        }
+    }
+
+    async fn take_requests(&mut self) {
+        while let Ok(request) = self.parts.requests.try_recv() {
+            self.take_request(request).await;
+        }
+    }
+
+    async fn take_events(&mut self) -> bool {
+        let mut moved = false;
+        for _ in 0..EVENTS_PER_ROUND {
+            if !self.has_room() {
+                break;
+            }
+            let Ok(event) = self.parts.link.events.try_recv() else { break };
+            self.take_event(event).await;
+            moved = true;
+        }
+        moved
+    }
+
+    async fn take_event(&mut self, event: Event) {
+        match event {
+            Event::Arrived { bytes, connection, receipt, .. } => {
+                let token = self.next_token;
+                self.next_token += 1;
+                self.receipts.insert(token, (receipt, connection));
+                let Parts { db, .. } = &mut self.parts;
+                let outcome = match &mut self.machine {
+                    Machine::Head(head) => head.arrived(db, now(), &bytes, token).await,
+                    Machine::Branch(branch) => branch.arrived(db, now(), &bytes, token).await,
+                };
+                self.flush().await;
+                self.note_outcome(outcome).await;
+            }
+            Event::Up { peer } => {
+                if peer.is_none() {
+                    self.link = LinkView { up: true, since: Some(SystemTime::now()), problem: None };
+                }
+                let outcome = self.machine_link_up(peer.as_ref());
+                self.flush().await;
+                self.note_outcome(outcome).await;
+            }
+            Event::Down { peer, reason } => {
+                tracing::debug!(peer = ?peer, "link down: {reason}");
+                if peer.is_none() {
+                    if self.link.up || self.link.since.is_none() {
+                        self.link.since = Some(SystemTime::now());
+                    }
+                    self.link.up = false;
+                    self.link.problem = Some(reason);
+                }
+                self.machine_link_down(peer.as_ref());
+            }
+            Event::Unroutable { to } => tracing::warn!("the broker has no queue for {to:?}: is that office invited?"),
+        }
+    }
+
+    fn machine_link_up(&mut self, peer: Option<&OfficeName>) -> OfficeResult<()> {
+        match &mut self.machine {
+            Machine::Head(head) => {
+                head.link_up(peer);
+                Ok(())
+            }
+            Machine::Branch(branch) => branch.link_up(now()),
+        }
+    }
+
+    fn machine_link_down(&mut self, peer: Option<&OfficeName>) {
+        match &mut self.machine {
+            Machine::Head(head) => head.link_down(peer),
+            Machine::Branch(branch) => branch.link_down(),
+        }
+    }
+
+    /// Lets the machine work, unless the last step failed a moment ago.
+    async fn step(&mut self) -> bool {
+        if let Some(at) = self.trouble.retry_at {
+            if Instant::now() < at {
+                return false;
+            }
+            self.trouble.retry_at = None;
+            if let Err(error) = self.reload().await {
+                self.fail(error);
+                return false;
+            }
+        }
+        let db = &mut self.parts.db;
+        let outcome = match &mut self.machine {
+            Machine::Head(head) => head.work(db, now()).await,
+            Machine::Branch(branch) => branch.work(db, now()).await,
+        };
+        self.flush().await;
+        match outcome {
+            Ok(more) => {
+                self.recovered();
+                more
+            }
+            Err(error) => {
+                self.fail(error);
+                false
+            }
+        }
+    }
+
+    async fn tick(&mut self) {
+        if self.trouble.retry_at.is_some() {
+            return;
+        }
+        let db = &mut self.parts.db;
+        let outcome = match &mut self.machine {
+            Machine::Head(head) => head.tick(db, now()).await,
+            Machine::Branch(branch) => branch.tick(now()),
+        };
+        self.flush().await;
+        self.note_outcome(outcome).await;
+    }
+
+    async fn note_outcome(&mut self, outcome: OfficeResult<()>) {
+        if let Err(error) = outcome {
+            self.fail(error);
+        }
+    }
+
+    fn recovered(&mut self) {
+        if let Some(problem) = self.trouble.problem.take() {
+            tracing::info!("recovered from: {problem}");
+        }
+        self.trouble.pause = RETRY.0;
+    }
+
+    fn fail(&mut self, error: OfficeError) {
+        if self.trouble.problem.as_ref() != Some(&error) && !matches!(error, OfficeError::Database(DatabaseError::Busy(_))) {
+            tracing::error!("{error}");
+        }
+        self.trouble.pause = self.trouble.pause.max(RETRY.0);
+        self.trouble.retry_at = Some(Instant::now() + self.trouble.pause);
+        self.trouble.pause = (self.trouble.pause * 2).min(RETRY.1);
+        self.trouble.problem = Some(error);
+    }
+
+    /// Reads the machine anew: what it remembered may no longer be what the database says.
+    async fn reload(&mut self) -> OfficeResult<()> {
+        self.machine = load(&mut self.parts, self.is_head, self.session).await?;
+        for (receipt, _) in std::mem::take(&mut self.receipts).into_values() {
+            self.parts.link.sender.settle(receipt);
+        }
+        if self.parts.wiring == Wiring::Direct && self.is_head {
+            for connection in std::mem::take(&mut self.connections) {
+                self.parts.link.sender.refuse(connection);
+            }
+        } else if self.link.up {
+            self.machine_link_up(None)?;
+            self.flush().await;
+        }
+        Ok(())
+    }
+
+    /// Does what the machine asked for.
+    async fn flush(&mut self) {
+        while let Some(output) = self.next_output() {
+            match output {
+                Output::Send(to, bytes) => {
+                    let to = match to {
+                        To::Everyone => Destination::Everyone,
+                        To::Branch(name) => Destination::Branch(name),
+                        To::Head => Destination::Head,
+                    };
+                    let bytes = bytes::Bytes::from_owner(SharedBytes(bytes));
+                    if let Err(error) = self.parts.link.sender.send(Parcel { to, bytes }).await {
+                        tracing::debug!("not sent: {error}");
+                    }
+                }
+                Output::Settle(token) => {
+                    if let Some((receipt, _)) = self.receipts.remove(&token) {
+                        self.parts.link.sender.settle(receipt);
+                    }
+                }
+                Output::Name(token, name) => {
+                    if let Some((_, connection)) = self.receipts.get(&token) {
+                        self.connections.insert(*connection);
+                        self.parts.link.sender.name_peer(*connection, name);
+                    }
+                }
+                Output::Close(token) => {
+                    if let Some((_, connection)) = self.receipts.get(&token) {
+                        self.parts.link.sender.refuse(*connection);
+                    }
+                }
+                Output::Notice(notice) => self.heed(notice),
+            }
+        }
+    }
+
+    fn next_output(&mut self) -> Option<Output> {
+        match &mut self.machine {
+            Machine::Head(head) => head.output(),
+            Machine::Branch(branch) => branch.output(),
+        }
+    }
+
+    fn heed(&mut self, notice: Notice) {
+        crate::telemetry::log(&notice);
+        self.note_for_waiting(&notice);
+        // Nobody listening is fine.
+        drop(self.parts.notices.send(notice));
+    }
+}
+
+/// Bytes shared with the machine's memory of its log.
+struct SharedBytes(std::sync::Arc<Vec<u8>>);
+
+impl AsRef<[u8]> for SharedBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+async fn load(parts: &mut Parts, is_head: bool, session: [u8; 16]) -> OfficeResult<Machine> {
+    let moving = parts.mode == Mode::Live;
+    Ok(if is_head {
+        let mut head = Head::load(&mut parts.db, parts.wiring, now()).await?;
+        for (table, (_, conflict, insert)) in
+            head.schema().tables.iter().map(|t| (t.id, parts.rules.of(&t.name))).collect::<Vec<_>>()
+        {
+            head.set_rules(table, conflict, insert);
+        }
+        restore_capture(&mut parts.db, head.schema()).await?;
+        head.set_moving(moving);
+        Machine::Head(Box::new(head))
+    } else {
+        let mut branch = Branch::load(&mut parts.db, session).await?;
+        if branch.state().joining.is_none() {
+            restore_capture(&mut parts.db, branch.schema()).await?;
+            branch.set_moving(moving);
+        }
+        Machine::Branch(Box::new(branch))
+    })
+}
+
+/// Puts capture back where it is missing (a rebuilt table drops its triggers).
+async fn restore_capture(db: &mut AnyDatabase, schema: &branchline_core::schema::Schema) -> OfficeResult<()> {
+    let missing = db.missing_capture(schema).await?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<&str> = missing.iter().filter_map(|id| schema.table(*id)).map(|table| table.name.as_str()).collect();
+    tracing::warn!(
+        "capture was missing on {}; it is put back, but writes made meanwhile were not seen: run `branchline verify`",
+        names.join(", ")
+    );
+    Ok(db.install(schema).await?)
+}

@@ -1,0 +1,191 @@
+//! Answering people: at once where that is possible, otherwise when the office has got so far.
+
+use std::time::Instant;
+
+use branchline_core::output::Notice;
+use branchline_core::port::Database;
+
+use super::{Driver, Machine, now};
+use crate::config::Mode;
+use crate::exit::{self, Failure};
+use crate::request::{Answer, Ask, Request, Waiting};
+
+impl Driver {
+    pub(super) async fn take_request(&mut self, request: Request) {
+        let Request { ask, reply } = request;
+        let answer = match &ask {
+            Ask::Status => self.status().await.map(|status| (0, status)).map_err(Failure::from),
+            Ask::Reload(name) => {
+                let db = &mut self.parts.db;
+                let outcome = match &mut self.machine {
+                    Machine::Head(head) => head.load_seat(db, name).await,
+                    Machine::Branch(_) => Ok(()),
+                };
+                self.flush().await;
+                outcome.map(|()| (0, serde_json::json!({ "done": true }))).map_err(Failure::from)
+            }
+            Ask::Stop => {
+                self.stopping = true;
+                Ok((0, serde_json::json!({ "stopped": true })))
+            }
+            Ask::Leave => self.leave().await,
+            Ask::Sync { .. } | Ask::Joined { .. } | Ask::Verify { .. } => {
+                self.begin_waiting(ask, reply);
+                return;
+            }
+        };
+        // Whoever asked may have gone.
+        drop(reply.send(answer));
+    }
+
+    fn begin_waiting(&mut self, ask: Ask, reply: tokio::sync::oneshot::Sender<Answer>) {
+        self.set_moving(true);
+        if matches!(ask, Ask::Verify { .. }) {
+            match &mut self.machine {
+                Machine::Head(head) => head.verify(now()),
+                Machine::Branch(branch) => {
+                    if let Err(error) = branch.verify() {
+                        drop(reply.send(Err(error.into())));
+                        return;
+                    }
+                }
+            }
+        }
+        self.waiting.push(Waiting { ask, reply, question: None, answer: None, since: Instant::now() });
+    }
+
+    fn set_moving(&mut self, moving: bool) {
+        match &mut self.machine {
+            Machine::Head(head) => head.set_moving(moving),
+            Machine::Branch(branch) => branch.set_moving(moving),
+        }
+    }
+
+    async fn leave(&mut self) -> Answer {
+        if let Machine::Branch(branch) = &mut self.machine {
+            branch.leave()?;
+        }
+        self.flush().await;
+        self.parts.db.uninstall().await?;
+        self.stopping = true;
+        Ok((0, serde_json::json!({ "left": true })))
+    }
+
+    /// Remembers outcomes that someone waits for.
+    pub(super) fn note_for_waiting(&mut self, notice: &Notice) {
+        let verified = match notice {
+            Notice::Verified(verification) if verification.wanted_by.is_none() => {
+                Some((verification.is_equal(), verification.to_json()))
+            }
+            Notice::VerifyResult(text) => serde_json::from_str::<serde_json::Value>(text)
+                .ok()
+                .map(|document| (document["equal"] == true, document)),
+            _ => None,
+        };
+        if let Some((equal, document)) = verified {
+            for waiting in self.waiting.iter_mut().filter(|waiting| matches!(waiting.ask, Ask::Verify { .. })) {
+                waiting.answer = Some(Ok((if equal { 0 } else { exit::NO }, document.clone())));
+            }
+        }
+    }
+
+    /// Looks whether anyone who waits can be answered.
+    pub(super) async fn answer_waiting(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let mut still = Vec::new();
+        for mut waiting in std::mem::take(&mut self.waiting) {
+            let answer = match waiting.answer.take() {
+                Some(answer) => Some(answer),
+                None => self.try_answer(&mut waiting).await,
+            };
+            match answer {
+                Some(answer) => drop(waiting.reply.send(answer)),
+                None => still.push(waiting),
+            }
+        }
+        self.waiting.extend(still);
+        if self.waiting.is_empty() && self.parts.mode == Mode::Manual {
+            self.set_moving(false);
+        }
+    }
+
+    async fn try_answer(&mut self, waiting: &mut Waiting) -> Option<Answer> {
+        let deadline = match &waiting.ask {
+            Ask::Sync { deadline } | Ask::Verify { deadline } => Some(*deadline),
+            Ask::Joined { deadline } => *deadline,
+            _ => None,
+        };
+        if let Some(refused) = self.refused() {
+            return Some(Err(Failure::usage(refused)));
+        }
+        if matches!(waiting.ask, Ask::Joined { .. })
+            && let Some(problem) = self.trouble.problem.as_ref().filter(|problem| !problem.passes())
+        {
+            return Some(Err(problem.clone().into()));
+        }
+        let done = !matches!(waiting.ask, Ask::Verify { .. }) && self.is_even(waiting).await;
+        if done {
+            return Some(self.status().await.map(|status| (0, status)).map_err(Failure::from));
+        }
+        if deadline.is_some_and(|deadline| Instant::now() > deadline) {
+            return Some(Err(self.too_late(waiting).await));
+        }
+        None
+    }
+
+    fn refused(&self) -> Option<String> {
+        match &self.machine {
+            Machine::Branch(branch) => branch.state().refused.map(|reason| format!("the head refused this branch: {reason}")),
+            Machine::Head(_) => None,
+        }
+    }
+
+    /// Whether both sides have everything. A branch asks the head anew until it says so.
+    async fn is_even(&mut self, waiting: &mut Waiting) -> bool {
+        if self.trouble.problem.is_some() {
+            return false;
+        }
+        let db = &mut self.parts.db;
+        match &mut self.machine {
+            Machine::Head(head) => head.is_even(db).await.unwrap_or(false),
+            Machine::Branch(branch) => {
+                if !branch.state().connected || !branch.is_even(db).await.unwrap_or(false) {
+                    return false;
+                }
+                match waiting.question {
+                    Some(question) if branch.answered_evenly(question) => return true,
+                    Some(question) if !branch.was_answered(question) => return false,
+                    _ => {}
+                }
+                waiting.question = branch.ask(now()).ok();
+                self.flush().await;
+                false
+            }
+        }
+    }
+
+    async fn too_late(&mut self, waiting: &Waiting) -> Failure {
+        let pending = self.parts.db.backlog().await.map_or(0, |backlog| backlog.writes);
+        let place = match (&self.trouble.problem, &self.link.problem) {
+            (Some(problem), _) => return problem.clone().into(),
+            (None, Some(problem)) => problem.to_string(),
+            (None, None) if self.is_head => "not all branches have answered".to_string(),
+            (None, None) => "the head does not answer; is `branchline run` up there?".to_string(),
+        };
+        let waits = match &self.machine {
+            Machine::Head(head) => {
+                let behind = head.branches().into_iter().filter(|b| b.joined && b.applied < head.last());
+                format!("behind: {}", behind.map(|b| b.name.to_string()).collect::<Vec<_>>().join(", "))
+            }
+            Machine::Branch(branch) => {
+                let state = branch.state();
+                let batches = state.frozen.0 - state.answered.0;
+                format!("waiting here: {pending} captured writes and {batches} unanswered batches")
+            }
+        };
+        let seconds = waiting.since.elapsed().as_secs();
+        Failure::new(exit::UNREACHED, format!("gave up after {seconds} s: {place}. Nothing is lost; {waits}"))
+    }
+}

@@ -1,0 +1,92 @@
+//! How an office is, under the public interface's keys.
+
+use std::time::UNIX_EPOCH;
+
+use branchline_core::books::{CONFLICTS, OUTBOX};
+use branchline_core::conflict::rfc3339;
+use branchline_core::failure::OfficeResult;
+use branchline_core::identity::Micros;
+use branchline_core::port::Database;
+use serde_json::json;
+
+use super::{Driver, Machine, now};
+
+impl Driver {
+    pub(super) async fn status(&mut self) -> OfficeResult<serde_json::Value> {
+        let backlog = self.parts.db.backlog().await?;
+        let outbox = self.parts.db.extent(OUTBOX).await?;
+        let conflicts = self.parts.db.extent(CONFLICTS).await?.entries;
+        let oldest = backlog.oldest.map_or(0, |oldest| (now().0 - oldest.0).max(0) / 1_000_000);
+        let mut status = json!({
+            "database": { "engine": self.engine.0, "version": self.engine.1, "reachable": true },
+            "pending_changes": backlog.writes,
+            "conflicts": conflicts,
+            "mode": self.parts.mode.as_str(),
+        });
+        let problem = self.trouble.problem.as_ref().map(ToString::to_string);
+        let (connected, details) = match &mut self.machine {
+            Machine::Head(head) => {
+                let last = head.last();
+                let branch = |b: branchline_core::head::BranchReport| {
+                    let lag = last.0.saturating_sub(b.applied.0);
+                    let seconds = if lag == 0 { 0 } else { (now().0 - b.seen.0).max(0) / 1_000_000 };
+                    json!({
+                        "name": b.name, "joined": b.joined, "online": b.online,
+                        "last_seen": (b.seen != Micros(0)).then(|| rfc3339(b.seen)),
+                        "lag_changes": lag, "lag_seconds": seconds, "holds": b.holds,
+                        "clock_offset_ms": b.clock_offset_ms, "schema_version": head.schema().version,
+                        "applied": b.applied, "batches": b.cursor,
+                    })
+                };
+                let reports = head.branches();
+                let applied: serde_json::Map<_, _> =
+                    reports.iter().map(|b| (b.name.to_string(), json!(b.cursor))).collect();
+                let holds: u64 = reports.iter().map(|b| b.holds).sum();
+                let in_sync = head.is_even(&mut self.parts.db).await?;
+                let direct = self.parts.transport == "direct";
+                let branches: Vec<_> = reports.into_iter().map(branch).collect();
+                let details = json!({
+                    "office": head.name(), "role": "head", "in_sync": in_sync, "applied": applied,
+                    "log": last, "holds": holds, "schema_version": head.schema().version, "branches": branches,
+                    "outbox": { "batches": 0, "changes": 0, "bytes": 0, "oldest_seconds": oldest },
+                });
+                (direct || self.link.up, details)
+            }
+            Machine::Branch(branch) => {
+                let state = branch.state();
+                let in_sync = state.connected && branch.is_even(&mut self.parts.db).await?;
+                let mut holds = 0;
+                for table in &branch.schema().tables {
+                    holds += branchline_core::branch::held_rows(&mut self.parts.db, table).await?;
+                }
+                let unanswered = state.frozen.0 - state.answered.0;
+                let bytes = if unanswered == 0 { 0 } else { outbox.bytes };
+                let details = json!({
+                    "office": branch.name(), "role": "branch", "in_sync": in_sync,
+                    "applied": { "head": state.cursor }, "known_log": state.known_last, "holds": holds,
+                    "schema_version": branch.schema().version,
+                    "joining": state.joining.as_ref().map(|j| json!({ "tables": j.tables_done, "rows": j.rows })),
+                    "clock_offset_ms": state.clock_offset_ms, "refused": state.refused,
+                    "outbox": {
+                        "batches": unanswered, "changes": branch.unanswered_rows(), "bytes": bytes,
+                        "oldest_seconds": oldest,
+                    },
+                });
+                (state.connected, details)
+            }
+        };
+        if let (Some(status), serde_json::Value::Object(details)) = (status.as_object_mut(), details) {
+            status.extend(details);
+            let since = self.link.since.map(|at| at.duration_since(UNIX_EPOCH).unwrap_or_default());
+            let since = since.map(|at| rfc3339(Micros(i64::try_from(at.as_micros()).unwrap_or(0))));
+            let link_problem = self.link.problem.as_ref().filter(|_| !self.link.up).map(ToString::to_string);
+            status.insert(
+                "transport".into(),
+                json!({ "kind": self.parts.transport, "connected": connected, "since": since, "problem": link_problem }),
+            );
+            status.insert("problem".into(), json!(problem));
+            status.insert("at".into(), json!(rfc3339(now())));
+        }
+        Ok(status)
+    }
+}

@@ -1,0 +1,225 @@
+//! An office as the commands see it: opened from its settings, run on a thread of its own, asked by requests.
+
+use std::fs::File;
+use std::net::ToSocketAddrs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use branchline_core::head::Wiring;
+use branchline_core::output::Notice;
+use branchline_core::port::Database;
+use branchline_database::AnyDatabase;
+use branchline_transport::Link;
+use branchline_transport::amqp::{AmqpSettings, Role};
+use branchline_transport::direct::{DialSettings, Pin, ServeSettings, Trust, dial, serve};
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use crate::config::{AmqpPlace, QUEUE_PREFIX, RoleName, Settings, TransportSettings};
+use crate::driver::{Driver, Parts};
+use crate::exit::{BUG, Failure, Outcome, USAGE, io};
+use crate::request::{Answer, Ask, Request};
+
+/// How many requests may wait for the driver.
+const REQUESTS: usize = 64;
+/// How many notices a slow listener may lag behind.
+const NOTICES: usize = 1024;
+
+/// A running office.
+pub struct Office {
+    requests: mpsc::Sender<Request>,
+    notices: broadcast::Sender<Notice>,
+    thread: Option<std::thread::JoinHandle<()>>,
+    /// Where the head listens, on the direct transport.
+    pub bound: Option<std::net::SocketAddr>,
+}
+
+/// Asks a running office; cheap to copy.
+#[derive(Clone)]
+pub struct Handle(mpsc::Sender<Request>);
+
+impl Handle {
+    /// Asks and waits for the answer.
+    pub async fn ask(&self, ask: Ask) -> Answer {
+        let (reply, answer) = oneshot::channel();
+        let gone = || Failure::new(BUG, "the office stopped before it could answer");
+        self.0.send(Request { ask, reply }).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+impl Office {
+    /// Starts the office that these settings describe. The caller holds its [`Lock`].
+    pub async fn start(settings: &Settings) -> Outcome<Self> {
+        let (link, wiring, bound) = open_link(settings).await?;
+        let (requests, received) = mpsc::channel(REQUESTS);
+        let (notices, _) = broadcast::channel(NOTICES);
+        let (started, ready) = oneshot::channel();
+        let settings = settings.clone();
+        let heard = notices.clone();
+        let work = move || {
+            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(error) => {
+                    drop(started.send(Err(Failure::new(BUG, format!("no runtime: {error}")))));
+                    return;
+                }
+            };
+            runtime.block_on(async move {
+                match open_driver(&settings, link, wiring, received, heard).await {
+                    Ok(driver) => {
+                        drop(started.send(Ok(())));
+                        driver.run().await;
+                    }
+                    Err(failure) => drop(started.send(Err(failure))),
+                }
+            });
+        };
+        let thread = std::thread::Builder::new().name("office".into()).spawn(work).map_err(io("cannot start a thread"))?;
+        let office = Self { requests, notices, thread: Some(thread), bound };
+        ready.await.map_err(|_| Failure::new(BUG, "the office's thread ended early"))??;
+        Ok(office)
+    }
+
+    /// Something to ask it by.
+    pub fn handle(&self) -> Handle {
+        Handle(self.requests.clone())
+    }
+
+    /// Hears what happens from now on.
+    pub fn listen(&self) -> broadcast::Receiver<Notice> {
+        self.notices.subscribe()
+    }
+
+    /// Waits until it has ended by itself.
+    pub async fn ended(&self) {
+        self.requests.closed().await;
+    }
+
+    /// Stops it and waits until it has stopped.
+    pub async fn stop(mut self) {
+        drop(self.handle().ask(Ask::Stop).await);
+        if let Some(thread) = self.thread.take() {
+            drop(tokio::task::spawn_blocking(move || thread.join()).await);
+        }
+    }
+}
+
+async fn open_driver(
+    settings: &Settings,
+    link: Link,
+    wiring: Wiring,
+    requests: mpsc::Receiver<Request>,
+    notices: broadcast::Sender<Notice>,
+) -> Outcome<Driver> {
+    let mut db = AnyDatabase::open(&settings.database, false).await?;
+    db.prepare().await?;
+    let watcher = branchline_database::watch(&settings.database).await?;
+    let parts = Parts {
+        db,
+        watcher,
+        link,
+        wiring,
+        transport: settings.transport.kind(),
+        mode: settings.mode,
+        rules: settings.rules.clone(),
+        requests,
+        notices,
+    };
+    Ok(Driver::new(parts).await?)
+}
+
+/// The broker's side of the settings.
+pub fn amqp_settings(settings: &Settings, place: &AmqpPlace) -> AmqpSettings {
+    AmqpSettings {
+        url: place.url.clone(),
+        head_exchange: place.head_exchange.clone(),
+        branches_exchange: place.branches_exchange.clone(),
+        queue: place.queue.clone(),
+        role: match settings.role {
+            RoleName::Head => Role::Head { branch_queue_prefix: QUEUE_PREFIX.into() },
+            RoleName::Branch => Role::Branch(settings.name.clone()),
+        },
+        queue_kind: place.queue_kind,
+        heartbeat_seconds: place.heartbeat_seconds,
+        tls: place.tls.clone(),
+    }
+}
+
+async fn open_link(settings: &Settings) -> Outcome<(Link, Wiring, Option<std::net::SocketAddr>)> {
+    match &settings.transport {
+        TransportSettings::Amqp(place) => {
+            let link = branchline_transport::amqp::open(amqp_settings(settings, place))?;
+            Ok((link, Wiring::Fanout, None))
+        }
+        TransportSettings::Listen { address, certificate, .. } => {
+            let wrong = |why: String| Failure::usage(format!("transport.listen = \"{address}\": {why}"));
+            let mut found = address.to_socket_addrs().map_err(|error| wrong(error.to_string()))?;
+            let address = found.next().ok_or_else(|| wrong("no such address".into()))?;
+            let certificate = match certificate {
+                None => None,
+                Some((cert, key)) => Some((read_file(cert)?, read_file(key)?)),
+            };
+            let (link, bound) = serve(ServeSettings { address, certificate }).await?;
+            Ok((link, Wiring::Direct, Some(bound)))
+        }
+        TransportSettings::Connect { url, pin, ca } => {
+            let trust = match (pin, ca) {
+                (Some(pin), _) => {
+                    let pin: Pin = pin.parse().map_err(|error| Failure::usage(format!("transport.pin: {error}")))?;
+                    Trust::Pin(pin)
+                }
+                (None, Some(ca)) => Trust::CaFile(ca.clone()),
+                (None, None) => Trust::System,
+            };
+            Ok((dial(DialSettings { url: url.clone(), trust })?, Wiring::Direct, None))
+        }
+    }
+}
+
+/// Reads a file that the configuration names.
+pub fn read_file(path: &Path) -> Outcome<String> {
+    std::fs::read_to_string(path).map_err(io(format_args!("cannot read {}", path.display())))
+}
+
+/// The right to be the one process that owns an office's database.
+pub struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Takes it, or says who has it.
+    pub fn take(config: &Path) -> Outcome<Option<Self>> {
+        let path = beside(config, "lock");
+        let file = File::options().create(true).write(true).truncate(false).open(&path);
+        let file = file.map_err(io(format_args!("cannot open {}", path.display())))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Self { _file: file })),
+            Err(std::fs::TryLockError::WouldBlock) => Ok(None),
+            Err(std::fs::TryLockError::Error(error)) => {
+                Err(Failure::new(USAGE, format!("cannot lock {}: {error}", path.display())))
+            }
+        }
+    }
+
+    /// Takes it, waiting a moment for a process that is just stopping.
+    pub async fn take_soon(config: &Path) -> Outcome<Option<Self>> {
+        for _ in 0..10 {
+            if let Some(lock) = Self::take(config)? {
+                return Ok(Some(lock));
+            }
+            if crate::api::address(config).is_some() {
+                return Ok(None);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(None)
+    }
+}
+
+/// A file beside the configuration, named after it.
+pub fn beside(config: &Path, extension: &str) -> PathBuf {
+    let mut name = config.file_name().unwrap_or_default().to_os_string();
+    name.push(".");
+    name.push(extension);
+    config.with_file_name(name)
+}

@@ -1,0 +1,41 @@
+//! Log lines: views of notices.
+
+use branchline_core::output::Notice;
+use tracing_subscriber::EnvFilter;
+
+/// Sends log lines to stderr. `-v` shows more; `BRANCHLINE_LOG` overrides both.
+pub fn start(verbosity: u8) {
+    let level = match verbosity {
+        0 => "branchline=info,warn",
+        1 => "branchline=debug,branchline_transport=debug,branchline_database=debug,info",
+        _ => "branchline=trace,branchline_transport=trace,branchline_database=trace,debug",
+    };
+    let filter = std::env::var("BRANCHLINE_LOG").ok().and_then(|text| EnvFilter::try_new(text).ok());
+    let filter = filter.unwrap_or_else(|| EnvFilter::new(level));
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // A second start (tests, the demo) keeps the first.
+    drop(subscriber.try_init());
+}
+
+/// Writes a notice as a log line.
+pub fn log(notice: &Notice) {
+    match notice {
+        Notice::BranchGreeted(name) => tracing::info!("branch {name} is here"),
+        Notice::Refused(name, reason) => tracing::warn!("{name} was refused: {reason}"),
+        Notice::Dropped(why) => tracing::warn!("an envelope was dropped: {why}"),
+        Notice::Taken { changes } => tracing::debug!("took {changes} local changes"),
+        Notice::Landed { changes, deferred } => tracing::debug!("landed {changes} changes, {deferred} deferred"),
+        Notice::Gap { from } => tracing::debug!("number {from} is missing; asked for it"),
+        Notice::Conflict { id, table, reason } => tracing::info!("conflict {id} in table {table}: {reason}"),
+        Notice::Reincarnated => tracing::warn!("this database was restored or copied: the branch took a fresh incarnation"),
+        Notice::Loading { table, rows } => tracing::debug!("loading {table}: {rows} rows so far"),
+        Notice::Joined { rows } => tracing::info!("joined: {rows} rows loaded"),
+        Notice::Welcomed { last, cursor, clock_offset_ms } => {
+            tracing::info!("the head let us in: log at {last}, our batches up to {cursor}, clock offset {clock_offset_ms} ms");
+        }
+        Notice::RefusedByHead(reason) => tracing::error!("the head refused this branch: {reason}"),
+        Notice::Verified(v) => tracing::info!("verification {}: {}", v.id, if v.is_equal() { "equal" } else { "different" }),
+        Notice::VerifyResult(_) => {}
+        Notice::ClockOff(name, ms) => tracing::warn!("the clock of {name} is {ms} ms off the head's"),
+    }
+}

@@ -1,0 +1,132 @@
+//! One database of any engine: a closed set, dispatched by `match`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use branchline_core::change::{Effect, Key, Row};
+use branchline_core::port::{
+    Backlog, Database, DatabaseError, DbResult, Entry, Extent, Inspection, Portion, Purpose,
+};
+use branchline_core::schema::{Schema, Table, TableId};
+
+use crate::postgres::{self, PostgresDatabase};
+use crate::sqlite::{self, SqliteDatabase};
+
+/// An office's database.
+pub enum AnyDatabase {
+    /// PostgreSQL.
+    Postgres(Box<PostgresDatabase>),
+    /// SQLite.
+    Sqlite(Box<SqliteDatabase>),
+}
+
+/// Tells when the application has written.
+pub enum AnyWatcher {
+    /// PostgreSQL.
+    Postgres(postgres::Watcher),
+    /// SQLite.
+    Sqlite(sqlite::Watcher),
+}
+
+impl AnyWatcher {
+    /// Waits until the application has probably written something; `None` when the watch ended.
+    pub async fn wake(&mut self) -> Option<()> {
+        match self {
+            Self::Postgres(watcher) => watcher.wake.recv().await,
+            Self::Sqlite(watcher) => watcher.wake.recv().await,
+        }
+    }
+}
+
+/// Which engine a database address names.
+enum Engine {
+    Postgres,
+    Sqlite,
+}
+
+fn engine_of(url: &str) -> DbResult<Engine> {
+    match url.split_once(':').map(|(scheme, _)| scheme) {
+        Some("postgres" | "postgresql") => Ok(Engine::Postgres),
+        Some("sqlite") => Ok(Engine::Sqlite),
+        Some("mysql" | "mariadb") => Err(DatabaseError::Refused(
+            "MariaDB and MySQL are not supported yet; use `postgres://...` or `sqlite:PATH`".into(),
+        )),
+        _ => Err(DatabaseError::Refused(
+            "the database address must begin with `postgres://` or `sqlite:`".into(),
+        )),
+    }
+}
+
+impl AnyDatabase {
+    /// Opens the database at an address: `postgres://...`, or `sqlite:PATH` (created where `create` says so).
+    pub async fn open(url: &str, create: bool) -> DbResult<Self> {
+        Ok(match engine_of(url)? {
+            Engine::Postgres => Self::Postgres(Box::new(PostgresDatabase::connect(url).await?)),
+            Engine::Sqlite => {
+                let mut db = SqliteDatabase::open(url, create)?;
+                // What the application's triggers did at the other office travels as changes of its own (trap 4).
+                db.silence_triggers(true)?;
+                Self::Sqlite(Box::new(db))
+            }
+        })
+    }
+
+    /// The engine's name and version.
+    pub async fn describe(&mut self) -> DbResult<(String, String)> {
+        match self {
+            Self::Postgres(db) => db.describe().await,
+            Self::Sqlite(db) => {
+                let description = db.describe();
+                Ok((description.engine.to_string(), description.version.to_string()))
+            }
+        }
+    }
+}
+
+/// Watches the database at an address for writes of the application.
+pub async fn watch(url: &str) -> DbResult<AnyWatcher> {
+    Ok(match engine_of(url)? {
+        Engine::Postgres => AnyWatcher::Postgres(postgres::watch(url).await?),
+        Engine::Sqlite => AnyWatcher::Sqlite(sqlite::watch(url)?),
+    })
+}
+
+macro_rules! dispatch {
+    ($(fn $name:ident(&mut self $(, $arg:ident: $kind:ty)*) -> $result:ty;)*) => {
+        impl Database for AnyDatabase {
+            $(async fn $name(&mut self $(, $arg: $kind)*) -> DbResult<$result> {
+                match self {
+                    Self::Postgres(db) => db.$name($($arg),*).await,
+                    Self::Sqlite(db) => db.$name($($arg),*).await,
+                }
+            })*
+        }
+    };
+}
+
+dispatch! {
+    fn begin(&mut self, purpose: Purpose) -> ();
+    fn commit(&mut self) -> ();
+    fn rollback(&mut self) -> ();
+    fn take(&mut self, schema: &Schema, limit: usize) -> Portion;
+    fn captured(&mut self, table: &Table, keys: Option<&[Key]>) -> BTreeSet<Key>;
+    fn recapture(&mut self, table: &Table, keys: Option<&[Key]>) -> ();
+    fn backlog(&mut self) -> Backlog;
+    fn write(&mut self, schema: &Schema, effects: &[(TableId, Effect)]) -> ();
+    fn read(&mut self, table: &Table, keys: &[Key]) -> BTreeMap<Key, Row>;
+    fn chunk(&mut self, table: &Table, after: Option<&Key>, limit: usize) -> Vec<Row>;
+    fn meta(&mut self, name: &str) -> Option<Vec<u8>>;
+    fn set_meta(&mut self, name: &str, value: Option<&[u8]>) -> ();
+    fn append(&mut self, stream: &str, entries: &[Entry]) -> ();
+    fn entries(&mut self, stream: &str, from: u64, max_bytes: usize) -> Vec<Entry>;
+    fn trim(&mut self, stream: &str, through: u64) -> ();
+    fn extent(&mut self, stream: &str) -> Extent;
+    fn notes(&mut self, table: &Table, keys: Option<&[Key]>) -> BTreeMap<Key, Vec<u8>>;
+    fn set_notes(&mut self, table: &Table, notes: &[(Key, Option<Vec<u8>>)]) -> ();
+    fn inspect(&mut self) -> Inspection;
+    fn prepare(&mut self) -> ();
+    fn install(&mut self, schema: &Schema) -> ();
+    fn missing_capture(&mut self, schema: &Schema) -> Vec<TableId>;
+    fn create_tables(&mut self, schema: &Schema) -> Vec<String>;
+    fn add_foreign_keys(&mut self, schema: &Schema) -> ();
+    fn uninstall(&mut self) -> ();
+}

@@ -1,0 +1,136 @@
+//! How this database declares a shared table: what statements on it need to know.
+
+use std::collections::HashMap;
+
+use branchline_core::port::{DatabaseError, DbResult};
+use branchline_core::schema::{Column, Table};
+use tokio_postgres::types::Type as Wire;
+
+use super::books::get;
+use super::connection::PostgresDatabase;
+use super::ddl::{ident, names, relation};
+
+/// Every type with the one that it is a domain over, or itself; nested domains are followed down.
+pub(super) const ROOTS: &str = "RECURSIVE root(oid, base, modifier) AS (
+    SELECT t.oid, t.oid, -1 FROM pg_catalog.pg_type t WHERE t.typtype <> 'd'
+    UNION ALL
+    SELECT d.oid, r.base, CASE WHEN d.typtypmod <> -1 THEN d.typtypmod ELSE r.modifier END
+    FROM root r JOIN pg_catalog.pg_type d ON d.typbasetype = r.oid WHERE d.typtype = 'd')";
+
+/// A table as declared here.
+pub(super) struct Layout {
+    /// Its quoted name.
+    pub(super) relation: String,
+    /// Whether it is the root of partitions.
+    pub(super) partitioned: bool,
+    /// Whether a constraint on it, or one that refers to it, can be deferred.
+    pub(super) deferrable: bool,
+    /// Whether it has unique constraints besides its key.
+    pub(super) unique: bool,
+    /// The foreign keys that would change children when a row of this table is deleted.
+    pub(super) children: Vec<Child>,
+    /// Column names with the types that texts are cast to. Without length or precision: with them, an explicit cast
+    /// would cut silently, where the assignment to the column complains.
+    casts: HashMap<String, String>,
+}
+
+/// A foreign key with `CASCADE`, `SET NULL` or `SET DEFAULT` on delete.
+pub(super) struct Child {
+    pub(super) relation: String,
+    pub(super) columns: Vec<String>,
+    pub(super) parent_columns: Vec<String>,
+}
+
+impl Layout {
+    pub(super) async fn load(db: &mut PostgresDatabase, table: &str) -> DbResult<Self> {
+        let (schema, name) = names(table);
+        let types = [Wire::TEXT, Wire::TEXT];
+        let columns = format!(
+            "WITH {ROOTS}
+             SELECT c.relkind = 'p', a.attname::text, n.nspname::text, b.typname::text,
+                    EXISTS (SELECT FROM pg_catalog.pg_constraint d
+                            WHERE d.condeferrable AND c.oid IN (d.conrelid, d.confrelid)),
+                    EXISTS (SELECT FROM pg_catalog.pg_index i
+                            WHERE i.indrelid = c.oid AND i.indisunique AND NOT i.indisprimary)
+             FROM pg_catalog.pg_class c
+             JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+             JOIN root r ON r.oid = a.atttypid JOIN pg_catalog.pg_type b ON b.oid = r.base
+             JOIN pg_catalog.pg_namespace n ON n.oid = b.typnamespace
+             JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace
+             WHERE s.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p')"
+        );
+        let rows = db.query(&columns, &types, &[&schema, &name]).await?;
+        let Some(first) = rows.first() else {
+            return Err(mismatch(table, "the table does not exist here"));
+        };
+        let (partitioned, deferrable, unique) = (get(first, 0)?, get(first, 4)?, get(first, 5)?);
+        let mut casts = HashMap::new();
+        for row in &rows {
+            casts.insert(get::<String>(row, 1)?, format!("{}.{}", ident(get(row, 2)?), ident(get(row, 3)?)));
+        }
+        let children = children(db, schema, name).await?;
+        Ok(Self { relation: relation(table), partitioned, deferrable, unique, children, casts })
+    }
+
+    /// The type that a column's texts are cast to.
+    pub(super) fn cast(&self, table: &Table, column: &Column) -> DbResult<&str> {
+        let cast = self.casts.get(&column.name).map(String::as_str);
+        cast.ok_or_else(|| mismatch(&table.name, format!("column `{}` does not exist here", column.name)))
+    }
+
+    /// The condition that joins the table's rows, as `row`, with keys unnested as `given(k0, k1, ...)`.
+    pub(super) fn key_join(&self, table: &Table, row: &str) -> DbResult<String> {
+        let columns = table.key_columns().enumerate();
+        let equal = columns.map(|(at, column)| {
+            Ok(format!("{row}.{} = given.k{at}::{}", ident(&column.name), self.cast(table, column)?))
+        });
+        Ok(equal.collect::<DbResult<Vec<_>>>()?.join(" AND "))
+    }
+}
+
+/// `unnest($1, $2, ...) AS given(k0, k1, ...)` over a table's key, its parameters counted from `first`.
+pub(super) fn given(table: &Table, first: usize, ordinal: bool) -> String {
+    let count = table.key.len();
+    let values: Vec<String> = (first..first + count).map(|at| format!("${at}")).collect();
+    let mut columns: Vec<String> = (0..count).map(|at| format!("k{at}")).collect();
+    if ordinal {
+        columns.push("place".to_owned());
+    }
+    let with = if ordinal { " WITH ORDINALITY" } else { "" };
+    // Unqualified: only so does PostgreSQL take several arrays.
+    format!("unnest({}){with} AS given({})", values.join(", "), columns.join(", "))
+}
+
+async fn children(db: &mut PostgresDatabase, schema: &str, name: &str) -> DbResult<Vec<Child>> {
+    let column = |relation: &str, list: &str| {
+        format!(
+            "ARRAY(SELECT a.attname::text FROM pg_catalog.unnest({list}) WITH ORDINALITY AS k(number, place)
+                   JOIN pg_catalog.pg_attribute a ON a.attrelid = {relation} AND a.attnum = k.number ORDER BY k.place)"
+        )
+    };
+    let sql = format!(
+        "SELECT s.nspname::text, t.relname::text, {}, {}
+         FROM pg_catalog.pg_constraint f
+         JOIN pg_catalog.pg_class p ON p.oid = f.confrelid
+         JOIN pg_catalog.pg_namespace q ON q.oid = p.relnamespace
+         JOIN pg_catalog.pg_class t ON t.oid = f.conrelid
+         JOIN pg_catalog.pg_namespace s ON s.oid = t.relnamespace
+         WHERE f.contype = 'f' AND f.conparentid = 0 AND f.confdeltype IN ('c', 'n', 'd')
+           AND q.nspname = $1 AND p.relname = $2",
+        column("f.conrelid", "f.conkey"),
+        column("f.confrelid", "f.confkey"),
+    );
+    let rows = db.query(&sql, &[Wire::TEXT, Wire::TEXT], &[&schema, &name]).await?;
+    let child = |row| {
+        Ok(Child {
+            relation: format!("{}.{}", ident(get(row, 0)?), ident(get(row, 1)?)),
+            columns: get(row, 2)?,
+            parent_columns: get(row, 3)?,
+        })
+    };
+    rows.iter().map(child).collect()
+}
+
+pub(super) fn mismatch(table: &str, message: impl Into<String>) -> DatabaseError {
+    DatabaseError::Mismatch { table: table.to_owned(), message: message.into() }
+}

@@ -1,0 +1,241 @@
+//! Waking the process when something is captured, at no cost to the application under load.
+//!
+//! *Awake*, the watcher asks every few milliseconds whether the capture holds anything. After a quiet while it sets
+//! the flag that the capture's triggers look at and *sleeps*: the next write notifies it. The flag is seen at the
+//! statement, not at the commit, so it keeps asking until every transaction that wrote before the flag has ended, and
+//! asks slowly even then.
+
+use std::future::poll_fn;
+use std::time::Duration;
+
+use branchline_core::port::{DatabaseError, DbResult};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+use tokio_postgres::{AsyncMessage, Client, SimpleQueryMessage};
+
+use super::connection::{config, named};
+use super::error::failed;
+use super::tls::{Target, target};
+
+const AWAKE: Duration = Duration::from_millis(4);
+const QUIET: Duration = Duration::from_millis(100);
+const DOZING: Duration = Duration::from_millis(10);
+const DOZING_LONG: Duration = Duration::from_millis(100);
+const DOZE_IS_LONG: Duration = Duration::from_secs(2);
+const ASLEEP: Duration = Duration::from_secs(1);
+const BACKOFF_FIRST: Duration = Duration::from_millis(100);
+const BACKOFF_LAST: Duration = Duration::from_secs(5);
+
+/// Tells when there may be something to take. Dropping it ends the watching.
+pub struct Watcher {
+    /// Receives a mark when the capture is not empty, and once after each connection.
+    pub wake: mpsc::Receiver<()>,
+}
+
+/// Watches a database over its own connection, and reconnects by itself when the server goes away.
+pub async fn watch(url: &str) -> DbResult<Watcher> {
+    let target = target(url)?;
+    let (wake, receiver) = mpsc::channel(1);
+    let session = Session::open(&target).await?;
+    tokio::spawn(run(target, session, wake));
+    Ok(Watcher { wake: receiver })
+}
+
+/// That the receiver is gone.
+struct Ended;
+
+enum Stop {
+    Ended,
+    Failed(DatabaseError),
+}
+
+impl From<DatabaseError> for Stop {
+    fn from(error: DatabaseError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<Ended> for Stop {
+    fn from(_: Ended) -> Self {
+        Self::Ended
+    }
+}
+
+async fn run(target: Target, session: Session, wake: mpsc::Sender<()>) {
+    let mut session = Some(session);
+    let mut backoff = BACKOFF_FIRST;
+    while !wake.is_closed() {
+        let stopped = match session.take() {
+            Some(mut session) => {
+                backoff = BACKOFF_FIRST;
+                session.watch(&wake).await
+            }
+            None => match Session::open(&target).await {
+                Ok(opened) => {
+                    session = Some(opened);
+                    continue;
+                }
+                Err(error) => Stop::Failed(error),
+            },
+        };
+        let Stop::Failed(error) = stopped else { return };
+        tracing::debug!(%error, "the watch on the database is interrupted");
+        tokio::select! {
+            () = wake.closed() => return,
+            () = sleep(backoff.mul_f64(jitter())) => backoff = (backoff * 2).min(BACKOFF_LAST),
+        }
+    }
+}
+
+/// Between 0.5 and 1, so that the processes of many offices do not return at the same instant.
+fn jitter() -> f64 {
+    use std::hash::{BuildHasher, Hasher};
+    let random = std::hash::RandomState::new().build_hasher().finish();
+    0.5 + (random % 1000) as f64 / 2000.0
+}
+
+struct Session {
+    client: Client,
+    notified: mpsc::Receiver<()>,
+}
+
+/// What one look at the database found.
+struct Look {
+    captured: bool,
+    /// No transaction that wrote before the flag was set is still running.
+    settled: bool,
+}
+
+impl Session {
+    async fn open(target: &Target) -> DbResult<Self> {
+        let (client, mut connection) =
+            config(target).connect(target.tls.clone()).await.map_err(|e| named(target, &e))?;
+        let (notify, notified) = mpsc::channel(1);
+        tokio::spawn(async move {
+            while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
+                if let AsyncMessage::Notification(_) = message {
+                    // Full means that one is waiting already.
+                    let _ = notify.try_send(());
+                }
+            }
+        });
+        let session = Self { client, notified };
+        // `idle_session_timeout` is known from 14 on.
+        session
+            .execute(
+                "SET statement_timeout TO 0; LISTEN branchline;
+                 SELECT pg_catalog.set_config('idle_session_timeout', '0', false)
+                 WHERE pg_catalog.current_setting('idle_session_timeout', true) IS NOT NULL",
+            )
+            .await?;
+        Ok(session)
+    }
+
+    async fn watch(&mut self, wake: &mpsc::Sender<()>) -> Stop {
+        match self.turns(wake).await {
+            Err(Stop::Ended) => {
+                // Nobody listens any more: spare the application the notifications.
+                let _ = self.set_asleep(false).await;
+                Stop::Ended
+            }
+            Err(stop) => stop,
+            Ok(never) => match never {},
+        }
+    }
+
+    async fn turns(&mut self, wake: &mpsc::Sender<()>) -> Result<std::convert::Infallible, Stop> {
+        self.set_asleep(false).await?;
+        tell(wake)?;
+        loop {
+            self.awake(wake).await?;
+            self.asleep(wake).await?;
+            tell(wake)?;
+            self.set_asleep(false).await?;
+        }
+    }
+
+    /// Returns after a quiet while.
+    async fn awake(&mut self, wake: &mpsc::Sender<()>) -> Result<(), Stop> {
+        let mut quiet_since = Instant::now();
+        while quiet_since.elapsed() < QUIET {
+            if self.look(None).await?.captured {
+                tell(wake)?;
+                quiet_since = Instant::now();
+            }
+            pause(wake, AWAKE).await?;
+        }
+        Ok(())
+    }
+
+    /// Returns when something is captured.
+    async fn asleep(&mut self, wake: &mpsc::Sender<()>) -> Result<(), Stop> {
+        while self.notified.try_recv().is_ok() {}
+        let flagged = self.set_asleep(true).await?;
+        let since = Instant::now();
+        loop {
+            let look = self.look(Some(&flagged)).await?;
+            if look.captured {
+                return Ok(());
+            }
+            let wait = match (look.settled, since.elapsed() < DOZE_IS_LONG) {
+                (true, _) => ASLEEP,
+                (false, true) => DOZING,
+                (false, false) => DOZING_LONG,
+            };
+            tokio::select! {
+                () = wake.closed() => return Err(Stop::Ended),
+                notice = self.notified.recv() => match notice {
+                    Some(()) => return Ok(()),
+                    None => return Err(DatabaseError::Unreachable("the connection is closed".to_owned()).into()),
+                },
+                () = sleep(wait) => {}
+            }
+        }
+    }
+
+    /// Sets the flag and returns the number of the transaction that did.
+    async fn set_asleep(&self, asleep: bool) -> DbResult<String> {
+        let sql = format!("UPDATE branchline.sleeper SET asleep = {asleep} RETURNING pg_catalog.pg_current_xact_id()");
+        Ok(self.first(&sql).await?.into_iter().next().flatten().unwrap_or_default())
+    }
+
+    async fn look(&self, flagged: Option<&str>) -> DbResult<Look> {
+        let settled = match flagged {
+            Some(number) => {
+                format!("pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) > '{number}'::pg_catalog.xid8")
+            }
+            None => "false".to_owned(),
+        };
+        let fields = self.first(&format!("SELECT EXISTS (SELECT FROM branchline.capture), {settled}")).await?;
+        let yes = |at: usize| fields.get(at).is_some_and(|field| field.as_deref() == Some("t"));
+        Ok(Look { captured: yes(0), settled: yes(1) })
+    }
+
+    async fn first(&self, sql: &str) -> DbResult<Vec<Option<String>>> {
+        let messages = self.client.simple_query(sql).await.map_err(|e| failed(&e))?;
+        let row = messages.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|at| row.get(at).map(str::to_owned)).collect()),
+            _ => None,
+        });
+        Ok(row.unwrap_or_default())
+    }
+
+    async fn execute(&self, sql: &str) -> DbResult<()> {
+        self.client.batch_execute(sql).await.map_err(|e| failed(&e))
+    }
+}
+
+fn tell(wake: &mpsc::Sender<()>) -> Result<(), Ended> {
+    match wake.try_send(()) {
+        Err(mpsc::error::TrySendError::Closed(())) => Err(Ended),
+        // Full means that one is waiting already.
+        _ => Ok(()),
+    }
+}
+
+async fn pause(wake: &mpsc::Sender<()>, time: Duration) -> Result<(), Ended> {
+    tokio::select! {
+        () = wake.closed() => Err(Ended),
+        () = sleep(time) => Ok(()),
+    }
+}

@@ -1,0 +1,146 @@
+//! SQLite 3: an office whose database is one file, shared with an application that knows nothing of Branchline.
+//!
+//! **How a write travels.** Triggers on each shared table append the row's key to `branchline_capture` within the
+//! application's own transaction (`triggers`). Taking groups those keys, reads the present rows and removes what was
+//! captured, in one transaction (`capture`). SQLite shows triggers no transaction number, so everything captured at
+//! that moment is one unit: whole transactions, never cut. Applying writes a row into the marker table
+//! `branchline_applying` first, which silences the capture triggers, and removes it before the commit (`apply`).
+//!
+//! **One writer.** SQLite has one write lock. `Take` and `Apply` hold it from `begin` to `commit`, so nothing can
+//! change between the look at the capture and the commit; they must be short.
+//!
+//! **Deliberately absent.** The journal mode is the application's and is never changed. No function or extension
+//! needs loading by the application; its library may be as old as SQLite 3.24. No `OR REPLACE`, which deletes rows.
+//! No cascades: a delete which would make one is refused. The application's own triggers fire on what is applied unless
+//! [`SqliteDatabase::silence_triggers`] says otherwise; `inspect` reports them.
+
+mod apply;
+mod books;
+mod capture;
+mod catalog;
+mod connection;
+mod ddl;
+mod declared;
+mod error;
+mod inspect;
+mod put;
+mod references;
+mod sql;
+mod stored;
+mod triggers;
+mod watch;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use branchline_core::change::{Effect, Key, Row};
+use branchline_core::port::{Backlog, Database, DbResult, Entry, Extent, Inspection, Portion, Purpose};
+use branchline_core::schema::{Schema, Table, TableId};
+
+pub use connection::{Description, SqliteDatabase};
+pub use declared::compatible;
+pub use watch::{Watcher, watch};
+
+/// Every step runs to its end when first polled: SQLite has nothing to wait for but a lock. Run an office's database
+/// on a thread that may block.
+impl Database for SqliteDatabase {
+    async fn begin(&mut self, purpose: Purpose) -> DbResult<()> {
+        self.begin_transaction(purpose)
+    }
+
+    async fn commit(&mut self) -> DbResult<()> {
+        self.commit_transaction()
+    }
+
+    async fn rollback(&mut self) -> DbResult<()> {
+        self.roll_back()
+    }
+
+    async fn take(&mut self, schema: &Schema, limit: usize) -> DbResult<Portion> {
+        self.take_portion(schema, limit)
+    }
+
+    async fn captured(&mut self, table: &Table, keys: Option<&[Key]>) -> DbResult<BTreeSet<Key>> {
+        self.captured_keys(table, keys)
+    }
+
+    async fn recapture(&mut self, table: &Table, keys: Option<&[Key]>) -> DbResult<()> {
+        self.capture_again(table, keys)
+    }
+
+    async fn backlog(&mut self) -> DbResult<Backlog> {
+        self.waiting()
+    }
+
+    async fn write(&mut self, schema: &Schema, effects: &[(TableId, Effect)]) -> DbResult<()> {
+        self.write_effects(schema, effects)
+    }
+
+    async fn read(&mut self, table: &Table, keys: &[Key]) -> DbResult<BTreeMap<Key, Row>> {
+        self.read_rows(table, keys)
+    }
+
+    async fn chunk(&mut self, table: &Table, after: Option<&Key>, limit: usize) -> DbResult<Vec<Row>> {
+        self.read_chunk(table, after, limit)
+    }
+
+    async fn meta(&mut self, name: &str) -> DbResult<Option<Vec<u8>>> {
+        books::meta(&self.connection, name)
+    }
+
+    async fn set_meta(&mut self, name: &str, value: Option<&[u8]>) -> DbResult<()> {
+        books::set_meta(&self.connection, name, value)
+    }
+
+    async fn append(&mut self, stream: &str, entries: &[Entry]) -> DbResult<()> {
+        books::append(&self.connection, stream, entries)
+    }
+
+    async fn entries(&mut self, stream: &str, from: u64, max_bytes: usize) -> DbResult<Vec<Entry>> {
+        books::entries(&self.connection, stream, from, max_bytes)
+    }
+
+    async fn trim(&mut self, stream: &str, through: u64) -> DbResult<()> {
+        books::trim(&self.connection, stream, through)
+    }
+
+    async fn extent(&mut self, stream: &str) -> DbResult<Extent> {
+        books::extent(&self.connection, stream)
+    }
+
+    async fn notes(&mut self, table: &Table, keys: Option<&[Key]>) -> DbResult<BTreeMap<Key, Vec<u8>>> {
+        books::notes(&self.connection, table.id, keys)
+    }
+
+    async fn set_notes(&mut self, table: &Table, notes: &[(Key, Option<Vec<u8>>)]) -> DbResult<()> {
+        books::set_notes(&self.connection, table.id, notes)
+    }
+
+    async fn inspect(&mut self) -> DbResult<Inspection> {
+        self.catalogue_read(inspect::inspect)
+    }
+
+    async fn prepare(&mut self) -> DbResult<()> {
+        self.catalogue_write(ddl::prepare)
+    }
+
+    async fn install(&mut self, schema: &Schema) -> DbResult<()> {
+        self.catalogue_write(|connection| triggers::install(connection, schema))
+    }
+
+    async fn missing_capture(&mut self, schema: &Schema) -> DbResult<Vec<TableId>> {
+        self.catalogue_read(|connection| triggers::missing(connection, schema))
+    }
+
+    async fn create_tables(&mut self, schema: &Schema) -> DbResult<Vec<String>> {
+        self.catalogue_write(|connection| ddl::create_tables(connection, schema))
+    }
+
+    /// Nothing to do: SQLite's tables are created with their foreign keys, which [`Purpose::Load`] does not enforce.
+    async fn add_foreign_keys(&mut self, _schema: &Schema) -> DbResult<()> {
+        Ok(())
+    }
+
+    async fn uninstall(&mut self) -> DbResult<()> {
+        self.catalogue_write(ddl::uninstall)
+    }
+}

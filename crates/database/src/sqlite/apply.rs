@@ -1,0 +1,193 @@
+//! Writing and reading the shared tables' rows.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use branchline_core::change::{Effect, Key, Row};
+use branchline_core::port::{DatabaseError, DbResult, Purpose};
+use branchline_core::schema::{Schema, Table, TableId};
+use rusqlite::{Connection, params_from_iter};
+
+use super::SqliteDatabase;
+use super::error::{failure, mismatch, on};
+use super::put::put_rows;
+use super::references::Reference;
+use super::sql::{columns, key_equals, places, quoted, select_row};
+use super::stored::{bound, row_at};
+
+/// Rows remembered for the message of a foreign key that fails at the commit.
+const TOUCHED: usize = 4096;
+
+/// A row that this transaction wrote.
+#[derive(Clone, Debug)]
+pub(super) struct Touched {
+    pub(super) table: String,
+    pub(super) key_columns: Arc<[String]>,
+    pub(super) key: Key,
+}
+
+/// The effects on one table.
+#[derive(Default)]
+struct Batch<'a> {
+    deletes: Vec<&'a Key>,
+    puts: Vec<&'a Row>,
+}
+
+impl SqliteDatabase {
+    /// Deletes first, children before parents, then puts, parents before children. Foreign keys wait for the commit;
+    /// what they would *do* is not waited for but avoided: a delete that a cascade hangs on goes after the puts, which
+    /// may have given the children another parent, and fails if children are left.
+    pub(super) fn write_effects(&mut self, schema: &Schema, effects: &[(TableId, Effect)]) -> DbResult<()> {
+        self.mark()?;
+        let batches = sort(schema, effects)?;
+        self.references.load(&self.connection)?;
+        let mut postponed = Vec::new();
+        for (table, batch) in schema.tables.iter().zip(&batches).rev() {
+            self.delete(table, &batch.deletes, Some(&mut postponed))?;
+        }
+        for (table, batch) in schema.tables.iter().zip(&batches) {
+            self.touch(table, batch.puts.iter().map(|row| table.key_of(row)))?;
+            put_rows(&self.connection, table, &batch.puts)?;
+        }
+        postponed.into_iter().try_for_each(|(table, key)| self.delete(table, &[key], None))
+    }
+
+    /// Silences the capture triggers and defers foreign keys until the commit.
+    fn mark(&mut self) -> DbResult<()> {
+        if self.applying()?.marked {
+            return Ok(());
+        }
+        self.connection
+            .execute_batch("INSERT INTO branchline_applying(x) VALUES (1); PRAGMA defer_foreign_keys = ON")
+            .map_err(failure)?;
+        self.applying()?.marked = true;
+        Ok(())
+    }
+
+    /// Deletes rows. Where a cascade would follow, the row is postponed, or refused where that is no longer possible.
+    fn delete<'a>(
+        &mut self,
+        table: &'a Table,
+        keys: &[&'a Key],
+        mut postponed: Option<&mut Vec<(&'a Table, &'a Key)>>,
+    ) -> DbResult<()> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        self.touch(table, keys.iter().map(|key| (*key).clone()))?;
+        let key_columns = key_columns(table);
+        let enforced = self.applying()?.purpose == Purpose::Apply;
+        let acting: Vec<&Reference> = self
+            .references
+            .load(&self.connection)?
+            .iter()
+            .filter(|reference| enforced && reference.acts && reference.parent.eq_ignore_ascii_case(&table.name))
+            .collect();
+        let delete = format!("DELETE FROM {} AS t WHERE {}", quoted(&table.name), key_equals(table));
+        let mut delete = self.connection.prepare_cached(&delete).map_err(on(&table.name))?;
+        for key in keys {
+            match children_of(&self.connection, &acting, &key_columns, key)? {
+                None => drop(delete.execute(params_from_iter(bound(key))).map_err(on(&table.name))?),
+                Some(reference) => match &mut postponed {
+                    Some(postponed) => postponed.push((table, key)),
+                    None => return Err(left_children(reference)),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    fn touch(&mut self, table: &Table, keys: impl Iterator<Item = Key>) -> DbResult<()> {
+        let concerned = self.references.load(&self.connection)?.iter().any(|reference| {
+            reference.child.eq_ignore_ascii_case(&table.name) || reference.parent.eq_ignore_ascii_case(&table.name)
+        });
+        if concerned {
+            let key_columns: Arc<[String]> = key_columns(table).into();
+            let touched = &mut self.applying()?.touched;
+            let room = TOUCHED.saturating_sub(touched.len());
+            touched.extend(keys.take(room).map(|key| Touched {
+                table: table.name.clone(),
+                key_columns: Arc::clone(&key_columns),
+                key,
+            }));
+        }
+        Ok(())
+    }
+
+    pub(super) fn read_rows(&self, table: &Table, keys: &[Key]) -> DbResult<BTreeMap<Key, Row>> {
+        let mut select = self.connection.prepare_cached(&select_row(table)).map_err(on(&table.name))?;
+        let mut found = BTreeMap::new();
+        for key in keys {
+            let mut rows = select.query(params_from_iter(bound(key))).map_err(on(&table.name))?;
+            if let Some(row) = rows.next().map_err(on(&table.name))? {
+                found.insert(key.clone(), row_at(table, row, 0)?);
+            }
+        }
+        Ok(found)
+    }
+
+    pub(super) fn read_chunk(&self, table: &Table, after: Option<&Key>, limit: usize) -> DbResult<Vec<Row>> {
+        let key = columns("t", table.key_columns());
+        let beyond = match after {
+            Some(_) => format!("WHERE ({key}) > ({}) ", places(table.key.len())),
+            None => String::new(),
+        };
+        let select = format!(
+            "SELECT {} FROM {} AS t {beyond}ORDER BY {key} LIMIT {limit}",
+            columns("t", table.columns.iter()),
+            quoted(&table.name),
+        );
+        let mut select = self.connection.prepare_cached(&select).map_err(on(&table.name))?;
+        let mut rows = select.query(params_from_iter(after.into_iter().flat_map(bound))).map_err(on(&table.name))?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next().map_err(on(&table.name))? {
+            found.push(row_at(table, row, 0)?);
+        }
+        Ok(found)
+    }
+}
+
+/// The effects by table, in the schema's order; each must have the shape of its table's rows.
+fn sort<'a>(schema: &Schema, effects: &'a [(TableId, Effect)]) -> DbResult<Vec<Batch<'a>>> {
+    let places: BTreeMap<TableId, usize> = schema.tables.iter().enumerate().map(|(at, table)| (table.id, at)).collect();
+    let mut batches: Vec<Batch<'a>> = schema.tables.iter().map(|_| Batch::default()).collect();
+    for (id, effect) in effects {
+        let Some((&at, table)) = places.get(id).zip(schema.table(*id)) else {
+            return Err(DatabaseError::Other(format!("table number {id} is not in the schema")));
+        };
+        if !effect.fits(table) {
+            return Err(mismatch(&table.name, "a row to write does not have the columns and types of the plan"));
+        }
+        match effect {
+            Effect::Put(row) => batches[at].puts.push(row),
+            Effect::Delete(key) => batches[at].deletes.push(key),
+        }
+    }
+    Ok(batches)
+}
+
+fn key_columns(table: &Table) -> Vec<String> {
+    table.key_columns().map(|column| column.name.clone()).collect()
+}
+
+fn children_of<'a>(
+    connection: &Connection,
+    acting: &[&'a Reference],
+    key_columns: &[String],
+    key: &Key,
+) -> DbResult<Option<&'a Reference>> {
+    for reference in acting {
+        if reference.has_child(connection, key_columns, key)? {
+            return Ok(Some(reference));
+        }
+    }
+    Ok(None)
+}
+
+fn left_children(reference: &Reference) -> DatabaseError {
+    DatabaseError::Constraint {
+        table: reference.child.clone(),
+        message: format!("rows still refer to a row of table `{}` that is to be deleted", reference.parent),
+        foreign_key: true,
+    }
+}

@@ -1,0 +1,193 @@
+//! Taking what the triggers captured, and asking about it.
+//!
+//! The first `take` of a transaction groups everything captured by row into the temporary `branchline_taking` and
+//! empties the capture; later calls page through it. Nobody else can write meanwhile, so the present rows read on the
+//! way are one snapshot, and memory is bounded by `limit`. What was not fetched by the commit goes back.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+
+use branchline_core::change::{Effect, Key};
+use branchline_core::identity::Micros;
+use branchline_core::port::{Backlog, DatabaseError, DbResult, First, Portion, Taken};
+use branchline_core::schema::{Schema, Table, TableId};
+use rusqlite::params_from_iter;
+use rusqlite::types::Value as SqlValue;
+
+use super::SqliteDatabase;
+use super::error::{failure, on};
+use super::sql::{NOW, key_slots, list, places, quoted, select_row};
+use super::stored::{bound, key_at, row_at};
+use super::triggers;
+
+const SLOTS: &str = "k0, k1, k2, k3, k4, k5, k6, k7";
+
+/// Where the key starts in a row of `branchline_taking` as [`SqliteDatabase::take_portion`] reads it.
+const KEY_AT: usize = 4;
+
+impl SqliteDatabase {
+    pub(super) fn take_portion(&mut self, schema: &Schema, limit: usize) -> DbResult<Portion> {
+        if !self.taking()?.taking {
+            if !self.has_captured(schema)? {
+                return Ok(Portion::default());
+            }
+            self.gather(schema)?;
+            self.taking()?.taking = true;
+        }
+        let (changes, through) = self.fetch(schema, limit.max(1))?;
+        let left = self
+            .connection
+            .prepare_cached("DELETE FROM temp.branchline_taking WHERE first <= ?1")
+            .and_then(|mut done| done.execute([through]))
+            .and_then(|_| {
+                let mut left =
+                    self.connection.prepare_cached("SELECT EXISTS (SELECT 1 FROM temp.branchline_taking)")?;
+                left.query_row([], |row| row.get(0))
+            })
+            .map_err(failure)?;
+        Ok(Portion { changes, open: left, more: left })
+    }
+
+    fn has_captured(&self, schema: &Schema) -> DbResult<bool> {
+        let some = format!("SELECT EXISTS (SELECT 1 FROM branchline_capture WHERE tbl IN ({}))", shared(schema));
+        self.connection.prepare_cached(&some).and_then(|mut some| some.query_row([], |row| row.get(0))).map_err(failure)
+    }
+
+    /// Moves what is captured of this schema's tables into `branchline_taking`, one row for each key.
+    fn gather(&self, schema: &Schema) -> DbResult<()> {
+        let shared = shared(schema);
+        let gather = format!(
+            "DELETE FROM temp.branchline_taking;
+             INSERT INTO temp.branchline_taking(first, tbl, op, at, {SLOTS})
+             SELECT g.first, c.tbl, c.op, g.at, {SLOTS}
+             FROM (SELECT min(rowid) AS first, max(at) AS at FROM branchline_capture
+                   WHERE tbl IN ({shared}) GROUP BY tbl, {SLOTS}) AS g
+             JOIN branchline_capture AS c ON c.rowid = g.first;
+             DELETE FROM branchline_capture WHERE tbl IN ({shared})"
+        );
+        self.connection.execute_batch(&gather).map_err(failure)
+    }
+
+    /// The next keys of `branchline_taking` with their present rows, and how far they reach.
+    fn fetch(&self, schema: &Schema, limit: usize) -> DbResult<(Vec<Taken>, i64)> {
+        let page = format!("SELECT first, tbl, op, at, {SLOTS} FROM temp.branchline_taking ORDER BY first LIMIT ?1");
+        let mut page = self.connection.prepare_cached(&page).map_err(failure)?;
+        let mut rows = page.query([i64::try_from(limit).unwrap_or(i64::MAX)]).map_err(failure)?;
+        let mut selects: BTreeMap<TableId, (&Table, String)> = BTreeMap::new();
+        let (mut changes, mut through) = (Vec::new(), 0);
+        while let Some(row) = rows.next().map_err(failure)? {
+            through = row.get(0).map_err(failure)?;
+            let id: TableId = row.get(1).map_err(failure)?;
+            let (table, select) = match selects.entry(id) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(new) => {
+                    let table = schema.table(id).ok_or_else(|| outside(id))?;
+                    new.insert((table, select_row(table)))
+                }
+            };
+            let first = match row.get_ref(2).map_err(failure)?.as_str() {
+                Ok("I") => First::Inserted,
+                Ok("X") => First::Unknown,
+                _ => First::Existing,
+            };
+            let at = Micros(row.get::<_, Option<i64>>(3).map_err(failure)?.unwrap_or_default());
+            let effect = self.present(table, select, row)?;
+            changes.push(Taken { table: id, effect, first, at });
+        }
+        Ok((changes, through))
+    }
+
+    /// What has become of the row whose key stands in a row of `branchline_taking`.
+    fn present(&self, table: &Table, select: &str, taken: &rusqlite::Row<'_>) -> DbResult<Effect> {
+        let key = key_at(table, taken, KEY_AT)?;
+        // Looked up by what is stored, not by its canonical form.
+        let stored: Vec<SqlValue> =
+            (KEY_AT..KEY_AT + table.key.len()).map(|at| taken.get(at)).collect::<Result<_, _>>().map_err(failure)?;
+        let mut select = self.connection.prepare_cached(select).map_err(on(&table.name))?;
+        let mut rows = select.query(params_from_iter(stored)).map_err(on(&table.name))?;
+        match rows.next().map_err(on(&table.name))? {
+            Some(row) => Ok(Effect::Put(row_at(table, row, 0)?)),
+            None => Ok(Effect::Delete(key)),
+        }
+    }
+
+    /// Gives back to the capture what was gathered and not fetched.
+    pub(super) fn put_back_untaken(&self) -> DbResult<()> {
+        let back = format!(
+            "INSERT INTO branchline_capture(tbl, op, at, {SLOTS})
+             SELECT tbl, op, at, {SLOTS} FROM temp.branchline_taking ORDER BY first;
+             DELETE FROM temp.branchline_taking"
+        );
+        self.connection.execute_batch(&back).map_err(failure)
+    }
+
+    /// The captured writes as a table expression, including those gathered and not yet returned.
+    fn source(&self) -> String {
+        let captured = format!("SELECT tbl, at, {SLOTS} FROM branchline_capture");
+        if self.transaction.as_ref().is_some_and(|open| open.taking) {
+            format!("({captured} UNION ALL SELECT tbl, at, {SLOTS} FROM temp.branchline_taking)")
+        } else {
+            format!("({captured})")
+        }
+    }
+
+    pub(super) fn captured_keys(&self, table: &Table, keys: Option<&[Key]>) -> DbResult<BTreeSet<Key>> {
+        let wanted: Option<BTreeSet<&Key>> = keys.map(|keys| keys.iter().collect());
+        if wanted.as_ref().is_some_and(BTreeSet::is_empty) {
+            return Ok(BTreeSet::new());
+        }
+        let select = format!("SELECT {} FROM {} WHERE tbl = ?1", key_slots(table.key.len()), self.source());
+        let mut select = self.connection.prepare_cached(&select).map_err(failure)?;
+        let mut rows = select.query([table.id]).map_err(failure)?;
+        let mut found = BTreeSet::new();
+        while let Some(row) = rows.next().map_err(failure)? {
+            match (key_at(table, row, 0), &wanted) {
+                (Ok(key), Some(wanted)) if !wanted.contains(&key) => {}
+                (Ok(key), _) => {
+                    found.insert(key);
+                }
+                // A key that cannot be read is none of those asked for.
+                (Err(_), Some(_)) => {}
+                (Err(error), None) => return Err(error),
+            }
+        }
+        Ok(found)
+    }
+
+    pub(super) fn capture_again(&self, table: &Table, keys: Option<&[Key]>) -> DbResult<()> {
+        let into = triggers::into(table);
+        let Some(keys) = keys else {
+            let every = triggers::captured(table, "X", "t");
+            let every = format!("{into} SELECT {every} FROM {} AS t", quoted(&table.name));
+            return self.connection.execute(&every, []).map(drop).map_err(on(&table.name));
+        };
+        let one = format!("{into} SELECT {}, 'U', {NOW}, {}", table.id, places(table.key.len()));
+        let mut one = self.connection.prepare_cached(&one).map_err(failure)?;
+        for key in keys {
+            one.execute(params_from_iter(bound(key))).map_err(failure)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn waiting(&self) -> DbResult<Backlog> {
+        let count = format!("SELECT count(*), min(at) FROM {}", self.source());
+        self.connection
+            .prepare_cached(&count)
+            .and_then(|mut count| {
+                count.query_row([], |row| {
+                    let oldest: Option<i64> = row.get(1)?;
+                    Ok(Backlog { writes: row.get::<_, i64>(0)?.unsigned_abs(), oldest: oldest.map(Micros) })
+                })
+            })
+            .map_err(failure)
+    }
+}
+
+/// The numbers of the schema's tables, for `IN`.
+fn shared(schema: &Schema) -> String {
+    list(schema.tables.iter().map(|table| table.id.to_string()))
+}
+
+fn outside(id: TableId) -> DatabaseError {
+    DatabaseError::Other(format!("table number {id} is captured and not in the schema"))
+}

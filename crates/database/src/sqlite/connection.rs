@@ -1,0 +1,233 @@
+//! The connection, and the one transaction open on it.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use branchline_core::port::{DatabaseError, DbResult, Purpose};
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags};
+
+use super::apply::Touched;
+use super::error::{failure, is_foreign_key};
+use super::references::{self, References};
+
+/// How long a transaction waits for the application's before it reports [`DatabaseError::Busy`].
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Prepared statements kept: a handful for each shared table.
+const STATEMENTS: usize = 512;
+
+/// What [`SqliteDatabase::take_portion`] still has to return in this transaction. Created once for each connection,
+/// since creating it in every transaction would throw away all prepared statements.
+const TAKING: &str = "CREATE TEMP TABLE IF NOT EXISTS branchline_taking(
+    first INTEGER PRIMARY KEY, tbl, op, at, k0, k1, k2, k3, k4, k5, k6, k7)";
+
+/// An office's SQLite database.
+#[derive(Debug)]
+pub struct SqliteDatabase {
+    pub(super) connection: Connection,
+    pub(super) transaction: Option<Transaction>,
+    pub(super) references: References,
+    /// Foreign keys are switched off for a [`Purpose::Load`] transaction.
+    unenforced: bool,
+    path: PathBuf,
+}
+
+/// Which engine an office runs on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Description {
+    /// `sqlite`.
+    pub engine: &'static str,
+    /// The version of the library built into this process.
+    pub version: String,
+}
+
+/// The state of the open transaction.
+#[derive(Debug)]
+pub(super) struct Transaction {
+    /// What it is for.
+    pub(super) purpose: Purpose,
+    /// The marker row is in place and foreign keys wait for the commit.
+    pub(super) marked: bool,
+    /// What was captured has been moved to `branchline_taking`.
+    pub(super) taking: bool,
+    /// Rows written, to name the one behind a foreign key that fails at the commit.
+    pub(super) touched: Vec<Touched>,
+}
+
+impl SqliteDatabase {
+    /// Opens the database file at a path or `sqlite:PATH` address. A file that does not exist is made only with `create`.
+    pub fn open(address: &str, create: bool) -> DbResult<Self> {
+        let path = path_of(address);
+        if !create && !path.exists() {
+            let path = path.display();
+            return Err(DatabaseError::Unreachable(format!("there is no database file at {path}; check the path")));
+        }
+        let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        flags.set(OpenFlags::SQLITE_OPEN_CREATE, create);
+        let connection = Connection::open_with_flags(&path, flags).map_err(failure)?;
+        settle(&connection).map_err(failure)?;
+        Ok(Self { connection, transaction: None, references: References::default(), unenforced: false, path })
+    }
+
+    /// The engine and its version.
+    pub fn describe(&self) -> Description {
+        Description { engine: "sqlite", version: rusqlite::version().to_owned() }
+    }
+
+    /// The database file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the application's own triggers stay silent when we write. They fire unless this is called.
+    ///
+    /// Fired, a trigger that writes to a shared table acts a second time on what it already did at the office that
+    /// wrote first. Silent, a trigger that keeps a local index or audit table misses what other offices wrote.
+    pub fn silence_triggers(&mut self, silent: bool) -> DbResult<()> {
+        self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, !silent).map(drop).map_err(failure)
+    }
+
+    pub(super) fn begin_transaction(&mut self, purpose: Purpose) -> DbResult<()> {
+        self.roll_back()?;
+        if purpose == Purpose::Load {
+            // Has no effect within a transaction, so it comes before; `enforce_again` undoes it.
+            self.connection.execute_batch("PRAGMA foreign_keys = OFF").map_err(failure)?;
+            self.unenforced = true;
+        }
+        match purpose {
+            Purpose::Take | Purpose::Apply | Purpose::Load => self.connection.execute_batch("BEGIN IMMEDIATE"),
+            // A deferred transaction has its snapshot only once it has read something.
+            Purpose::Read => self.connection.execute_batch("BEGIN; SELECT 1 FROM sqlite_master LIMIT 1"),
+        }
+        .map_err(failure)?;
+        self.transaction = Some(Transaction { purpose, marked: false, taking: false, touched: Vec::new() });
+        Ok(())
+    }
+
+    pub(super) fn commit_transaction(&mut self) -> DbResult<()> {
+        let Some(transaction) = &self.transaction else {
+            return Err(DatabaseError::Other("there is no transaction to commit".into()));
+        };
+        if self.connection.is_autocommit() {
+            self.transaction = None;
+            return Err(DatabaseError::Other("a trigger of the application rolled the transaction back".into()));
+        }
+        if transaction.taking {
+            self.put_back_untaken()?;
+        }
+        if transaction.marked {
+            self.connection.execute_batch("DELETE FROM branchline_applying").map_err(failure)?;
+        }
+        match self.connection.execute_batch("COMMIT") {
+            Ok(()) => {
+                self.transaction = None;
+                self.enforce_again()
+            }
+            Err(error) if is_foreign_key(&error) => Err(self.name_broken_reference(&error)),
+            Err(error) => Err(failure(error)),
+        }
+    }
+
+    pub(super) fn roll_back(&mut self) -> DbResult<()> {
+        self.transaction = None;
+        if !self.connection.is_autocommit() {
+            self.connection.execute_batch("ROLLBACK").map_err(failure)?;
+        }
+        self.enforce_again()
+    }
+
+    fn enforce_again(&mut self) -> DbResult<()> {
+        if self.unenforced {
+            self.connection.execute_batch("PRAGMA foreign_keys = ON").map_err(failure)?;
+            self.unenforced = false;
+        }
+        Ok(())
+    }
+
+    /// The open transaction, which must take captured changes.
+    pub(super) fn taking(&mut self) -> DbResult<&mut Transaction> {
+        self.begun_for(&[Purpose::Take])
+    }
+
+    /// The open transaction, which must write to shared tables.
+    pub(super) fn applying(&mut self) -> DbResult<&mut Transaction> {
+        self.begun_for(&[Purpose::Apply, Purpose::Load])
+    }
+
+    fn begun_for(&mut self, purposes: &[Purpose]) -> DbResult<&mut Transaction> {
+        match &mut self.transaction {
+            Some(transaction) if purposes.contains(&transaction.purpose) => Ok(transaction),
+            _ => Err(DatabaseError::Other(format!("this step needs a transaction begun for one of {purposes:?}"))),
+        }
+    }
+
+    /// Runs a catalogue step in a transaction of its own that may write.
+    pub(super) fn catalogue_write<T>(&mut self, step: impl FnOnce(&Connection) -> DbResult<T>) -> DbResult<T> {
+        self.roll_back()?;
+        self.connection.execute_batch("BEGIN IMMEDIATE").map_err(failure)?;
+        let result = step(&self.connection)
+            .and_then(|done| self.connection.execute_batch("COMMIT").map_err(failure).map(|()| done));
+        if result.is_err() {
+            self.roll_back()?;
+        }
+        result
+    }
+
+    /// Runs a catalogue step in one snapshot.
+    pub(super) fn catalogue_read<T>(&mut self, step: impl FnOnce(&Connection) -> DbResult<T>) -> DbResult<T> {
+        self.roll_back()?;
+        self.connection.execute_batch("BEGIN").map_err(failure)?;
+        let result = step(&self.connection);
+        self.roll_back()?;
+        result
+    }
+
+    fn name_broken_reference(&mut self, error: &rusqlite::Error) -> DatabaseError {
+        let touched = self.transaction.as_ref().map(|open| open.touched.as_slice()).unwrap_or_default();
+        let broken = self
+            .references
+            .load(&self.connection)
+            .and_then(|all| references::broken(&self.connection, all, touched))
+            .ok()
+            .flatten();
+        let (table, message) = match broken {
+            Some((table, parent)) => (table, format!("{error}: a row refers to one that is not in table `{parent}`")),
+            None => (touched.first().map(|row| row.table.clone()).unwrap_or_default(), error.to_string()),
+        };
+        DatabaseError::Constraint { table, message, foreign_key: true }
+    }
+}
+
+fn settle(connection: &Connection) -> rusqlite::Result<()> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_FKEY, true)?;
+    connection.execute_batch("PRAGMA recursive_triggers = OFF")?;
+    // The first read of the file: this is where something else than a database is noticed.
+    connection.query_row("SELECT count(*) FROM sqlite_master", [], |_| Ok(()))?;
+    connection.execute_batch(TAKING)
+}
+
+/// The file behind a path or a `sqlite:` address (`sqlite:PATH` or `sqlite://PATH`).
+pub(super) fn path_of(address: &str) -> PathBuf {
+    let path = address.strip_prefix("sqlite:").unwrap_or(address);
+    PathBuf::from(path.strip_prefix("//").unwrap_or(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_name_files() {
+        for (address, path) in [
+            ("shop.db", "shop.db"),
+            ("sqlite:shop.db", "shop.db"),
+            ("sqlite:/var/shop.db", "/var/shop.db"),
+            ("sqlite:///var/shop.db", "/var/shop.db"),
+        ] {
+            assert_eq!(path_of(address), PathBuf::from(path), "{address}");
+        }
+    }
+}

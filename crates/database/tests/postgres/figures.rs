@@ -1,0 +1,79 @@
+//! Figures for NUMBERS.md: `cargo test --release --test postgres figures -- --ignored --nocapture`.
+
+use std::time::Instant;
+
+use branchline_core::change::Effect;
+use branchline_core::port::{Database, Purpose};
+
+use super::office::{Shop, shop};
+
+const SALES: &str = "CREATE TABLE sales (id uuid PRIMARY KEY, branch int, sku text, qty int, price numeric(12,2),
+                     sold_at timestamptz, note text)";
+const ROWS: usize = 200_000;
+
+fn per_second(rows: usize, since: Instant) -> String {
+    let seconds = since.elapsed().as_secs_f64();
+    format!("{seconds:.2} s, {:.0} rows/s", rows as f64 / seconds)
+}
+
+async fn filled() -> Shop {
+    let shop = shop(SALES).await;
+    shop.sql(&format!(
+        "SET synchronous_commit TO off;
+         CREATE PROCEDURE fill() LANGUAGE plpgsql AS $$ BEGIN FOR n IN 1..{ROWS} LOOP
+             INSERT INTO sales VALUES (gen_random_uuid(), n % 50, 'sku' || n % 997, n % 7, (n % 10000) / 100.0,
+                 now() - n * interval '1 second', CASE WHEN n % 5 = 0 THEN 'a note' END);
+             COMMIT; END LOOP; END $$"
+    ))
+    .await;
+    shop.sql("CALL fill()").await;
+    shop
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "measures; run it alone and optimized"]
+async fn figures() {
+    let mut source = filled().await;
+    for limit in [1000, 2000] {
+        let since = Instant::now();
+        source.db.begin(Purpose::Take).await.unwrap();
+        let (mut count, mut calls) = (0, 0);
+        loop {
+            let portion = source.db.take(&source.schema, limit).await.unwrap();
+            (count, calls) = (count + portion.changes.len(), calls + 1);
+            if calls == 1 {
+                println!("take, first portion: {:?}", since.elapsed());
+            }
+            if !portion.more {
+                break;
+            }
+        }
+        assert_eq!(count, ROWS);
+        println!("take in portions of {limit}: {} in {calls} calls", per_second(ROWS, since));
+        source.db.rollback().await.unwrap();
+    }
+    let units = source.units(1000).await;
+    println!("commit and sweep included: {} units", units.len());
+    let target = shop(SALES).await;
+    let Shop { mut db, schema, .. } = target;
+    let id = schema.tables[0].id;
+    let batches: Vec<Vec<_>> =
+        units.into_iter().map(|unit| unit.into_iter().map(|taken| (id, taken.effect)).collect()).collect();
+    for what in ["new", "existing"] {
+        let since = Instant::now();
+        for batch in &batches {
+            db.begin(Purpose::Apply).await.unwrap();
+            db.write(&schema, batch).await.unwrap();
+            db.commit().await.unwrap();
+        }
+        println!("write {what} rows: {}", per_second(ROWS, since));
+    }
+    let keys: Vec<_> = batches.iter().flatten().map(|(_, effect): &(_, Effect)| effect.key(&schema.tables[0])).collect();
+    let since = Instant::now();
+    db.begin(Purpose::Read).await.unwrap();
+    for some in keys.chunks(1000) {
+        assert_eq!(db.read(&schema.tables[0], some).await.unwrap().len(), some.len());
+    }
+    println!("read by key: {}", per_second(ROWS, since));
+    db.rollback().await.unwrap();
+}

@@ -1,0 +1,122 @@
+//! Units of visibility: transactions that share rows, directly or through others, are taken together.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use branchline_core::change::{Effect, Key};
+use branchline_core::port::{Portion, Taken};
+use branchline_core::schema::Schema;
+
+use super::state::{State, Write};
+
+pub(super) fn take(
+    state: &mut State,
+    unit: &mut VecDeque<Taken>,
+    schema: &Schema,
+    limit: usize,
+) -> Portion {
+    let limit = limit.max(1);
+    let mut changes = Vec::new();
+    if unit.is_empty() {
+        for next in units(state, schema) {
+            if !changes.is_empty() && changes.len() + rows_of(state, &next) > limit {
+                break;
+            }
+            let net = net(state, schema, &next);
+            let capture = Arc::make_mut(&mut state.capture);
+            next.iter().for_each(|number| drop(capture.remove(number)));
+            if net.len() > limit {
+                unit.extend(net);
+                break;
+            }
+            changes.extend(net);
+        }
+    }
+    let fits = unit.len().min(limit);
+    changes.extend(unit.drain(..fits));
+    let open = !unit.is_empty();
+    let more = open
+        || state
+            .capture
+            .values()
+            .any(|write| schema.table_named(&write.table).is_some());
+    Portion {
+        changes,
+        open,
+        more,
+    }
+}
+
+/// The numbers of the writes of each unit, the unit with the oldest write first.
+fn units(state: &State, schema: &Schema) -> Vec<Vec<u64>> {
+    let writes: Vec<(u64, &Write)> = state
+        .capture
+        .iter()
+        .filter(|(_, write)| schema.table_named(&write.table).is_some())
+        .map(|(&number, write)| (number, write))
+        .collect();
+    // Writes are nodes; each points towards an older one of its unit.
+    let mut older: Vec<usize> = (0..writes.len()).collect();
+    let (mut by_row, mut by_transaction) = (BTreeMap::new(), BTreeMap::new());
+    for (at, (_, write)) in writes.iter().enumerate() {
+        let row = *by_row.entry((&write.table, &write.key)).or_insert(at);
+        let transaction = *by_transaction.entry(write.transaction).or_insert(at);
+        for other in [row, transaction] {
+            let (one, other) = (root(&mut older, at), root(&mut older, other));
+            older[one.max(other)] = one.min(other);
+        }
+    }
+    let mut units: BTreeMap<usize, Vec<u64>> = BTreeMap::new();
+    for (at, (number, _)) in writes.iter().enumerate() {
+        units.entry(root(&mut older, at)).or_default().push(*number);
+    }
+    units.into_values().collect()
+}
+
+fn root(older: &mut [usize], mut at: usize) -> usize {
+    while older[at] != at {
+        older[at] = older[older[at]];
+        at = older[at];
+    }
+    at
+}
+
+fn rows_of(state: &State, unit: &[u64]) -> usize {
+    let rows: BTreeSet<(&String, &Key)> = unit
+        .iter()
+        .filter_map(|number| state.capture.get(number))
+        .map(|write| (&write.table, &write.key))
+        .collect();
+    rows.len()
+}
+
+/// The net effect of a unit, each row at the place of its first write.
+fn net(state: &State, schema: &Schema, unit: &[u64]) -> Vec<Taken> {
+    let mut places: BTreeMap<(&String, &Key), usize> = BTreeMap::new();
+    let mut net: Vec<Taken> = Vec::new();
+    for write in unit.iter().filter_map(|number| state.capture.get(number)) {
+        let Some(table) = schema.table_named(&write.table) else {
+            continue;
+        };
+        if let Some(&place) = places.get(&(&write.table, &write.key)) {
+            net[place].at = write.at;
+            continue;
+        }
+        let row = state
+            .table(&write.table)
+            .ok()
+            .and_then(|stored| stored.rows.get(&write.key));
+        let effect = row.map_or_else(
+            || Effect::Delete(write.key.clone()),
+            |row| Effect::Put(row.clone()),
+        );
+        places.insert((&write.table, &write.key), net.len());
+        net.push(Taken {
+            table: table.id,
+            effect,
+            first: write.first,
+            at: write.at,
+        });
+    }
+    net
+}

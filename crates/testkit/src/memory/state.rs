@@ -1,0 +1,357 @@
+//! What the database holds, and the constraints that its rows obey.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use branchline_core::change::{Effect, Key, Row};
+use branchline_core::identity::Micros;
+use branchline_core::port::{DatabaseError, DbResult, First};
+use branchline_core::schema::{ForeignKey, Schema, Table, TableId};
+use branchline_core::value::Value;
+
+/// Everything. A clone shares what neither side changes.
+#[derive(Clone, Debug, Default)]
+pub(super) struct State {
+    pub(super) tables: BTreeMap<String, Arc<Stored>>,
+    pub(super) prepared: bool,
+    /// The names of the captured tables.
+    pub(super) installed: BTreeSet<String>,
+    /// Captured writes by number.
+    pub(super) capture: Arc<BTreeMap<u64, Write>>,
+    pub(super) meta: Arc<BTreeMap<String, Vec<u8>>>,
+    pub(super) streams: BTreeMap<String, Arc<Stream>>,
+    pub(super) notes: BTreeMap<TableId, Arc<BTreeMap<Key, Vec<u8>>>>,
+    pub(super) numbers: u64,
+    pub(super) transactions: u64,
+}
+
+/// Entries by number.
+pub(super) type Stream = BTreeMap<u64, Arc<[u8]>>;
+
+/// A table with its rows.
+#[derive(Clone, Debug)]
+pub(super) struct Stored {
+    pub(super) table: Table,
+    pub(super) rows: BTreeMap<Key, Row>,
+    /// Whether its foreign keys are in force.
+    pub(super) bound: bool,
+}
+
+/// The rows that a statement wrote or removed.
+pub(super) type Touched = BTreeSet<(String, Key)>;
+
+/// A captured write.
+#[derive(Clone, Debug)]
+pub(super) struct Write {
+    pub(super) table: String,
+    pub(super) key: Key,
+    pub(super) first: First,
+    pub(super) at: Micros,
+    pub(super) transaction: u64,
+}
+
+fn constraint(table: &Table, message: impl Into<String>, foreign_key: bool) -> DatabaseError {
+    DatabaseError::Constraint {
+        table: table.name.clone(),
+        message: message.into(),
+        foreign_key,
+    }
+}
+
+fn cells<'a>(row: &'a Row, columns: &[u16]) -> Vec<&'a Value> {
+    columns.iter().map(|&at| &row.0[usize::from(at)]).collect()
+}
+
+impl State {
+    pub(super) fn objects(&self) -> Vec<String> {
+        let own = self.prepared.then(|| "Branchline's own".to_owned());
+        let capture = self
+            .installed
+            .iter()
+            .map(|name| format!("capture of {name}"));
+        self.tables
+            .keys()
+            .cloned()
+            .chain(capture)
+            .chain(own)
+            .collect()
+    }
+
+    pub(super) fn table(&self, name: &str) -> DbResult<&Stored> {
+        let missing = || DatabaseError::Mismatch {
+            table: name.into(),
+            message: "there is no such table".into(),
+        };
+        self.tables.get(name).map(Arc::as_ref).ok_or_else(missing)
+    }
+
+    pub(super) fn rows_mut(&mut self, name: &str) -> DbResult<&mut BTreeMap<Key, Row>> {
+        let missing = || DatabaseError::Mismatch {
+            table: name.into(),
+            message: "there is no such table".into(),
+        };
+        self.tables
+            .get_mut(name)
+            .map(|stored| &mut Arc::make_mut(stored).rows)
+            .ok_or_else(missing)
+    }
+
+    pub(super) fn create_tables(&mut self, schema: &Schema) -> Vec<String> {
+        let mut created = Vec::new();
+        for table in &schema.tables {
+            if !self.tables.contains_key(&table.name) {
+                let stored = Stored {
+                    table: table.clone(),
+                    rows: BTreeMap::new(),
+                    bound: false,
+                };
+                self.tables.insert(table.name.clone(), Arc::new(stored));
+                created.push(table.name.clone());
+            }
+        }
+        created
+    }
+
+    /// Puts the foreign keys of the schema's tables in force, where all rows obey them.
+    pub(super) fn add_foreign_keys(&mut self, schema: &Schema) -> DbResult<()> {
+        for table in &schema.tables {
+            if let Some(stored) = self
+                .tables
+                .get_mut(&table.name)
+                .filter(|stored| !stored.bound)
+            {
+                Arc::make_mut(stored).bound = true;
+            }
+        }
+        let all = |stored: &Arc<Stored>| {
+            let name = stored.table.name.clone();
+            stored
+                .rows
+                .keys()
+                .map(|key| (name.clone(), key.clone()))
+                .collect::<Vec<_>>()
+        };
+        self.check(&self.tables.values().flat_map(all).collect())
+    }
+
+    pub(super) fn install(&mut self, schema: &Schema) -> DbResult<()> {
+        for table in &schema.tables {
+            self.table(&table.name)?;
+        }
+        self.installed = schema
+            .tables
+            .iter()
+            .map(|table| table.name.clone())
+            .collect();
+        let installed = &self.installed;
+        Arc::make_mut(&mut self.capture).retain(|_, write| installed.contains(&write.table));
+        Ok(())
+    }
+
+    pub(super) fn next_transaction(&mut self) -> u64 {
+        self.transactions += 1;
+        self.transactions
+    }
+
+    pub(super) fn capture(
+        &mut self,
+        table: &str,
+        key: Key,
+        first: First,
+        at: Micros,
+        transaction: u64,
+    ) {
+        self.numbers += 1;
+        let write = Write {
+            table: table.into(),
+            key,
+            first,
+            at,
+            transaction,
+        };
+        Arc::make_mut(&mut self.capture).insert(self.numbers, write);
+    }
+
+    /// Deletes, then puts, then looks whether all constraints hold.
+    pub(super) fn write(&mut self, schema: &Schema, effects: &[(TableId, Effect)]) -> DbResult<()> {
+        let named = |id: TableId| {
+            let unknown = || DatabaseError::Other(format!("table {id} is not in the schema"));
+            schema.table(id).ok_or_else(unknown)
+        };
+        let mut touched = Touched::new();
+        for (id, effect) in effects {
+            let table = named(*id)?;
+            if !effect.fits(table) {
+                let message = format!("{effect:?} has not its columns");
+                return Err(DatabaseError::Mismatch {
+                    table: table.name.clone(),
+                    message,
+                });
+            }
+            if let Effect::Delete(key) = effect {
+                self.delete(&table.name, key, &mut |table, key| {
+                    touched.insert((table.to_owned(), key.clone()));
+                })?;
+            }
+        }
+        for (id, effect) in effects {
+            let table = named(*id)?;
+            if let Effect::Put(row) = effect {
+                let key = table.key_of(row);
+                self.rows_mut(&table.name)?.insert(key.clone(), row.clone());
+                touched.insert((table.name.clone(), key));
+            }
+        }
+        self.check(&touched)
+    }
+
+    /// Deletes a row and what its foreign keys' actions reach; tells of every row removed or changed.
+    pub(super) fn delete(
+        &mut self,
+        name: &str,
+        key: &Key,
+        told: &mut impl FnMut(&str, &Key),
+    ) -> DbResult<bool> {
+        let Some(row) = self.rows_mut(name)?.remove(key) else {
+            return Ok(false);
+        };
+        told(name, key);
+        let parent = self.table(name)?.table.clone();
+        // References without an action are looked at when the statement is checked.
+        let acts = |reference: &&ForeignKey| {
+            reference.parent == name
+                && matches!(reference.on_delete.as_str(), "CASCADE" | "SET NULL")
+        };
+        let followed = |child: &&Arc<Stored>| {
+            child.bound && child.table.foreign_keys.iter().any(|one| acts(&one))
+        };
+        let children: Vec<Arc<Stored>> = self.tables.values().filter(followed).cloned().collect();
+        for child in &children {
+            for reference in child.table.foreign_keys.iter().filter(acts) {
+                let Some(gone) = referred(&parent, &row, reference) else {
+                    continue;
+                };
+                let followers = child
+                    .rows
+                    .iter()
+                    .filter(|(_, row)| cells(row, &reference.columns) == gone);
+                for (follower, row) in followers {
+                    if reference.on_delete == "CASCADE" {
+                        self.delete(&child.table.name, follower, told)?;
+                    } else {
+                        let mut row = row.clone();
+                        reference
+                            .columns
+                            .iter()
+                            .for_each(|&at| row.0[usize::from(at)] = Value::Null);
+                        self.rows_mut(&child.table.name)?
+                            .insert(follower.clone(), row);
+                        told(&child.table.name, follower);
+                    }
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether the rows touched, and those that refer to them, obey the constraints.
+    pub(super) fn check(&self, touched: &Touched) -> DbResult<()> {
+        for (name, key) in touched {
+            let stored = self.table(name)?;
+            if let Some(row) = stored.rows.get(key) {
+                stored.check_empty(row)?;
+                self.check_parents(stored, row)?;
+            }
+        }
+        let tables: BTreeSet<&String> = touched.iter().map(|(name, _)| name).collect();
+        for stored in self.tables.values() {
+            if tables.contains(&stored.table.name) {
+                stored.check_unique()?;
+            }
+            let refers = stored
+                .table
+                .foreign_keys
+                .iter()
+                .any(|reference| tables.contains(&reference.parent));
+            if stored.bound && refers {
+                stored
+                    .rows
+                    .values()
+                    .try_for_each(|row| self.check_parents(stored, row))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn check_parents(&self, child: &Stored, row: &Row) -> DbResult<()> {
+        for reference in child.table.foreign_keys.iter().filter(|_| child.bound) {
+            let Ok(parent) = self.table(&reference.parent) else {
+                continue;
+            };
+            let wanted = cells(row, &reference.columns);
+            if !wanted.iter().any(|value| value.is_null()) && !parent.has(reference, &wanted) {
+                let message = format!("{wanted:?} is not in `{}`", reference.parent);
+                return Err(constraint(&child.table, message, true));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The cells of a parent's row that a foreign key refers to.
+fn referred<'a>(parent: &Table, row: &'a Row, reference: &ForeignKey) -> Option<Vec<&'a Value>> {
+    let at = |name: &String| {
+        parent
+            .columns
+            .iter()
+            .position(|column| column.name == *name)
+    };
+    reference
+        .parent_columns
+        .iter()
+        .map(|name| row.0.get(at(name)?))
+        .collect()
+}
+
+impl Stored {
+    fn has(&self, reference: &ForeignKey, wanted: &[&Value]) -> bool {
+        let key = self.table.key_columns().map(|column| &column.name);
+        if key.eq(&reference.parent_columns) {
+            return self
+                .rows
+                .contains_key(&Key(wanted.iter().map(|&value| value.clone()).collect()));
+        }
+        self.rows
+            .values()
+            .any(|row| referred(&self.table, row, reference).is_some_and(|cells| cells == wanted))
+    }
+
+    fn check_empty(&self, row: &Row) -> DbResult<()> {
+        let mut columns = self.table.columns.iter().zip(&row.0);
+        match columns.find(|(column, value)| !column.nullable && value.is_null()) {
+            Some((column, _)) => Err(constraint(
+                &self.table,
+                format!("`{}` must not be NULL", column.name),
+                false,
+            )),
+            None => Ok(()),
+        }
+    }
+
+    fn check_unique(&self) -> DbResult<()> {
+        for unique in &self.table.unique {
+            let mut seen = BTreeSet::new();
+            for row in self.rows.values() {
+                let cells = cells(row, unique);
+                if !cells.iter().any(|value| value.is_null()) && !seen.insert(cells.clone()) {
+                    return Err(constraint(
+                        &self.table,
+                        format!("{cells:?} is there already"),
+                        false,
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}

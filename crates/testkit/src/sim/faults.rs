@@ -1,0 +1,408 @@
+//! Faults between any two steps of a database: the process dies, the answer is lost, another transaction is in the
+//! way, the application commits in between. And sabotage: wrong code that the simulation must notice.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use branchline_core::books;
+use branchline_core::change::{Effect, Key, Row};
+use branchline_core::port::{
+    Backlog, Database, DatabaseError, DbResult, Entry, Extent, Inspection, Portion, Purpose,
+};
+use branchline_core::schema::{Schema, Table, TableId};
+
+use super::office::Disk;
+use super::workload::Desk;
+
+/// One line of wrong code somewhere below the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sabotage {
+    /// The head's cursor of a branch is not saved with the rows.
+    HeadCursorNotSaved,
+    /// The branch's own record is not saved.
+    BranchBookNotSaved,
+    /// Nobody ever looks whether the application was in the way.
+    CapturedAlwaysEmpty,
+    /// Half of a write is committed before the other half.
+    WriteNotAtomic,
+    /// Some commits are answered and not made.
+    CommitLies,
+    /// Notes on rows are forgotten.
+    NotesForgotten,
+    /// Conflict records are not written.
+    RecordsForgotten,
+    /// The names of changed rows are not kept beside the log.
+    LogKeysForgotten,
+    /// A take forgets one of its rows.
+    TakeForgets,
+    /// What was frozen is not kept.
+    OutboxForgotten,
+    /// Requests to send again are lost.
+    ResendIgnored,
+}
+
+impl Sabotage {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::HeadCursorNotSaved,
+        Self::BranchBookNotSaved,
+        Self::CapturedAlwaysEmpty,
+        Self::WriteNotAtomic,
+        Self::CommitLies,
+        Self::NotesForgotten,
+        Self::RecordsForgotten,
+        Self::LogKeysForgotten,
+        Self::TakeForgets,
+        Self::OutboxForgotten,
+        Self::ResendIgnored,
+    ];
+}
+
+/// What waits to go wrong at an office, counted in database steps.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// The process dies at this step; with `true`, after it took effect.
+    pub crash: Option<(u32, bool)>,
+    /// This step finds another transaction in the way.
+    pub busy: Option<u32>,
+    /// The application commits a transaction just before this step.
+    pub race: Option<u32>,
+    /// The process is dead.
+    pub dead: bool,
+    /// A step failed on purpose during this call.
+    pub hindered: bool,
+    /// What the application did in between, in words.
+    pub raced: Option<String>,
+    pub sabotage: Option<Sabotage>,
+    /// Counts for sabotage that strikes now and then.
+    pub strikes: u64,
+}
+
+/// A step of the open transaction that must be done again when the application commits in between.
+enum Redo {
+    Write(Vec<(TableId, Effect)>, Schema),
+    SetMeta(String, Option<Vec<u8>>),
+    Append(String, Vec<Entry>),
+    Trim(String, u64),
+    SetNotes(Table, Vec<(Key, Option<Vec<u8>>)>),
+    Recapture(Table, Option<Vec<Key>>),
+}
+
+/// A database with the faults of its office's [`Plan`].
+pub struct Faulty<'w> {
+    pub disk: &'w mut Disk,
+    pub plan: &'w mut Plan,
+    pub desk: Desk<'w>,
+    open: Option<Purpose>,
+    done: Vec<Redo>,
+}
+
+fn killed() -> DatabaseError {
+    DatabaseError::Unreachable("the process was killed".into())
+}
+
+macro_rules! inner {
+    ($self:ident, $db:ident => $call:expr) => {
+        match &mut *$self.disk {
+            Disk::Memory($db) => $call.await,
+            Disk::Sqlite(file) => {
+                let $db = &mut file.database;
+                $call.await
+            }
+        }
+    };
+}
+
+macro_rules! step {
+    ($self:ident, $db:ident => $call:expr) => {{
+        let late = $self.before().await?;
+        let result = inner!($self, $db => $call);
+        $self.after(late, result)
+    }};
+}
+
+fn count_down(counter: &mut Option<u32>) -> bool {
+    match counter {
+        Some(0) => {
+            *counter = None;
+            true
+        }
+        Some(left) => {
+            *left -= 1;
+            false
+        }
+        None => false,
+    }
+}
+
+impl<'w> Faulty<'w> {
+    /// Wraps a database for one call of a machine.
+    pub fn new(disk: &'w mut Disk, plan: &'w mut Plan, desk: Desk<'w>) -> Self {
+        disk.set_now(desk.now);
+        Self { disk, plan, desk, open: None, done: Vec::new() }
+    }
+
+    /// What goes wrong before this step. Returns whether the process dies after it.
+    async fn before(&mut self) -> DbResult<bool> {
+        if self.plan.dead {
+            return Err(killed());
+        }
+        if count_down(&mut self.plan.race) {
+            self.race().await?;
+        }
+        if count_down(&mut self.plan.busy) {
+            self.plan.hindered = true;
+            return Err(DatabaseError::Busy("another transaction, on purpose".into()));
+        }
+        let mut late = false;
+        if let Some((left, after)) = &mut self.plan.crash {
+            if *left == 0 {
+                late = *after;
+                self.plan.crash = None;
+                if !late {
+                    self.plan.dead = true;
+                    return Err(killed());
+                }
+            } else {
+                *left -= 1;
+            }
+        }
+        Ok(late)
+    }
+
+    fn after<T>(&mut self, late: bool, result: DbResult<T>) -> DbResult<T> {
+        if late {
+            self.plan.dead = true;
+            return Err(killed());
+        }
+        result
+    }
+
+    fn remember(&mut self, redo: impl FnOnce() -> Redo) {
+        if self.open.is_some() && self.plan.race.is_some() {
+            self.done.push(redo());
+        }
+    }
+
+    fn strikes(&mut self, sabotage: Sabotage, every: u64) -> bool {
+        if self.plan.sabotage != Some(sabotage) {
+            return false;
+        }
+        self.plan.strikes += 1;
+        self.plan.strikes.is_multiple_of(every)
+    }
+
+    /// The application commits. In a transaction that sees what commits meanwhile (PostgreSQL's READ COMMITTED), the
+    /// memory fake is made to behave so: undo, let the application in, do again what was done. Rows already written
+    /// are locked. A transaction with one snapshot, or an engine with one writer, lets nobody in.
+    async fn race(&mut self) -> DbResult<()> {
+        let sees_others = matches!(self.open, Some(Purpose::Apply | Purpose::Load));
+        let memory = matches!(self.disk, Disk::Memory(_));
+        match self.open {
+            None | Some(Purpose::Read) => {
+                self.plan.raced = self.desk.transact(self.disk).or(self.plan.raced.take());
+                Ok(())
+            }
+            Some(purpose) if sees_others && memory => {
+                for redo in &self.done {
+                    if let Redo::Write(effects, schema) = redo {
+                        self.desk.locked.extend(effects.iter().filter_map(|(id, effect)| {
+                            Some((*id, effect.key(schema.table(*id)?)))
+                        }));
+                    }
+                }
+                inner!(self, db => db.rollback())?;
+                self.plan.raced = self.desk.transact(self.disk).or(self.plan.raced.take());
+                self.desk.locked.clear();
+                inner!(self, db => db.begin(purpose))?;
+                for redo in std::mem::take(&mut self.done) {
+                    match &redo {
+                        Redo::Write(effects, schema) => inner!(self, db => db.write(schema, effects))?,
+                        Redo::SetMeta(name, value) => inner!(self, db => db.set_meta(name, value.as_deref()))?,
+                        Redo::Append(stream, entries) => inner!(self, db => db.append(stream, entries))?,
+                        Redo::Trim(stream, through) => inner!(self, db => db.trim(stream, *through))?,
+                        Redo::SetNotes(table, notes) => inner!(self, db => db.set_notes(table, notes))?,
+                        Redo::Recapture(table, keys) => inner!(self, db => db.recapture(table, keys.as_deref()))?,
+                    }
+                }
+                Ok(())
+            }
+            Some(_) => Ok(()),
+        }
+    }
+}
+
+impl Database for Faulty<'_> {
+    async fn begin(&mut self, purpose: Purpose) -> DbResult<()> {
+        self.open = None;
+        self.done.clear();
+        let result = step!(self, db => db.begin(purpose));
+        if result.is_ok() {
+            self.open = Some(purpose);
+        }
+        result
+    }
+
+    async fn commit(&mut self) -> DbResult<()> {
+        let late = self.before().await;
+        let purpose = self.open.take();
+        let late = late?;
+        if purpose != Some(Purpose::Read) && self.strikes(Sabotage::CommitLies, 40) {
+            inner!(self, db => db.rollback())?;
+            return Ok(());
+        }
+        let result = inner!(self, db => db.commit());
+        self.after(late, result)
+    }
+
+    async fn rollback(&mut self) -> DbResult<()> {
+        self.open = None;
+        if self.plan.dead {
+            return Err(killed());
+        }
+        inner!(self, db => db.rollback())
+    }
+
+    async fn take(&mut self, schema: &Schema, limit: usize) -> DbResult<Portion> {
+        let mut portion = step!(self, db => db.take(schema, limit))?;
+        for taken in &mut portion.changes {
+            let Some(table) = schema.table(taken.table) else { continue };
+            let row = (taken.table, taken.effect.key(table));
+            // An engine that stamps by the machine's clock would make a run differ from its repetition.
+            if matches!(self.disk, Disk::Sqlite(_)) {
+                taken.at = self.desk.times.get(&row).copied().unwrap_or(self.desk.now);
+            }
+        }
+        if !portion.changes.is_empty() && self.strikes(Sabotage::TakeForgets, 10) {
+            portion.changes.pop();
+        }
+        Ok(portion)
+    }
+
+    async fn captured(&mut self, table: &Table, keys: Option<&[Key]>) -> DbResult<BTreeSet<Key>> {
+        if self.plan.sabotage == Some(Sabotage::CapturedAlwaysEmpty) {
+            return Ok(BTreeSet::new());
+        }
+        step!(self, db => db.captured(table, keys))
+    }
+
+    async fn recapture(&mut self, table: &Table, keys: Option<&[Key]>) -> DbResult<()> {
+        step!(self, db => db.recapture(table, keys))?;
+        self.remember(|| Redo::Recapture(table.clone(), keys.map(<[Key]>::to_vec)));
+        Ok(())
+    }
+
+    async fn backlog(&mut self) -> DbResult<Backlog> {
+        step!(self, db => db.backlog())
+    }
+
+    async fn write(&mut self, schema: &Schema, effects: &[(TableId, Effect)]) -> DbResult<()> {
+        if effects.len() > 1 && self.plan.sabotage == Some(Sabotage::WriteNotAtomic) {
+            let purpose = self.open.unwrap_or(Purpose::Apply);
+            let half = effects.len() / 2;
+            step!(self, db => db.write(schema, &effects[..half]))?;
+            inner!(self, db => db.commit())?;
+            inner!(self, db => db.begin(purpose))?;
+            return step!(self, db => db.write(schema, &effects[half..]));
+        }
+        step!(self, db => db.write(schema, effects))?;
+        self.remember(|| Redo::Write(effects.to_vec(), schema.clone()));
+        Ok(())
+    }
+
+    async fn read(&mut self, table: &Table, keys: &[Key]) -> DbResult<BTreeMap<Key, Row>> {
+        step!(self, db => db.read(table, keys))
+    }
+
+    async fn chunk(&mut self, table: &Table, after: Option<&Key>, limit: usize) -> DbResult<Vec<Row>> {
+        step!(self, db => db.chunk(table, after, limit))
+    }
+
+    async fn meta(&mut self, name: &str) -> DbResult<Option<Vec<u8>>> {
+        step!(self, db => db.meta(name))
+    }
+
+    async fn set_meta(&mut self, name: &str, value: Option<&[u8]>) -> DbResult<()> {
+        let lost = match self.plan.sabotage {
+            Some(Sabotage::HeadCursorNotSaved) => name.starts_with("seat:") && self.desk.is_head,
+            Some(Sabotage::BranchBookNotSaved) => name == "branch",
+            _ => false,
+        };
+        self.plan.strikes += u64::from(lost);
+        if lost && self.plan.strikes > 2 && self.plan.strikes.is_multiple_of(2) {
+            return Ok(());
+        }
+        step!(self, db => db.set_meta(name, value))?;
+        self.remember(|| Redo::SetMeta(name.into(), value.map(<[u8]>::to_vec)));
+        Ok(())
+    }
+
+    async fn append(&mut self, stream: &str, entries: &[Entry]) -> DbResult<()> {
+        let lost = match self.plan.sabotage {
+            Some(Sabotage::RecordsForgotten) => stream == books::CONFLICTS,
+            Some(Sabotage::LogKeysForgotten) => stream == books::LOG_KEYS,
+            Some(Sabotage::OutboxForgotten) => stream == books::OUTBOX,
+            _ => false,
+        };
+        if lost {
+            return Ok(());
+        }
+        step!(self, db => db.append(stream, entries))?;
+        self.remember(|| Redo::Append(stream.into(), entries.to_vec()));
+        Ok(())
+    }
+
+    async fn entries(&mut self, stream: &str, from: u64, max_bytes: usize) -> DbResult<Vec<Entry>> {
+        step!(self, db => db.entries(stream, from, max_bytes))
+    }
+
+    async fn trim(&mut self, stream: &str, through: u64) -> DbResult<()> {
+        step!(self, db => db.trim(stream, through))?;
+        self.remember(|| Redo::Trim(stream.into(), through));
+        Ok(())
+    }
+
+    async fn extent(&mut self, stream: &str) -> DbResult<Extent> {
+        step!(self, db => db.extent(stream))
+    }
+
+    async fn notes(&mut self, table: &Table, keys: Option<&[Key]>) -> DbResult<BTreeMap<Key, Vec<u8>>> {
+        step!(self, db => db.notes(table, keys))
+    }
+
+    async fn set_notes(&mut self, table: &Table, notes: &[(Key, Option<Vec<u8>>)]) -> DbResult<()> {
+        if self.plan.sabotage == Some(Sabotage::NotesForgotten) {
+            return Ok(());
+        }
+        step!(self, db => db.set_notes(table, notes))?;
+        self.remember(|| Redo::SetNotes(table.clone(), notes.to_vec()));
+        Ok(())
+    }
+
+    async fn inspect(&mut self) -> DbResult<Inspection> {
+        step!(self, db => db.inspect())
+    }
+
+    async fn prepare(&mut self) -> DbResult<()> {
+        step!(self, db => db.prepare())
+    }
+
+    async fn install(&mut self, schema: &Schema) -> DbResult<()> {
+        step!(self, db => db.install(schema))
+    }
+
+    async fn missing_capture(&mut self, schema: &Schema) -> DbResult<Vec<TableId>> {
+        step!(self, db => db.missing_capture(schema))
+    }
+
+    async fn create_tables(&mut self, schema: &Schema) -> DbResult<Vec<String>> {
+        step!(self, db => db.create_tables(schema))
+    }
+
+    async fn add_foreign_keys(&mut self, schema: &Schema) -> DbResult<()> {
+        step!(self, db => db.add_foreign_keys(schema))
+    }
+
+    async fn uninstall(&mut self) -> DbResult<()> {
+        step!(self, db => db.uninstall())
+    }
+}

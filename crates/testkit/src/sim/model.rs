@@ -1,0 +1,94 @@
+//! The plain model: a journal of every write that an application committed, and what each was made on.
+//!
+//! Every write has a payload of its own, so a row's content names the write that made it. A write made on top of
+//! another *follows* it. What nothing follows is a *tip*; no tip may vanish (P1).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use branchline_core::change::Key;
+use branchline_core::schema::TableId;
+
+/// A write's number; its payload is `w` and the number.
+pub type WriteId = u64;
+
+/// A row's name in the model.
+pub type RowName = (TableId, Key);
+
+/// A committed write.
+#[derive(Clone, Debug)]
+pub struct Write {
+    /// The office whose application made it.
+    pub office: usize,
+    /// Whether it deleted the row.
+    pub delete: bool,
+    /// The write whose result it saw; none where there was no row.
+    pub on: Option<WriteId>,
+    /// It was made between a backup and the restoration of it: the restoration may have undone it.
+    pub undone: bool,
+}
+
+/// All writes.
+#[derive(Debug, Default)]
+pub struct Journal {
+    writes: BTreeMap<WriteId, Write>,
+    rows: BTreeMap<RowName, Vec<WriteId>>,
+    followed: BTreeSet<WriteId>,
+    last: WriteId,
+}
+
+impl Journal {
+    /// A number for the next write; it counts only if [`Journal::commit`] follows.
+    pub fn draw(&mut self) -> WriteId {
+        self.last += 1;
+        self.last
+    }
+
+    /// The last number drawn.
+    pub fn last(&self) -> WriteId {
+        self.last
+    }
+
+    /// The transaction that made these writes was committed.
+    pub fn commit(&mut self, writes: Vec<(RowName, WriteId, Write)>) {
+        for (row, id, write) in writes {
+            self.followed.extend(write.on);
+            self.rows.entry(row).or_default().push(id);
+            self.writes.insert(id, write);
+        }
+    }
+
+    /// The office's database became what it was when `since` was the last write.
+    pub fn restored(&mut self, office: usize, since: WriteId) {
+        for (_, write) in self.writes.range_mut(since + 1..) {
+            write.undone |= write.office == office;
+        }
+    }
+
+    /// All rows ever written, with their writes in order.
+    pub fn rows(&self) -> impl Iterator<Item = (&RowName, &[WriteId])> {
+        self.rows.iter().map(|(row, writes)| (row, writes.as_slice()))
+    }
+
+    /// A write.
+    pub fn write(&self, id: WriteId) -> Option<&Write> {
+        self.writes.get(&id)
+    }
+
+    /// Whether a later write was made on top of this one.
+    pub fn is_followed(&self, id: WriteId) -> bool {
+        self.followed.contains(&id)
+    }
+
+    /// Whether a delete took back what the same office had inserted, so that nobody else need ever know.
+    pub fn took_back(&self, id: WriteId) -> bool {
+        let Some(office) = self.write(id).map(|write| write.office) else { return false };
+        let mut at = Some(id);
+        while let Some(id) = at {
+            match self.write(id) {
+                Some(write) if write.office == office => at = write.on,
+                _ => return false,
+            }
+        }
+        true
+    }
+}

@@ -1,0 +1,279 @@
+//! What must be true: some of it at every step, all of it at rest.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use branchline_core::books::{self, CONFLICTS, LOG, Note};
+use branchline_core::change::{Effect, Key, Row};
+use branchline_core::conflict::ConflictRecord;
+use branchline_core::envelope;
+use branchline_core::head::own_entry;
+use branchline_core::identity::{BatchNumber, Digest, Incarnation, LogPosition, OfficeName};
+use branchline_core::message::LogBody;
+use branchline_core::port::{Database, Purpose};
+use branchline_core::schema::TableId;
+use branchline_core::value::Value;
+use branchline_core::verify::Verification;
+
+use super::model::{RowName, WriteId};
+use super::office::run;
+use super::workload::{ACCOUNTS, RATES, SUM, accounts_of, maker};
+use super::world::World;
+
+/// Follows the head's log as it grows.
+#[derive(Debug, Default)]
+pub struct LogReader {
+    last: LogPosition,
+    chain: Digest,
+    answered: BTreeMap<(OfficeName, Incarnation), BatchNumber>,
+    /// What the log says of each row.
+    rows: BTreeMap<RowName, Option<Row>>,
+}
+
+/// P5: in every office's committed rows, the sum of each office's two accounts stands.
+pub fn money(world: &mut World, office: usize) -> Result<(), String> {
+    if !world.offices[office].joined {
+        return Ok(());
+    }
+    let Some(table) = world.schema.table(ACCOUNTS).cloned() else { return Ok(()) };
+    let rows = world.offices[office].disk.rows(&table);
+    for owner in 0..world.offices.len() {
+        if world.offices[owner].restored || !world.offices[owner].joined {
+            continue;
+        }
+        let amounts: Vec<i64> = accounts_of(owner)
+            .iter()
+            .filter_map(|key| rows.iter().find(|row| table.key_of(row) == *key))
+            .filter_map(|row| if let Value::Int(amount) = row.0[2] { Some(amount) } else { None })
+            .collect();
+        if !amounts.is_empty() && (amounts.len() != 2 || amounts.iter().sum::<i64>() != SUM) {
+            return Err(format!(
+                "half a transaction shows (P5): {} sees {amounts:?} in the accounts of {}",
+                world.offices[office].name, world.offices[owner].name
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// P2: the head's log goes on without a gap, and answers every batch of an incarnation once and in order.
+pub fn read_log(world: &mut World) -> Result<(), String> {
+    loop {
+        let from = world.log.last.next().0;
+        let entries = world.with_database(0, |db, _| {
+            run(async {
+                db.begin(Purpose::Read).await?;
+                let entries = db.entries(LOG, from, 1 << 20).await?;
+                db.rollback().await?;
+                Ok::<_, branchline_core::port::DatabaseError>(entries)
+            })
+        });
+        let entries = entries.map_err(|error| format!("the log cannot be read: {error}"))?;
+        if entries.is_empty() {
+            return Ok(());
+        }
+        for stored in entries {
+            let entry = own_entry(&stored.bytes).map_err(|error| error.to_string())?;
+            let reader = &mut world.log;
+            if entry.position != reader.last.next() || stored.number != entry.position.0 {
+                return Err(format!("the log has a gap: {} follows {}", entry.position, reader.last));
+            }
+            if entry.previous != reader.chain {
+                return Err(format!("the log's chain breaks at {}", entry.position));
+            }
+            reader.last = entry.position;
+            reader.chain = envelope::chain(&stored.bytes);
+            let LogBody::Changes(body) = entry.body else { continue };
+            if let Some(answer) = body.answers {
+                let last = reader.answered.entry((answer.branch.clone(), answer.incarnation)).or_default();
+                if answer.batch != last.next() {
+                    return Err(format!(
+                        "not exactly once (P2): log entry {} answers batch {} of {}, after batch {last}",
+                        entry.position, answer.batch, answer.branch
+                    ));
+                }
+                *last = answer.batch;
+            }
+            for logged in body.changes {
+                let Some(table) = world.schema.table(logged.table) else { continue };
+                let row = (logged.table, logged.effect.key(table));
+                let content = match logged.effect {
+                    Effect::Put(row) => Some(row),
+                    Effect::Delete(_) => None,
+                };
+                reader.rows.insert(row, content);
+            }
+        }
+    }
+}
+
+/// What an office's database holds, for the comparison at rest.
+struct Holdings {
+    rows: BTreeMap<RowName, Row>,
+    held: BTreeSet<RowName>,
+    other_notes: usize,
+    records: Vec<ConflictRecord>,
+}
+
+fn holdings(world: &mut World, office: usize) -> Result<Holdings, String> {
+    let mut found =
+        Holdings { rows: BTreeMap::new(), held: BTreeSet::new(), other_notes: 0, records: Vec::new() };
+    let tables = world.schema.tables.clone();
+    for table in &tables {
+        for row in world.offices[office].disk.rows(table) {
+            found.rows.insert((table.id, table.key_of(&row)), row);
+        }
+    }
+    let (notes, records) = world
+        .with_database(office, |db, _| {
+            run(async {
+                db.begin(Purpose::Read).await?;
+                let mut notes: Vec<(TableId, Key, Vec<u8>)> = Vec::new();
+                for table in &tables {
+                    notes.extend(db.notes(table, None).await?.into_iter().map(|(key, note)| (table.id, key, note)));
+                }
+                let records = db.entries(CONFLICTS, 0, usize::MAX / 2).await?;
+                db.rollback().await?;
+                Ok::<_, branchline_core::port::DatabaseError>((notes, records))
+            })
+        })
+        .map_err(|error| error.to_string())?;
+    for record in records {
+        found.records.push(books::decode(&record.bytes).map_err(|error| error.to_string())?);
+    }
+    for (table, key, note) in notes {
+        if office == 0 {
+            continue;
+        }
+        match books::decode::<Note>(&note).map_err(|error| error.to_string())? {
+            Note::Held(_) => drop(found.held.insert((table, key))),
+            Note::Deferred(_) => found.other_notes += 1,
+        }
+    }
+    Ok(found)
+}
+
+fn named(world: &World, row: &RowName) -> String {
+    let table = world.schema.table(row.0).map_or("?", |table| table.name.as_str());
+    format!("{table} {}", row.1.to_json())
+}
+
+/// P1 and P3.
+pub fn at_rest(world: &mut World) -> Result<(), String> {
+    let head = holdings(world, 0)?;
+    let mut branches = Vec::new();
+    for branch in 1..world.offices.len() {
+        branches.push(holdings(world, branch)?);
+    }
+    let ids: BTreeSet<u64> = head.records.iter().map(|record| record.id).collect();
+    for (branch, there) in branches.iter().enumerate() {
+        let name = world.offices[branch + 1].name.clone();
+        let rows: BTreeSet<&RowName> = head.rows.keys().chain(there.rows.keys()).collect();
+        for row in rows {
+            if head.rows.get(row) != there.rows.get(row) && !there.held.contains(row) {
+                return Err(format!(
+                    "no convergence (P3): {} is {:?} at the head and {:?} at {name}",
+                    named(world, row),
+                    head.rows.get(row),
+                    there.rows.get(row)
+                ));
+            }
+        }
+        if there.other_notes > 0 {
+            return Err(format!("{name} is at rest with {} rows deferred", there.other_notes));
+        }
+        if let Some(record) = there.records.iter().find(|record| !ids.contains(&record.id)) {
+            return Err(format!("{name} lists conflict {} that the head does not", record.id));
+        }
+        for row in &there.held {
+            if !head.records.iter().any(|record| named_by(world, record, row)) {
+                return Err(format!("{} is held at {name} and not listed at the head", named(world, row)));
+            }
+        }
+    }
+    for (row, content) in &world.log.rows {
+        if head.rows.get(row) != content.as_ref() {
+            return Err(format!("{} differs from its last log entry: {content:?}", named(world, row)));
+        }
+    }
+    nothing_lost(world, &head)
+}
+
+fn named_by(world: &World, record: &ConflictRecord, row: &RowName) -> bool {
+    world.schema.table_named(&record.table).is_some_and(|table| table.id == row.0) && record.key == row.1
+}
+
+/// P1: every write is in the rows, or was seen and followed by another, or is listed.
+fn nothing_lost(world: &World, head: &Holdings) -> Result<(), String> {
+    let restored = world.offices.iter().any(|office| office.restored);
+    let mut listed: BTreeSet<WriteId> = BTreeSet::new();
+    let mut listed_deletes: BTreeSet<RowName> = BTreeSet::new();
+    for record in &head.records {
+        listed.extend(record.ours.as_ref().and_then(maker));
+        listed.extend(record.theirs.as_ref().and_then(maker));
+        if (record.ours.is_none() || record.theirs.is_none())
+            && let Some(table) = world.schema.table_named(&record.table)
+        {
+            listed_deletes.insert((table.id, record.key.clone()));
+        }
+    }
+    for (row, writes) in world.journal.rows() {
+        let present = head.rows.get(row);
+        let present_maker = present.and_then(maker);
+        if present.is_some() && !present_maker.is_some_and(|id| writes.contains(&id)) {
+            return Err(format!("{} holds what nobody wrote: {present:?}", named(world, row)));
+        }
+        let mut tips = 0;
+        for &id in writes {
+            let Some(write) = world.journal.write(id) else { continue };
+            if world.journal.is_followed(id) {
+                if present_maker == Some(id) && !restored && row.0 != RATES {
+                    return Err(format!(
+                        "a change was undone: {} is w{id} again, on which another write was made",
+                        named(world, row)
+                    ));
+                }
+                continue;
+            }
+            tips += 1;
+            let lost = if write.undone {
+                false
+            } else if write.delete {
+                let reinserted = writes.iter().any(|&later| {
+                    later > id && world.journal.write(later).is_some_and(|later| !later.delete && later.on.is_none())
+                });
+                present.is_some() && !reinserted && !listed_deletes.contains(row) && !world.journal.took_back(id)
+            } else {
+                present_maker != Some(id) && !listed.contains(&id)
+            };
+            if lost {
+                let kind = if write.delete { "the delete" } else { "the write" };
+                return Err(format!(
+                    "lost (P1): {kind} w{id} of {} on {} is neither there nor listed; the row is {present:?}",
+                    world.offices[write.office].name,
+                    named(world, row)
+                ));
+            }
+        }
+        if tips == 0 && !writes.is_empty() {
+            return Err(format!("the model is wrong: {} has no last write", named(world, row)));
+        }
+    }
+    Ok(())
+}
+
+/// The head's own comparison must find what the oracle found: no difference.
+pub fn verification(world: &World, verification: &Verification) -> Result<(), String> {
+    for branch in &verification.branches {
+        if !branch.answered {
+            return Err(format!("{} did not answer the comparison", branch.name));
+        }
+        if !branch.is_equal() {
+            return Err(format!("the comparison finds a difference at {}: {:?}", branch.name, branch.tables));
+        }
+    }
+    let joined = world.offices.len() - 1;
+    if verification.branches.len() != joined {
+        return Err(format!("the comparison speaks of {} of {joined} branches", verification.branches.len()));
+    }
+    Ok(())
+}
