@@ -30,7 +30,12 @@ struct Patience {
 }
 
 /// Serves until told to stop, and records the address beside the configuration.
-pub async fn serve(config: &Path, listen: SocketAddr, office: Handle, stop: CancellationToken) -> Outcome<()> {
+pub async fn serve(
+    config: &Path,
+    listen: SocketAddr,
+    office: Handle,
+    stop: CancellationToken,
+) -> Outcome<()> {
     let listener = tokio::net::TcpListener::bind(listen).await;
     let listener = listener.map_err(io(format_args!("api.listen = \"{listen}\"")))?;
     let bound = listener.local_addr().map_err(io("the api's address"))?;
@@ -46,17 +51,27 @@ pub async fn serve(config: &Path, listen: SocketAddr, office: Handle, stop: Canc
         .route("/api/stop", post(stop_office))
         .layer(axum::middleware::from_fn(local_only))
         .with_state(office);
-    let served = axum::serve(listener, routes).with_graceful_shutdown(async move { stop.cancelled().await }).await;
+    let served = axum::serve(listener, routes)
+        .with_graceful_shutdown(async move { stop.cancelled().await })
+        .await;
     drop(std::fs::remove_file(&record));
     served.map_err(io("the api"))
 }
 
-async fn local_only(headers: HeaderMap, request: axum::extract::Request, next: axum::middleware::Next) -> Response {
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+async fn local_only(
+    headers: HeaderMap,
+    request: axum::extract::Request,
+    next: axum::middleware::Next,
+) -> Response {
+    let host = headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok())
+        .unwrap_or_default();
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
     let local = matches!(name, "127.0.0.1" | "localhost" | "[::1]") || name.starts_with("127.");
     if !local || headers.contains_key(header::ORIGIN) {
-        let refusal = serde_json::json!({ "error": "only programs on this machine may ask, not web pages" });
+        let refusal =
+            serde_json::json!({ "error": "only programs on this machine may ask, not web pages" });
         return (StatusCode::FORBIDDEN, Json(refusal)).into_response();
     }
     next.run(request).await
@@ -64,13 +79,25 @@ async fn local_only(headers: HeaderMap, request: axum::extract::Request, next: a
 
 fn respond(answer: Answer) -> Response {
     match answer {
-        Ok((code, document)) => {
-            (StatusCode::OK, [("x-exit-code", code.to_string())], Json(document)).into_response()
-        }
+        Ok((code, document)) => (
+            StatusCode::OK,
+            [("x-exit-code", code.to_string())],
+            Json(document),
+        )
+            .into_response(),
         Err(failure) => {
-            let status = if failure.code == UNREACHED { StatusCode::BAD_GATEWAY } else { StatusCode::CONFLICT };
+            let status = if failure.code == UNREACHED {
+                StatusCode::BAD_GATEWAY
+            } else {
+                StatusCode::CONFLICT
+            };
             let document = serde_json::json!({ "error": failure.message, "code": failure.code });
-            (status, [("x-exit-code", failure.code.to_string())], Json(document)).into_response()
+            (
+                status,
+                [("x-exit-code", failure.code.to_string())],
+                Json(document),
+            )
+                .into_response()
         }
     }
 }
@@ -84,11 +111,23 @@ async fn status(State(office): State<Handle>) -> Response {
 }
 
 async fn sync(State(office): State<Handle>, Query(patience): Query<Patience>) -> Response {
-    respond(office.ask(Ask::Sync { deadline: deadline(&patience) }).await)
+    respond(
+        office
+            .ask(Ask::Sync {
+                deadline: deadline(&patience),
+            })
+            .await,
+    )
 }
 
 async fn verify(State(office): State<Handle>, Query(patience): Query<Patience>) -> Response {
-    respond(office.ask(Ask::Verify { deadline: deadline(&patience) }).await)
+    respond(
+        office
+            .ask(Ask::Verify {
+                deadline: deadline(&patience),
+            })
+            .await,
+    )
 }
 
 async fn reload(State(office): State<Handle>, UrlPath(name): UrlPath<String>) -> Response {
@@ -108,15 +147,26 @@ async fn stop_office(State(office): State<Handle>) -> Response {
 
 /// Where the office that owns this configuration listens, if it runs.
 pub fn address(config: &Path) -> Option<SocketAddr> {
-    std::fs::read_to_string(beside(config, "api")).ok()?.trim().parse().ok()
+    std::fs::read_to_string(beside(config, "api"))
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
 }
 
 /// Asks the office that runs beside this command.
 pub async fn call(config: &Path, method: &str, path: &str, patience: Duration) -> Answer {
     let unreachable = |why: String| {
-        Failure::new(UNREACHED, format!("the running office of {} does not answer: {why}", config.display()))
+        Failure::new(
+            UNREACHED,
+            format!(
+                "the running office of {} does not answer: {why}",
+                config.display()
+            ),
+        )
     };
-    let address = address(config).ok_or_else(|| unreachable("it has not recorded its address".into()))?;
+    let address =
+        address(config).ok_or_else(|| unreachable("it has not recorded its address".into()))?;
     let asked = tokio::time::timeout(patience, request(address, method, path)).await;
     match asked {
         Ok(Ok(answer)) => answer,
@@ -129,18 +179,31 @@ pub async fn call(config: &Path, method: &str, path: &str, patience: Duration) -
 async fn request(address: SocketAddr, method: &str, path: &str) -> std::io::Result<Answer> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(address).await?;
-    let head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    );
     stream.write_all(head.as_bytes()).await?;
     let mut bytes = Vec::new();
-    stream.take(16 * 1024 * 1024).read_to_end(&mut bytes).await?;
+    stream
+        .take(16 * 1024 * 1024)
+        .read_to_end(&mut bytes)
+        .await?;
     let text = String::from_utf8_lossy(&bytes);
     let broken = || std::io::Error::other("the answer is not HTTP");
     let (head, body) = text.split_once("\r\n\r\n").ok_or_else(broken)?;
-    let code = head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("x-exit-code: ").map(str::to_string));
-    let code: u8 = code.and_then(|code| code.trim().parse().ok()).ok_or_else(broken)?;
+    let code = head.lines().find_map(|line| {
+        line.to_ascii_lowercase()
+            .strip_prefix("x-exit-code: ")
+            .map(str::to_string)
+    });
+    let code: u8 = code
+        .and_then(|code| code.trim().parse().ok())
+        .ok_or_else(broken)?;
     let document: serde_json::Value = serde_json::from_str(body.trim()).map_err(|_| broken())?;
-    Ok(match document.get("error").and_then(serde_json::Value::as_str) {
-        Some(message) if document.get("code").is_some() => Err(Failure::new(code, message)),
-        _ => Ok((code, document)),
-    })
+    Ok(
+        match document.get("error").and_then(serde_json::Value::as_str) {
+            Some(message) if document.get("code").is_some() => Err(Failure::new(code, message)),
+            _ => Ok((code, document)),
+        },
+    )
 }

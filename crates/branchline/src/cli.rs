@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 
 use crate::exit::Outcome;
 
+mod ask;
 mod conflicts;
 mod demo;
 mod doctor;
@@ -14,7 +15,6 @@ mod init;
 mod invite;
 mod join;
 mod leave;
-mod ask;
 mod run;
 
 /// Keeps the databases of a head office and its branch offices the same, two ways, over links that fail.
@@ -25,7 +25,12 @@ mod run;
 #[command(name = "branchline", version, max_term_width = 110)]
 pub struct Arguments {
     /// The office's configuration file.
-    #[arg(long, global = true, default_value = "branchline.toml", env = "BRANCHLINE_CONFIG")]
+    #[arg(
+        long,
+        global = true,
+        default_value = "branchline.toml",
+        env = "BRANCHLINE_CONFIG"
+    )]
     pub config: PathBuf,
     /// Say more about what happens; twice: everything.
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -35,6 +40,13 @@ pub struct Arguments {
     pub json: bool,
     #[command(subcommand)]
     command: Command,
+}
+
+impl Arguments {
+    /// Whether the command is about short work that speaks by its answer, not by its log.
+    pub fn shows_for_itself(&self) -> bool {
+        !matches!(self.command, Command::Run)
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -91,7 +103,12 @@ pub const SHORT: Duration = Duration::from_secs(30);
 
 /// Runs the command and returns its exit code.
 pub async fn run(arguments: Arguments) -> Outcome<u8> {
-    let Arguments { config, json, command, .. } = arguments;
+    let Arguments {
+        config,
+        json,
+        command,
+        ..
+    } = arguments;
     let context = Context { config, json };
     match command {
         Command::Demo(demo) => demo.run(&context).await,

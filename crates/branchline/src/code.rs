@@ -63,19 +63,31 @@ pub enum Route {
 impl JoinCode {
     /// The code as one line.
     pub fn to_line(&self) -> Outcome<String> {
-        let bytes = minicbor::to_vec(self).map_err(|error| Failure::new(crate::exit::BUG, error.to_string()))?;
+        let bytes = minicbor::to_vec(self)
+            .map_err(|error| Failure::new(crate::exit::BUG, error.to_string()))?;
         Ok(format!("{PREFIX}{}", URL_SAFE_NO_PAD.encode(bytes)))
     }
 
     /// Reads a line.
     pub fn from_line(line: &str) -> Outcome<Self> {
         let wrong = |what: &str| {
-            Failure::usage(format!("this is not a join code ({what}); copy the whole line that `branchline invite` printed"))
+            Failure::usage(format!(
+                "this is not a join code ({what}); copy the whole line that `branchline invite` printed"
+            ))
         };
-        let body = line.trim().strip_prefix(PREFIX).ok_or_else(|| wrong("it should begin with bl1-"))?;
-        let bytes = URL_SAFE_NO_PAD.decode(body).map_err(|_| wrong("it is damaged"))?;
+        let body = line
+            .trim()
+            .strip_prefix(PREFIX)
+            .ok_or_else(|| wrong("it should begin with bl1-"))?;
+        let bytes = URL_SAFE_NO_PAD
+            .decode(body)
+            .map_err(|_| wrong("it is damaged"))?;
         let code: Self = minicbor::decode(&bytes).map_err(|_| wrong("it is cut off or damaged"))?;
-        if code.branch.is_valid() && code.head.is_valid() { Ok(code) } else { Err(wrong("a name in it is not legal")) }
+        if code.branch.is_valid() && code.head.is_valid() {
+            Ok(code)
+        } else {
+            Err(wrong("a name in it is not legal"))
+        }
     }
 }
 
@@ -91,7 +103,10 @@ mod tests {
             head: OfficeName::new("HO").unwrap(),
             head_key: [1; 32],
             secret: [2; 32],
-            route: Route::Direct { url: "wss://ho:7443".into(), pin: Some("ab".into()) },
+            route: Route::Direct {
+                url: "wss://ho:7443".into(),
+                pin: Some("ab".into()),
+            },
         };
         let line = code.to_line().unwrap();
         assert!(JoinCode::from_line(&line).unwrap() == code);

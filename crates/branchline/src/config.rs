@@ -230,9 +230,14 @@ pub fn read(file: &Path) -> Outcome<Settings> {
         Failure::usage(format!("cannot read the configuration {}: {error}; {advice}", file.display()))
     })?;
     let typed: ConfigFile = toml::from_str(&text).map_err(|error| {
-        Failure::usage(format!("the configuration {} is wrong: {}", file.display(), error.to_string().trim()))
+        Failure::usage(format!(
+            "the configuration {} is wrong: {}",
+            file.display(),
+            error.to_string().trim()
+        ))
     })?;
-    check(file, typed).map_err(|failure| failure.at(format_args!("configuration {}", file.display())))
+    check(file, typed)
+        .map_err(|failure| failure.at(format_args!("configuration {}", file.display())))
 }
 
 fn check(file: &Path, typed: ConfigFile) -> Outcome<Settings> {
@@ -242,10 +247,15 @@ fn check(file: &Path, typed: ConfigFile) -> Outcome<Settings> {
             Failure::usage("office.database is missing: write it there, or set BRANCHLINE_DATABASE in the environment")
         })?;
     let api = typed.api.listen.as_deref().unwrap_or("127.0.0.1:0");
-    let api: std::net::SocketAddr =
-        api.parse().map_err(|_| Failure::usage(format!("api.listen = \"{api}\" is not an address like 127.0.0.1:8080")))?;
+    let api: std::net::SocketAddr = api.parse().map_err(|_| {
+        Failure::usage(format!(
+            "api.listen = \"{api}\" is not an address like 127.0.0.1:8080"
+        ))
+    })?;
     if !api.ip().is_loopback() {
-        return Err(Failure::usage(format!("api.listen = \"{api}\" must be a loopback address: this interface has no login yet")));
+        return Err(Failure::usage(format!(
+            "api.listen = \"{api}\" must be a loopback address: this interface has no login yet"
+        )));
     }
     let transport = transport(file, &typed.office, typed.transport)?;
     Ok(Settings {
@@ -260,7 +270,11 @@ fn check(file: &Path, typed: ConfigFile) -> Outcome<Settings> {
     })
 }
 
-fn transport(file: &Path, office: &OfficeSection, typed: TransportSection) -> Outcome<TransportSettings> {
+fn transport(
+    file: &Path,
+    office: &OfficeSection,
+    typed: TransportSection,
+) -> Outcome<TransportSettings> {
     let beside = |path: PathBuf| file.parent().unwrap_or(Path::new(".")).join(path);
     let amqp = match from_environment("BRANCHLINE_AMQP") {
         Some(url) => Some(url),
@@ -275,8 +289,12 @@ fn transport(file: &Path, office: &OfficeSection, typed: TransportSection) -> Ou
         (Some(url), None, None, _) => Ok(TransportSettings::Amqp(AmqpPlace {
             url,
             head_exchange: typed.head_exchange.unwrap_or_else(|| HEAD_EXCHANGE.into()),
-            branches_exchange: typed.branches_exchange.unwrap_or_else(|| BRANCHES_EXCHANGE.into()),
-            queue: typed.queue.unwrap_or_else(|| format!("{QUEUE_PREFIX}{}", office.name)),
+            branches_exchange: typed
+                .branches_exchange
+                .unwrap_or_else(|| BRANCHES_EXCHANGE.into()),
+            queue: typed
+                .queue
+                .unwrap_or_else(|| format!("{QUEUE_PREFIX}{}", office.name)),
             queue_kind: match typed.queue_kind {
                 Some(QueueKindName::Quorum) => QueueKind::Quorum,
                 _ => QueueKind::Classic,
@@ -287,13 +305,19 @@ fn transport(file: &Path, office: &OfficeSection, typed: TransportSection) -> Ou
         (None, Some(address), None, RoleName::Head) => Ok(TransportSettings::Listen {
             address,
             advertise: typed.advertise,
-            certificate: typed.certificate.zip(typed.key).map(|(cert, key)| (beside(cert), beside(key))),
+            certificate: typed
+                .certificate
+                .zip(typed.key)
+                .map(|(cert, key)| (beside(cert), beside(key))),
         }),
-        (None, None, Some(url), RoleName::Branch) => {
-            Ok(TransportSettings::Connect { url, pin: typed.pin, ca: typed.ca.map(beside) })
-        }
+        (None, None, Some(url), RoleName::Branch) => Ok(TransportSettings::Connect {
+            url,
+            pin: typed.pin,
+            ca: typed.ca.map(beside),
+        }),
         _ => Err(Failure::usage(
-            "[transport] needs just one of `amqp` (both), `listen` (head) and `connect` (branch)".to_string(),
+            "[transport] needs just one of `amqp` (both), `listen` (head) and `connect` (branch)"
+                .to_string(),
         )),
     }
 }
@@ -308,8 +332,10 @@ fn reveal(file: &Path, secret: Option<Secret>, field: &str) -> Outcome<Option<St
         Some(Secret::Value(value)) => Ok(Some(value)),
         Some(Secret::File(SecretFile { file: holder })) => {
             let path = file.parent().unwrap_or(Path::new(".")).join(holder);
-            let text = std::fs::read_to_string(&path)
-                .map_err(io(format_args!("{field} names the file {}, which cannot be read", path.display())))?;
+            let text = std::fs::read_to_string(&path).map_err(io(format_args!(
+                "{field} names the file {}, which cannot be read",
+                path.display()
+            )))?;
             Ok(Some(text.trim().to_string()))
         }
     }
@@ -332,9 +358,19 @@ pub fn write_private(path: &Path, text: &str) -> Outcome<()> {
 }
 
 /// The text of a new configuration file.
-pub fn compose(name: &OfficeName, role: RoleName, database: &str, transport: &[(&str, String)], head: bool) -> String {
+pub fn compose(
+    name: &OfficeName,
+    role: RoleName,
+    database: &str,
+    transport: &[(&str, String)],
+    head: bool,
+) -> String {
     let quote = |text: &str| toml_edit::Value::from(text).to_string();
-    let role = if role == RoleName::Head { "head" } else { "branch" };
+    let role = if role == RoleName::Head {
+        "head"
+    } else {
+        "branch"
+    };
     let mut text = format!(
         "# Branchline's configuration of one office. It may hold passwords: keep it readable to its owner only.\n\
          # A value may also be {{ file = \"...\" }}, or come from BRANCHLINE_DATABASE and BRANCHLINE_AMQP.\n\n\
@@ -373,11 +409,23 @@ mod tests {
     #[test]
     fn a_written_configuration_is_read_back() {
         let name = OfficeName::new("HO").unwrap();
-        let text = compose(&name, RoleName::Head, "postgres://u:p@h/d", &[("listen", "127.0.0.1:7443".into())], true);
+        let text = compose(
+            &name,
+            RoleName::Head,
+            "postgres://u:p@h/d",
+            &[("listen", "127.0.0.1:7443".into())],
+            true,
+        );
         let settings = parse(&text).unwrap_or_else(|failure| panic!("{failure}"));
         assert_eq!(settings.database, "postgres://u:p@h/d");
-        assert!(matches!(settings.transport, TransportSettings::Listen { .. }));
-        assert_eq!(settings.rules.of("any"), (Direction::Both, ConflictRule::Newest, InsertRule::Hold));
+        assert!(matches!(
+            settings.transport,
+            TransportSettings::Listen { .. }
+        ));
+        assert_eq!(
+            settings.rules.of("any"),
+            (Direction::Both, ConflictRule::Newest, InsertRule::Hold)
+        );
     }
 
     #[test]
@@ -393,7 +441,10 @@ mod tests {
         let text = "[office]\nname = \"HO\"\nrole = \"head\"\ndatabase = \"sqlite:a\"\n[transport]\nlisten = \"127.0.0.1:1\"\n\
                     [tables.\"*\"]\nconflict = \"head\"\n[tables.price]\ndirection = \"down\"";
         let settings = parse(text).unwrap_or_else(|failure| panic!("{failure}"));
-        assert_eq!(settings.rules.of("price"), (Direction::Down, ConflictRule::Head, InsertRule::Hold));
+        assert_eq!(
+            settings.rules.of("price"),
+            (Direction::Down, ConflictRule::Head, InsertRule::Hold)
+        );
     }
 
     #[test]

@@ -22,6 +22,9 @@ use crate::request::{Request, Waiting};
 
 mod answer;
 mod status;
+mod upkeep;
+
+pub use upkeep::Upkeep;
 
 /// How often the machine is told that time has passed.
 const TICK: Duration = Duration::from_millis(50);
@@ -48,6 +51,8 @@ pub struct Parts {
     pub watcher: AnyWatcher,
     /// The transport.
     pub link: Link,
+    /// Looks after the broker's queues (head).
+    pub upkeep: Upkeep,
     /// What kind of transport it is.
     pub wiring: Wiring,
     /// The word for the transport.
@@ -72,6 +77,7 @@ pub struct Driver {
     connections: BTreeSet<u64>,
     next_token: u64,
     link: LinkView,
+    upkeep: Upkeep,
     waiting: Vec<Waiting>,
     trouble: Trouble,
     engine: (String, String),
@@ -96,14 +102,17 @@ struct Trouble {
 
 /// The time by this machine's clock.
 pub fn now() -> Micros {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     Micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
 }
 
 /// Random bytes from the system.
 pub fn random<const N: usize>() -> OfficeResult<[u8; N]> {
     let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).map_err(|error| OfficeError::Books(format!("no random numbers: {error}")))?;
+    getrandom::fill(&mut bytes)
+        .map_err(|error| OfficeError::Books(format!("no random numbers: {error}")))?;
     Ok(bytes)
 }
 
@@ -114,7 +123,9 @@ impl Driver {
         let (_, is_head) = branchline_core::office::Identity::load(&mut parts.db).await?;
         let engine = parts.db.describe().await?;
         let machine = load(&mut parts, is_head, session).await?;
+        let upkeep = std::mem::replace(&mut parts.upkeep, Upkeep::new(None));
         Ok(Self {
+            upkeep,
             parts,
             machine,
             is_head,
@@ -191,7 +202,9 @@ impl Driver {
             if !self.has_room() {
                 break;
             }
-            let Ok(event) = self.parts.link.events.try_recv() else { break };
+            let Ok(event) = self.parts.link.events.try_recv() else {
+                break;
+            };
             self.take_event(event).await;
             moved = true;
         }
@@ -200,7 +213,12 @@ impl Driver {
 
     async fn take_event(&mut self, event: Event) {
         match event {
-            Event::Arrived { bytes, connection, receipt, .. } => {
+            Event::Arrived {
+                bytes,
+                connection,
+                receipt,
+                ..
+            } => {
                 let token = self.next_token;
                 self.next_token += 1;
                 self.receipts.insert(token, (receipt, connection));
@@ -214,8 +232,13 @@ impl Driver {
             }
             Event::Up { peer } => {
                 if peer.is_none() {
-                    self.link = LinkView { up: true, since: Some(SystemTime::now()), problem: None };
+                    self.link = LinkView {
+                        up: true,
+                        since: Some(SystemTime::now()),
+                        problem: None,
+                    };
                 }
+                self.keep_queues(true);
                 let outcome = self.machine_link_up(peer.as_ref());
                 self.flush().await;
                 self.note_outcome(outcome).await;
@@ -231,7 +254,9 @@ impl Driver {
                 }
                 self.machine_link_down(peer.as_ref());
             }
-            Event::Unroutable { to } => tracing::warn!("the broker has no queue for {to:?}: is that office invited?"),
+            Event::Unroutable { to } => {
+                tracing::warn!("the broker has no queue for {to:?}: is that office invited?")
+            }
         }
     }
 
@@ -286,6 +311,7 @@ impl Driver {
         if self.trouble.retry_at.is_some() {
             return;
         }
+        self.keep_queues(false);
         let db = &mut self.parts.db;
         let outcome = match &mut self.machine {
             Machine::Head(head) => head.tick(db, now()).await,
@@ -309,7 +335,9 @@ impl Driver {
     }
 
     fn fail(&mut self, error: OfficeError) {
-        if self.trouble.problem.as_ref() != Some(&error) && !matches!(error, OfficeError::Database(DatabaseError::Busy(_))) {
+        if self.trouble.problem.as_ref() != Some(&error)
+            && !matches!(error, OfficeError::Database(DatabaseError::Busy(_)))
+        {
             tracing::error!("{error}");
         }
         self.trouble.pause = self.trouble.pause.max(RETRY.0);
@@ -399,8 +427,12 @@ async fn load(parts: &mut Parts, is_head: bool, session: [u8; 16]) -> OfficeResu
     let moving = parts.mode == Mode::Live;
     Ok(if is_head {
         let mut head = Head::load(&mut parts.db, parts.wiring, now()).await?;
-        for (table, (_, conflict, insert)) in
-            head.schema().tables.iter().map(|t| (t.id, parts.rules.of(&t.name))).collect::<Vec<_>>()
+        for (table, (_, conflict, insert)) in head
+            .schema()
+            .tables
+            .iter()
+            .map(|t| (t.id, parts.rules.of(&t.name)))
+            .collect::<Vec<_>>()
         {
             head.set_rules(table, conflict, insert);
         }
@@ -418,12 +450,19 @@ async fn load(parts: &mut Parts, is_head: bool, session: [u8; 16]) -> OfficeResu
 }
 
 /// Puts capture back where it is missing (a rebuilt table drops its triggers).
-async fn restore_capture(db: &mut AnyDatabase, schema: &branchline_core::schema::Schema) -> OfficeResult<()> {
+async fn restore_capture(
+    db: &mut AnyDatabase,
+    schema: &branchline_core::schema::Schema,
+) -> OfficeResult<()> {
     let missing = db.missing_capture(schema).await?;
     if missing.is_empty() {
         return Ok(());
     }
-    let names: Vec<&str> = missing.iter().filter_map(|id| schema.table(*id)).map(|table| table.name.as_str()).collect();
+    let names: Vec<&str> = missing
+        .iter()
+        .filter_map(|id| schema.table(*id))
+        .map(|table| table.name.as_str())
+        .collect();
     tracing::warn!(
         "capture was missing on {}; it is put back, but writes made meanwhile were not seen: run `branchline verify`",
         names.join(", ")

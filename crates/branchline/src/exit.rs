@@ -32,7 +32,10 @@ pub type Outcome<T> = Result<T, Failure>;
 impl Failure {
     /// A failure with this code.
     pub fn new(code: u8, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self {
+            code,
+            message: message.into(),
+        }
     }
 
     /// Wrong usage or configuration.
@@ -43,7 +46,10 @@ impl Failure {
     /// Names the place where it happened.
     #[must_use]
     pub fn at(self, place: impl fmt::Display) -> Self {
-        Self { message: format!("{place}: {}", self.message), ..self }
+        Self {
+            message: format!("{place}: {}", self.message),
+            ..self
+        }
     }
 }
 

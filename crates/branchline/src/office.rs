@@ -15,7 +15,7 @@ use branchline_transport::direct::{DialSettings, Pin, ServeSettings, Trust, dial
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::config::{AmqpPlace, QUEUE_PREFIX, RoleName, Settings, TransportSettings};
-use crate::driver::{Driver, Parts};
+use crate::driver::{Driver, Parts, Upkeep};
 use crate::exit::{BUG, Failure, Outcome, USAGE, io};
 use crate::request::{Answer, Ask, Request};
 
@@ -42,7 +42,10 @@ impl Handle {
     pub async fn ask(&self, ask: Ask) -> Answer {
         let (reply, answer) = oneshot::channel();
         let gone = || Failure::new(BUG, "the office stopped before it could answer");
-        self.0.send(Request { ask, reply }).await.map_err(|_| gone())?;
+        self.0
+            .send(Request { ask, reply })
+            .await
+            .map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 }
@@ -57,7 +60,10 @@ impl Office {
         let settings = settings.clone();
         let heard = notices.clone();
         let work = move || {
-            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            let runtime = match tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+            {
                 Ok(runtime) => runtime,
                 Err(error) => {
                     drop(started.send(Err(Failure::new(BUG, format!("no runtime: {error}")))));
@@ -74,9 +80,19 @@ impl Office {
                 }
             });
         };
-        let thread = std::thread::Builder::new().name("office".into()).spawn(work).map_err(io("cannot start a thread"))?;
-        let office = Self { requests, notices, thread: Some(thread), bound };
-        ready.await.map_err(|_| Failure::new(BUG, "the office's thread ended early"))??;
+        let thread = std::thread::Builder::new()
+            .name("office".into())
+            .spawn(work)
+            .map_err(io("cannot start a thread"))?;
+        let office = Self {
+            requests,
+            notices,
+            thread: Some(thread),
+            bound,
+        };
+        ready
+            .await
+            .map_err(|_| Failure::new(BUG, "the office's thread ended early"))??;
         Ok(office)
     }
 
@@ -114,7 +130,12 @@ async fn open_driver(
     let mut db = AnyDatabase::open(&settings.database, false).await?;
     db.prepare().await?;
     let watcher = branchline_database::watch(&settings.database).await?;
+    let broker = match (&settings.transport, settings.role) {
+        (TransportSettings::Amqp(place), RoleName::Head) => Some(amqp_settings(settings, place)),
+        _ => None,
+    };
     let parts = Parts {
+        upkeep: Upkeep::new(broker),
         db,
         watcher,
         link,
@@ -136,7 +157,9 @@ pub fn amqp_settings(settings: &Settings, place: &AmqpPlace) -> AmqpSettings {
         branches_exchange: place.branches_exchange.clone(),
         queue: place.queue.clone(),
         role: match settings.role {
-            RoleName::Head => Role::Head { branch_queue_prefix: QUEUE_PREFIX.into() },
+            RoleName::Head => Role::Head {
+                branch_queue_prefix: QUEUE_PREFIX.into(),
+            },
             RoleName::Branch => Role::Branch(settings.name.clone()),
         },
         queue_kind: place.queue_kind,
@@ -151,27 +174,49 @@ async fn open_link(settings: &Settings) -> Outcome<(Link, Wiring, Option<std::ne
             let link = branchline_transport::amqp::open(amqp_settings(settings, place))?;
             Ok((link, Wiring::Fanout, None))
         }
-        TransportSettings::Listen { address, certificate, .. } => {
-            let wrong = |why: String| Failure::usage(format!("transport.listen = \"{address}\": {why}"));
-            let mut found = address.to_socket_addrs().map_err(|error| wrong(error.to_string()))?;
-            let address = found.next().ok_or_else(|| wrong("no such address".into()))?;
+        TransportSettings::Listen {
+            address,
+            certificate,
+            ..
+        } => {
+            let wrong =
+                |why: String| Failure::usage(format!("transport.listen = \"{address}\": {why}"));
+            let mut found = address
+                .to_socket_addrs()
+                .map_err(|error| wrong(error.to_string()))?;
+            let address = found
+                .next()
+                .ok_or_else(|| wrong("no such address".into()))?;
             let certificate = match certificate {
                 None => None,
                 Some((cert, key)) => Some((read_file(cert)?, read_file(key)?)),
             };
-            let (link, bound) = serve(ServeSettings { address, certificate }).await?;
+            let (link, bound) = serve(ServeSettings {
+                address,
+                certificate,
+            })
+            .await?;
             Ok((link, Wiring::Direct, Some(bound)))
         }
         TransportSettings::Connect { url, pin, ca } => {
             let trust = match (pin, ca) {
                 (Some(pin), _) => {
-                    let pin: Pin = pin.parse().map_err(|error| Failure::usage(format!("transport.pin: {error}")))?;
+                    let pin: Pin = pin
+                        .parse()
+                        .map_err(|error| Failure::usage(format!("transport.pin: {error}")))?;
                     Trust::Pin(pin)
                 }
                 (None, Some(ca)) => Trust::CaFile(ca.clone()),
                 (None, None) => Trust::System,
             };
-            Ok((dial(DialSettings { url: url.clone(), trust })?, Wiring::Direct, None))
+            Ok((
+                dial(DialSettings {
+                    url: url.clone(),
+                    trust,
+                })?,
+                Wiring::Direct,
+                None,
+            ))
         }
     }
 }
@@ -190,14 +235,19 @@ impl Lock {
     /// Takes it, or says who has it.
     pub fn take(config: &Path) -> Outcome<Option<Self>> {
         let path = beside(config, "lock");
-        let file = File::options().create(true).write(true).truncate(false).open(&path);
+        let file = File::options()
+            .create(true)
+            .write(true)
+            .truncate(false)
+            .open(&path);
         let file = file.map_err(io(format_args!("cannot open {}", path.display())))?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Self { _file: file })),
             Err(std::fs::TryLockError::WouldBlock) => Ok(None),
-            Err(std::fs::TryLockError::Error(error)) => {
-                Err(Failure::new(USAGE, format!("cannot lock {}: {error}", path.display())))
-            }
+            Err(std::fs::TryLockError::Error(error)) => Err(Failure::new(
+                USAGE,
+                format!("cannot lock {}: {error}", path.display()),
+            )),
         }
     }
 

@@ -10,10 +10,24 @@ use crate::exit::{Failure, Outcome};
 ///
 /// The list holds names and patterns with `*`, separated by commas; `!` excludes. Problems of tables that are not
 /// chosen do not matter; those of chosen ones are all named at once.
-pub fn choose(inspection: &Inspection, list: &str, rules: &Rules) -> Outcome<(Schema, Vec<Finding>)> {
+pub fn choose(
+    inspection: &Inspection,
+    list: &str,
+    rules: &Rules,
+) -> Outcome<(Schema, Vec<Finding>)> {
     let patterns = Patterns::parse(list)?;
-    let concerns = |finding: &&Finding| finding.table.as_deref().is_none_or(|table| patterns.choose(table));
-    let findings: Vec<Finding> = inspection.findings.iter().filter(concerns).cloned().collect();
+    let concerns = |finding: &&Finding| {
+        finding
+            .table
+            .as_deref()
+            .is_none_or(|table| patterns.choose(table))
+    };
+    let findings: Vec<Finding> = inspection
+        .findings
+        .iter()
+        .filter(concerns)
+        .cloned()
+        .collect();
     let fatal: Vec<String> = findings
         .iter()
         .filter(|finding| finding.fatal)
@@ -28,10 +42,18 @@ pub fn choose(inspection: &Inspection, list: &str, rules: &Rules) -> Outcome<(Sc
             fatal.join("\n  ")
         )));
     }
-    let chosen: Vec<&Table> = inspection.tables.iter().filter(|table| patterns.choose(&table.name)).collect();
+    let chosen: Vec<&Table> = inspection
+        .tables
+        .iter()
+        .filter(|table| patterns.choose(&table.name))
+        .collect();
     for name in &patterns.exact {
         if !chosen.iter().any(|table| table.name == *name) {
-            let known: Vec<&str> = inspection.tables.iter().map(|table| table.name.as_str()).collect();
+            let known: Vec<&str> = inspection
+                .tables
+                .iter()
+                .map(|table| table.name.as_str())
+                .collect();
             return Err(Failure::usage(format!(
                 "there is no table `{name}` that could be shared; there are: {}",
                 known.join(", ")
@@ -39,18 +61,37 @@ pub fn choose(inspection: &Inspection, list: &str, rules: &Rules) -> Outcome<(Sc
         }
     }
     if chosen.is_empty() {
-        return Err(Failure::usage(format!("--tables '{list}' chooses no table; create the tables first")));
+        return Err(Failure::usage(format!(
+            "--tables '{list}' chooses no table; create the tables first"
+        )));
     }
-    let mut schema = Schema { version: 1, tables: Vec::with_capacity(chosen.len()) };
+    let mut schema = Schema {
+        version: 1,
+        tables: Vec::with_capacity(chosen.len()),
+    };
     let names: Vec<&str> = chosen.iter().map(|table| table.name.as_str()).collect();
     for (number, table) in (1..).zip(&chosen) {
         let (direction, conflict, insert) = rules.of(&table.name);
-        let mut table = Table { id: number, direction, conflict, insert, ..(*table).clone() };
-        table.foreign_keys.retain(|reference| names.contains(&reference.parent.as_str()));
+        let mut table = Table {
+            id: number,
+            direction,
+            conflict,
+            insert,
+            ..(*table).clone()
+        };
+        table
+            .foreign_keys
+            .retain(|reference| names.contains(&reference.parent.as_str()));
         schema.tables.push(table);
     }
     schema.sort_parents_first();
-    Ok((schema, findings.into_iter().filter(|finding| !finding.fatal).collect()))
+    Ok((
+        schema,
+        findings
+            .into_iter()
+            .filter(|finding| !finding.fatal)
+            .collect(),
+    ))
 }
 
 struct Patterns {
@@ -61,8 +102,16 @@ struct Patterns {
 
 impl Patterns {
     fn parse(list: &str) -> Outcome<Self> {
-        let mut patterns = Self { exact: vec![], wild: vec![], excluded: vec![] };
-        for part in list.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        let mut patterns = Self {
+            exact: vec![],
+            wild: vec![],
+            excluded: vec![],
+        };
+        for part in list
+            .split(',')
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+        {
             match part.strip_prefix('!') {
                 Some(excluded) => patterns.excluded.push(excluded.to_string()),
                 None if part.contains('*') => patterns.wild.push(part.to_string()),
@@ -70,14 +119,17 @@ impl Patterns {
             }
         }
         if patterns.exact.is_empty() && patterns.wild.is_empty() {
-            return Err(Failure::usage("--tables names no table: use `*` for all, or names separated by commas"));
+            return Err(Failure::usage(
+                "--tables names no table: use `*` for all, or names separated by commas",
+            ));
         }
         Ok(patterns)
     }
 
     fn choose(&self, table: &str) -> bool {
         let within = |patterns: &[String]| patterns.iter().any(|pattern| matches(pattern, table));
-        (self.exact.iter().any(|name| name == table) || within(&self.wild)) && !within(&self.excluded)
+        (self.exact.iter().any(|name| name == table) || within(&self.wild))
+            && !within(&self.excluded)
     }
 }
 
@@ -109,7 +161,11 @@ mod tests {
             ("*_log", "audit_logs", false),
         ];
         for (list, table, expected) in cases {
-            assert_eq!(Patterns::parse(list).unwrap().choose(table), expected, "{list} {table}");
+            assert_eq!(
+                Patterns::parse(list).unwrap().choose(table),
+                expected,
+                "{list} {table}"
+            );
         }
     }
 }

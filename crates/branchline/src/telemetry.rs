@@ -1,18 +1,27 @@
 //! Log lines: views of notices.
 
+use std::io::IsTerminal;
+
 use branchline_core::output::Notice;
 use tracing_subscriber::EnvFilter;
 
-/// Sends log lines to stderr. `-v` shows more; `BRANCHLINE_LOG` overrides both.
-pub fn start(verbosity: u8) {
+/// Sends log lines to stderr; only errors where a command shows what happens itself. `-v` shows more; `BRANCHLINE_LOG` overrides both.
+pub fn start(verbosity: u8, quiet: bool) {
     let level = match verbosity {
+        0 if quiet => "error",
         0 => "branchline=info,warn",
         1 => "branchline=debug,branchline_transport=debug,branchline_database=debug,info",
         _ => "branchline=trace,branchline_transport=trace,branchline_database=trace,debug",
     };
-    let filter = std::env::var("BRANCHLINE_LOG").ok().and_then(|text| EnvFilter::try_new(text).ok());
+    let filter = std::env::var("BRANCHLINE_LOG")
+        .ok()
+        .and_then(|text| EnvFilter::try_new(text).ok());
     let filter = filter.unwrap_or_else(|| EnvFilter::new(level));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false);
     // A second start (tests, the demo) keeps the first.
     drop(subscriber.try_init());
 }
@@ -24,18 +33,36 @@ pub fn log(notice: &Notice) {
         Notice::Refused(name, reason) => tracing::warn!("{name} was refused: {reason}"),
         Notice::Dropped(why) => tracing::warn!("an envelope was dropped: {why}"),
         Notice::Taken { changes } => tracing::debug!("took {changes} local changes"),
-        Notice::Landed { changes, deferred } => tracing::debug!("landed {changes} changes, {deferred} deferred"),
+        Notice::Landed { changes, deferred } => {
+            tracing::debug!("landed {changes} changes, {deferred} deferred")
+        }
         Notice::Gap { from } => tracing::debug!("number {from} is missing; asked for it"),
-        Notice::Conflict { id, table, reason } => tracing::info!("conflict {id} in table {table}: {reason}"),
-        Notice::Reincarnated => tracing::warn!("this database was restored or copied: the branch took a fresh incarnation"),
+        Notice::Conflict { id, table, reason } => {
+            tracing::info!("conflict {id} in table {table}: {reason}")
+        }
+        Notice::Reincarnated => tracing::warn!(
+            "this database was restored or copied: the branch took a fresh incarnation"
+        ),
         Notice::Loading { table, rows } => tracing::debug!("loading {table}: {rows} rows so far"),
         Notice::Joined { rows } => tracing::info!("joined: {rows} rows loaded"),
-        Notice::Welcomed { last, cursor, clock_offset_ms } => {
-            tracing::info!("the head let us in: log at {last}, our batches up to {cursor}, clock offset {clock_offset_ms} ms");
+        Notice::Welcomed {
+            last,
+            cursor,
+            clock_offset_ms,
+        } => {
+            tracing::info!(
+                "the head let us in: log at {last}, our batches up to {cursor}, clock offset {clock_offset_ms} ms"
+            );
         }
         Notice::RefusedByHead(reason) => tracing::error!("the head refused this branch: {reason}"),
-        Notice::Verified(v) => tracing::info!("verification {}: {}", v.id, if v.is_equal() { "equal" } else { "different" }),
+        Notice::Verified(v) => tracing::info!(
+            "verification {}: {}",
+            v.id,
+            if v.is_equal() { "equal" } else { "different" }
+        ),
         Notice::VerifyResult(_) => {}
-        Notice::ClockOff(name, ms) => tracing::warn!("the clock of {name} is {ms} ms off the head's"),
+        Notice::ClockOff(name, ms) => {
+            tracing::warn!("the clock of {name} is {ms} ms off the head's")
+        }
     }
 }

@@ -89,6 +89,9 @@ pub struct SeatBook {
     /// Changes of this branch that are held.
     #[n(9)]
     pub holds: u64,
+    /// Incarnations that it had before: what still comes from them must not pass for new.
+    #[n(10)]
+    pub former: Vec<Incarnation>,
 }
 
 /// Secret bytes that do not show in debug output.
@@ -157,6 +160,12 @@ pub struct Joining {
     /// The branch's own earlier rows have been put into the capture and capture is installed.
     #[n(3)]
     pub prepared: bool,
+    /// The cursor must pass this place before the copy is complete: chunks show what the log brings only there.
+    #[n(4)]
+    pub settled: LogPosition,
+    /// What the office had before it joined has been frozen: from here on its rows follow the log.
+    #[n(5)]
+    pub frozen: bool,
 }
 
 /// A note on a row at a branch.

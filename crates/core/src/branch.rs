@@ -12,6 +12,7 @@ use ed25519_dalek::VerifyingKey;
 use crate::books::{
     self, BranchBook, IdentityBook, Joining, Note, OUTBOX, PublicKey, SCHEMAS, STAGED, SecretBytes,
 };
+use crate::change::Base;
 use crate::envelope;
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
@@ -28,6 +29,8 @@ mod take;
 
 /// The name of the branch's own record.
 const BRANCH: &str = "branch";
+/// Batches on their way to another incarnation, within one transaction.
+const REISSUED: &str = "reissued";
 /// How often positions are announced while nothing else is said, in milliseconds.
 const ANNOUNCE_MS: i64 = 5_000;
 /// How soon positions are announced again while batches are unanswered, in milliseconds.
@@ -370,7 +373,10 @@ impl Branch {
             Message::Position(position) => self.position_told(now, position)?,
             Message::Refusal(refusal) if refusal.session == self.session => {
                 if refusal.reincarnate {
-                    self.reincarnate(db, now, false).await?;
+                    let here = refusal.incarnation == self.book.incarnation;
+                    if here && refusal.cursor > self.book.frozen {
+                        self.reincarnate(db, now).await?;
+                    }
                 } else {
                     self.link.refused = Some(refusal.reason.clone());
                     self.notice(Notice::RefusedByHead(refusal.reason));
@@ -449,9 +455,15 @@ impl Branch {
             return Ok(());
         }
         if !self.agrees(db, &welcome).await? {
-            return self.reincarnate(db, now, true).await;
+            return self.reincarnate(db, now).await;
         }
         let first = self.book.head.is_none();
+        // The same welcome may come twice, and an older one late.
+        let newer = |schema: &Schema| schema.version > self.schema.version;
+        let welcome = Welcome {
+            schema: welcome.schema.filter(newer),
+            ..welcome
+        };
         if first || welcome.schema.is_some() {
             self.adopt_welcome(db, &welcome, first).await?;
         }
@@ -522,66 +534,86 @@ impl Branch {
 
     /// Takes a fresh identity after this database was restored: numbers used twice would pass for duplicates (trap 20).
     ///
-    /// With `forked`, batches were made after the restoration under numbers that the head already had: their rows are
-    /// captured anew. What the head has and this database lost comes back by the log.
-    async fn reincarnate<D: Database>(
-        &mut self,
-        db: &mut D,
-        now: Micros,
-        forked: bool,
-    ) -> OfficeResult<()> {
+    /// Which of the unanswered batches the head already has cannot be told, so all are issued again under the new
+    /// identity, with their times and bases: what the head has already is then the same, or a conflict. What the head
+    /// has and this database lost comes back by the log.
+    async fn reincarnate<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<()> {
         let mut seed = self.book.incarnation.0.to_vec();
         seed.extend(self.session);
         seed.extend(now.0.to_be_bytes());
-        let book = BranchBook {
-            incarnation: Incarnation(Digest::of(&seed).0),
-            frozen: BatchNumber::NONE,
-            chain: Digest::default(),
-            answered: BatchNumber::NONE,
-            ..self.book.clone()
-        };
+        let incarnation = Incarnation(Digest::of(&seed).0);
         db.begin(Purpose::Apply).await?;
-        let outcome = self.reissue(db, &book, forked).await;
-        conclude(db, outcome).await?;
-        self.book = book;
+        let outcome = self.reissue(db, incarnation).await;
+        self.book = conclude(db, outcome).await?;
         self.claims.clear();
+        self.read_claims(db).await?;
         self.captured = true;
         self.link.sent = BatchNumber::NONE;
         self.notice(Notice::Reincarnated);
         self.greet(now)
     }
 
+    /// Writes the unanswered batches anew, numbered from 1, by way of a second stream.
     async fn reissue<D: Database>(
         &self,
         db: &mut D,
-        book: &BranchBook,
-        forked: bool,
-    ) -> OfficeResult<()> {
+        incarnation: Incarnation,
+    ) -> OfficeResult<BranchBook> {
+        let mut book = BranchBook {
+            incarnation,
+            frozen: BatchNumber::NONE,
+            chain: Digest::default(),
+            answered: BatchNumber::NONE,
+            ..self.book.clone()
+        };
+        let mut renumbered = BTreeMap::new();
         let mut from = self.book.answered.next();
-        while forked && from <= self.book.frozen {
+        while from <= self.book.frozen {
             let entries = db.entries(OUTBOX, from.0, READ_BYTES).await?;
             let Some(last) = entries.last().map(|entry| entry.number) else {
                 break;
             };
             for entry in &entries {
-                let Message::Batch(batch) = envelope::open(&entry.bytes)?.read_own()? else {
+                let Message::Batch(mut batch) = envelope::open(&entry.bytes)?.read_own()? else {
                     continue;
                 };
-                for table in &self.schema.tables {
-                    let changes = batch
-                        .changes
-                        .iter()
-                        .filter(|change| change.table == table.id);
-                    let keys: Vec<_> = changes.map(|change| change.effect.key(table)).collect();
-                    if !keys.is_empty() {
-                        db.recapture(table, Some(&keys)).await?;
+                let number = book.frozen.next();
+                renumbered.insert(batch.number, number);
+                for change in &mut batch.changes {
+                    if let Base::Own(own, place) = change.base {
+                        change.base = renumbered
+                            .get(&own)
+                            .map_or(Base::Log(place), |own| Base::Own(*own, place));
                     }
                 }
+                batch.incarnation = incarnation;
+                batch.number = number;
+                batch.previous = book.chain;
+                let message = Message::Batch(batch);
+                let bytes = envelope::seal(&self.identity.name, &self.identity.key, &message)?;
+                book.frozen = number;
+                book.chain = envelope::chain(&bytes);
+                let entry = Entry {
+                    number: number.0,
+                    bytes,
+                };
+                db.append(REISSUED, &[entry]).await?;
             }
             from = BatchNumber(last).next();
         }
         db.trim(OUTBOX, u64::MAX >> 1).await?;
-        books::store(db, BRANCH, book).await
+        let mut from = 1;
+        while from <= book.frozen.0 {
+            let entries = db.entries(REISSUED, from, READ_BYTES).await?;
+            let Some(last) = entries.last().map(|entry| entry.number) else {
+                break;
+            };
+            db.append(OUTBOX, &entries).await?;
+            from = last + 1;
+        }
+        db.trim(REISSUED, u64::MAX >> 1).await?;
+        books::store(db, BRANCH, &book).await?;
+        Ok(book)
     }
 
     /// Does one bounded piece of work. Returns whether there may be more.
@@ -639,7 +671,7 @@ impl Branch {
         if !self.link.up {
             return Ok(());
         }
-        if !self.link.welcomed && now > self.link.greeted.plus_millis(GREET_AGAIN_MS) {
+        if !self.link.welcomed && now.has_passed(GREET_AGAIN_MS, self.link.greeted) {
             self.greet(now)?;
         }
         let unanswered = self.book.answered < self.book.frozen;
@@ -648,7 +680,7 @@ impl Branch {
         } else {
             ANNOUNCE_MS
         };
-        if self.book.head.is_some() && now > self.link.announced.plus_millis(pause) {
+        if self.book.head.is_some() && now.has_passed(pause, self.link.announced) {
             self.announce(now, 0)?;
         }
         Ok(())

@@ -455,8 +455,16 @@ impl Head {
             self.outputs.push_back(Output::Notice(notice));
         }
         let (book, joining) = (seat.book.clone(), hello.head.is_none());
+        let staged = seat.staged;
         db.begin(Purpose::Apply).await?;
-        let outcome = books::store(db, &seat_name(origin), &book).await;
+        let outcome = async {
+            if !staged {
+                // Parts of an earlier incarnation must not pass for parts of this one after a restart.
+                db.trim(&books::staged_of(origin), u64::MAX >> 1).await?;
+            }
+            books::store(db, &seat_name(origin), &book).await
+        };
+        let outcome = outcome.await;
         conclude(db, outcome).await?;
         let from = if joining {
             self.book.last
@@ -511,22 +519,21 @@ impl Head {
             self.start_verification(db, now).await?;
         }
         more |= self.pump(db).await?;
-        more |= self.serve_chunks(db).await?;
+        more |= self.serve_chunks(db, now).await?;
         Ok(more)
     }
 
     /// Takes what the head's own application wrote into the log. Returns whether more waits.
     async fn take<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<bool> {
-        self.captured = false;
         db.begin(Purpose::Take).await?;
         let outcome = self.take_portions(db, now).await;
         let (book, fresh, more, changes) = conclude(db, outcome).await?;
+        self.captured = more;
         if !fresh.is_empty() {
             self.appended = now;
         }
         self.book = book;
         self.tail.adopt(fresh, &mut self.recent);
-        self.captured |= more;
         if changes > 0 {
             self.outputs
                 .push_back(Output::Notice(Notice::Taken { changes }));
@@ -582,9 +589,9 @@ impl Head {
     /// Time has passed. To be called a few times a second.
     pub async fn tick<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<()> {
         let idle_since = self.announced.1;
-        let news = self.announced.0 != self.book.last
-            && now > self.appended.plus_millis(ANNOUNCE_AFTER_MS);
-        if news || now > idle_since.plus_millis(ANNOUNCE_MS) {
+        let news =
+            self.announced.0 != self.book.last && now.has_passed(ANNOUNCE_AFTER_MS, self.appended);
+        if news || now.has_passed(ANNOUNCE_MS, idle_since) {
             self.announced = (self.book.last, now);
             let position = Position {
                 produced: self.book.last.0,

@@ -133,6 +133,13 @@ impl Micros {
     pub const fn plus_millis(self, millis: i64) -> Self {
         Self(self.0.saturating_add(millis.saturating_mul(1000)))
     }
+
+    /// Whether, by this time, so many milliseconds have passed since an earlier one. A clock that was set back counts
+    /// as having passed: whoever waits for it would wait for as long as it jumped.
+    #[must_use]
+    pub const fn has_passed(self, millis: i64, since: Self) -> bool {
+        self.0 < since.0 || self.0 > since.plus_millis(millis).0
+    }
 }
 
 /// A BLAKE3 hash, cut to 16 bytes: chains batches, names rows.

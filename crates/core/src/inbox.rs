@@ -92,7 +92,7 @@ impl<T> Inbox<T> {
         let expected = self.expected();
         let recently = self
             .asked
-            .is_some_and(|(from, at)| from == expected && now < at.plus_millis(ASK_AGAIN_MS));
+            .is_some_and(|(from, at)| from == expected && !now.has_passed(ASK_AGAIN_MS, at));
         if recently {
             return None;
         }

@@ -305,6 +305,10 @@ pub struct Chunk {
     /// No row of the table comes after these.
     #[n(4)]
     pub last: bool,
+    /// By this place the log has everything that the rows show: what the head's application committed and the head
+    /// had not yet taken when they were read comes after `position`.
+    #[n(5)]
+    pub settled: LogPosition,
 }
 
 /// Why the head does not let a branch in.
@@ -319,6 +323,12 @@ pub struct Refusal {
     /// The branch must take a new incarnation and greet again; otherwise a person must act.
     #[n(2)]
     pub reincarnate: bool,
+    /// The incarnation that is refused: a refusal may come twice, or late.
+    #[n(3)]
+    pub incarnation: Incarnation,
+    /// The branch's last batch at the head: a branch that has frozen it knows that its greeting was merely old.
+    #[n(4)]
+    pub cursor: BatchNumber,
 }
 
 /// What an office's tables were at a barrier.

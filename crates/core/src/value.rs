@@ -12,7 +12,7 @@ pub use canonical::canonical;
 pub(crate) use canonical::feed;
 
 /// A column's value. Which variant is used follows from the column's [`Type`]; see [`Type::holds`].
-#[derive(Clone, Debug, PartialEq, Encode, Decode)]
+#[derive(Clone, Debug, Encode, Decode)]
 pub enum Value {
     /// SQL's NULL.
     #[n(0)]
@@ -32,6 +32,14 @@ pub enum Value {
     /// Raw bytes.
     #[n(5)]
     Bytes(#[cbor(n(0), with = "minicbor::bytes")] Vec<u8>),
+}
+
+/// Floats are compared by their bits' total order, so that NaN equals itself and negative zero is not zero;
+/// [`canonical`] folds what means the same.
+impl PartialEq for Value {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
 }
 
 impl Eq for Value {}

@@ -76,7 +76,10 @@ impl AnyDatabase {
             Self::Postgres(db) => db.describe().await,
             Self::Sqlite(db) => {
                 let description = db.describe();
-                Ok((description.engine.to_string(), description.version.to_string()))
+                Ok((
+                    description.engine.to_string(),
+                    description.version.to_string(),
+                ))
             }
         }
     }

@@ -29,7 +29,9 @@ mod watch;
 use std::collections::{BTreeMap, BTreeSet};
 
 use branchline_core::change::{Effect, Key, Row};
-use branchline_core::port::{Backlog, Database, DbResult, Entry, Extent, Inspection, Portion, Purpose};
+use branchline_core::port::{
+    Backlog, Database, DbResult, Entry, Extent, Inspection, Portion, Purpose,
+};
 use branchline_core::schema::{Schema, Table, TableId};
 
 pub use connection::PostgresDatabase;
@@ -63,7 +65,12 @@ impl Database for PostgresDatabase {
     async fn read(&mut self, table: &Table, keys: &[Key]) -> DbResult<BTreeMap<Key, Row>> {
         apply::read(self, table, keys).await
     }
-    async fn chunk(&mut self, table: &Table, after: Option<&Key>, limit: usize) -> DbResult<Vec<Row>> {
+    async fn chunk(
+        &mut self,
+        table: &Table,
+        after: Option<&Key>,
+        limit: usize,
+    ) -> DbResult<Vec<Row>> {
         apply::chunk(self, table, after, limit).await
     }
     async fn meta(&mut self, name: &str) -> DbResult<Option<Vec<u8>>> {
@@ -84,7 +91,11 @@ impl Database for PostgresDatabase {
     async fn extent(&mut self, stream: &str) -> DbResult<Extent> {
         books::extent(self, stream).await
     }
-    async fn notes(&mut self, table: &Table, keys: Option<&[Key]>) -> DbResult<BTreeMap<Key, Vec<u8>>> {
+    async fn notes(
+        &mut self,
+        table: &Table,
+        keys: Option<&[Key]>,
+    ) -> DbResult<BTreeMap<Key, Vec<u8>>> {
         books::notes(self, table, keys).await
     }
     async fn set_notes(&mut self, table: &Table, notes: &[(Key, Option<Vec<u8>>)]) -> DbResult<()> {

@@ -33,7 +33,9 @@ mod watch;
 use std::collections::{BTreeMap, BTreeSet};
 
 use branchline_core::change::{Effect, Key, Row};
-use branchline_core::port::{Backlog, Database, DbResult, Entry, Extent, Inspection, Portion, Purpose};
+use branchline_core::port::{
+    Backlog, Database, DbResult, Entry, Extent, Inspection, Portion, Purpose,
+};
 use branchline_core::schema::{Schema, Table, TableId};
 
 pub use connection::{Description, SqliteDatabase};
@@ -79,7 +81,12 @@ impl Database for SqliteDatabase {
         self.read_rows(table, keys)
     }
 
-    async fn chunk(&mut self, table: &Table, after: Option<&Key>, limit: usize) -> DbResult<Vec<Row>> {
+    async fn chunk(
+        &mut self,
+        table: &Table,
+        after: Option<&Key>,
+        limit: usize,
+    ) -> DbResult<Vec<Row>> {
         self.read_chunk(table, after, limit)
     }
 
@@ -107,7 +114,11 @@ impl Database for SqliteDatabase {
         books::extent(&self.connection, stream)
     }
 
-    async fn notes(&mut self, table: &Table, keys: Option<&[Key]>) -> DbResult<BTreeMap<Key, Vec<u8>>> {
+    async fn notes(
+        &mut self,
+        table: &Table,
+        keys: Option<&[Key]>,
+    ) -> DbResult<BTreeMap<Key, Vec<u8>>> {
         books::notes(&self.connection, table.id, keys)
     }
 

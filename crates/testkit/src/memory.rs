@@ -186,7 +186,10 @@ impl MemoryDatabase {
             (inner.now, inner.life, inner.reachable)
         };
         // As on the real engines, a look without a transaction sees what is committed at that moment.
-        let alone = self.open.is_none().then(|| self.shared.inner().state.clone());
+        let alone = self
+            .open
+            .is_none()
+            .then(|| self.shared.inner().state.clone());
         let mut alone = alone.map(|work| Open {
             purpose: Purpose::Read,
             work,

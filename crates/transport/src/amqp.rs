@@ -31,7 +31,7 @@ use crate::{Destination, LinkError};
 use connect::{Broker, GIVE_UP, REACH};
 pub(crate) use consume::Settled;
 pub use probe::{ProbeFinding, branch_permissions, probe};
-pub use topology::{declare_branch, declare_head, delete_branch};
+pub use topology::{declare_branches, declare_head, delete_branch};
 
 /// Unconfirmed publishes in flight, at most.
 const WINDOW_PARCELS: usize = 256;
@@ -98,7 +98,11 @@ impl fmt::Debug for AmqpSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let place = Broker::of(self).map_or_else(|error| error.to_string(), |broker| broker.place);
         let mut shown = f.debug_struct("AmqpSettings");
-        shown.field("url", &place).field("queue", &self.queue).field("role", &self.role).finish_non_exhaustive()
+        shown
+            .field("url", &place)
+            .field("queue", &self.queue)
+            .field("role", &self.role)
+            .finish_non_exhaustive()
     }
 }
 
@@ -107,10 +111,25 @@ pub fn open(settings: AmqpSettings) -> Result<Link, LinkError> {
     Broker::of(&settings)?;
     let (workshop, events) = Workshop::new();
     let (port, settled) = (Arc::new(Port::new()), Arc::new(Settled::default()));
-    let end = if matches!(settings.role, Role::Head { .. }) { End::Head } else { End::Branch };
-    let sender = LinkSender(Way::One { port: Arc::clone(&port), end, settled: Some(Arc::clone(&settled)) });
+    let end = if matches!(settings.role, Role::Head { .. }) {
+        End::Head
+    } else {
+        End::Branch
+    };
+    let sender = LinkSender(Way::One {
+        port: Arc::clone(&port),
+        end,
+        settled: Some(Arc::clone(&settled)),
+    });
     let link = workshop.link(events, sender);
-    let keeper = Keeper { settings, workshop: workshop.clone(), port, settled, session: 0, told: None };
+    let keeper = Keeper {
+        settings,
+        workshop: workshop.clone(),
+        port,
+        settled,
+        session: 0,
+        told: None,
+    };
     workshop.tasks.spawn(keeper.run());
     Ok(link)
 }
@@ -171,24 +190,42 @@ impl Keeper {
                 if !self.tell_down(broker.silent()).await {
                     return Err(LinkError::Closed);
                 }
-                timeout(GIVE_UP, dialling).await.map_err(|_| broker.silent())?
+                timeout(GIVE_UP, dialling)
+                    .await
+                    .map_err(|_| broker.silent())?
             }
         };
         let (publisher, consumer) = dialled.map_err(|_| broker.silent())??;
         let problem = |error: lapin::Error| broker.sort(&error, "opening a channel");
         let to = publisher.create_channel().await.map_err(problem)?;
-        to.confirm_select(ConfirmSelectOptions::default()).await.map_err(problem)?;
+        to.confirm_select(ConfirmSelectOptions::default())
+            .await
+            .map_err(problem)?;
         if matches!(self.settings.role, Role::Head { .. }) {
             topology::declare_on(&publisher, &broker, &self.settings).await?;
         }
         let from = consumer.create_channel().await.map_err(problem)?;
-        from.basic_qos(PREFETCH, BasicQosOptions::default()).await.map_err(problem)?;
+        from.basic_qos(PREFETCH, BasicQosOptions::default())
+            .await
+            .map_err(problem)?;
         let (queue, tag) = (self.settings.queue.as_str(), "branchline");
-        let deliveries =
-            from.basic_consume(queue.into(), tag.into(), BasicConsumeOptions::default(), FieldTable::default());
-        let deliveries =
-            deliveries.await.map_err(|error| broker.sort_setup(&error, &format!("reading the queue `{queue}`")))?;
-        Ok(Session { broker, publisher, consumer, to, from, deliveries })
+        let deliveries = from.basic_consume(
+            queue.into(),
+            tag.into(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
+        let deliveries = deliveries
+            .await
+            .map_err(|error| broker.sort_setup(&error, &format!("reading the queue `{queue}`")))?;
+        Ok(Session {
+            broker,
+            publisher,
+            consumer,
+            to,
+            from,
+            deliveries,
+        })
     }
 
     /// Tells of a failure unless the owner already knows one of this sort.
@@ -204,9 +241,12 @@ impl Keeper {
     /// What a destination is to the broker: exchange and routing key.
     fn route(&self, to: &Destination) -> (String, String) {
         match (&self.settings.role, to) {
-            (Role::Head { branch_queue_prefix }, Destination::Branch(name)) => {
-                (String::new(), format!("{branch_queue_prefix}{name}"))
-            }
+            (
+                Role::Head {
+                    branch_queue_prefix,
+                },
+                Destination::Branch(name),
+            ) => (String::new(), format!("{branch_queue_prefix}{name}")),
             (Role::Head { .. }, _) => (self.settings.branches_exchange.clone(), String::new()),
             (Role::Branch(_), _) => (self.settings.head_exchange.clone(), String::new()),
         }
@@ -225,10 +265,20 @@ struct Session {
 
 impl Session {
     async fn run(self, keeper: &mut Keeper) -> LinkError {
-        let Self { broker, publisher, consumer, to, from, deliveries } = self;
+        let Self {
+            broker,
+            publisher,
+            consumer,
+            to,
+            from,
+            deliveries,
+        } = self;
         let (outlet, parcels) = Outlet::new(WINDOW_PARCELS, WINDOW_BYTES);
         keeper.settled.begin(keeper.session);
-        let watching = [Self::watch(&publisher, &broker), Self::watch(&consumer, &broker)];
+        let watching = [
+            Self::watch(&publisher, &broker),
+            Self::watch(&consumer, &broker),
+        ];
         keeper.port.open(outlet);
         keeper.told = Some(None);
         if !keeper.workshop.tell(Event::Up { peer: None }).await {
@@ -247,7 +297,12 @@ impl Session {
             () = keeper.workshop.events.closed() => LinkError::Closed,
         };
         keeper.port.shut(error.clone());
-        let farewell = async { tokio::join!(publisher.close(200, "OK".into()), consumer.close(200, "OK".into())) };
+        let farewell = async {
+            tokio::join!(
+                publisher.close(200, "OK".into()),
+                consumer.close(200, "OK".into())
+            )
+        };
         let _ = timeout(Duration::from_secs(2), farewell).await;
         error
     }
@@ -258,7 +313,9 @@ impl Session {
         async move {
             while let Some(happening) = happenings.next().await {
                 match happening {
-                    lapin::Event::Error(error) => return broker.sort(&error, "using the connection"),
+                    lapin::Event::Error(error) => {
+                        return broker.sort(&error, "using the connection");
+                    }
                     lapin::Event::ConnectionBlocked(reason) => {
                         let broker = &broker.place;
                         tracing::warn!(%broker, %reason, "the broker takes no messages; free its disk or memory");

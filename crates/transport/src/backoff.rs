@@ -5,11 +5,11 @@ use std::time::Duration;
 use crate::LinkError;
 
 const FIRST: Duration = Duration::from_millis(100);
-const LONGEST: Duration = Duration::from_secs(10);
+const LONGEST: Duration = Duration::from_secs(3);
 /// A link that held this long starts over with short delays.
 pub(crate) const STEADY: Duration = Duration::from_secs(20);
 
-/// Jittered delays that double from 100 ms to 10 s.
+/// Jittered delays that double from 100 ms to 3 s.
 #[derive(Debug)]
 pub(crate) struct Backoff {
     ceiling: Duration,

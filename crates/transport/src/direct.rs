@@ -29,5 +29,8 @@ const WINDOW_BYTES: usize = 8 * 1024 * 1024;
 
 /// Plain `ws://` is for tests and demos on one machine.
 fn loopback(host: &str) -> bool {
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+    host == "localhost"
+        || host
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
 }

@@ -21,7 +21,9 @@ pub enum LinkError {
         bytes: usize,
     },
     /// A bug of the sender: a branch sends to the head only, the head to branches only.
-    #[error("this end of the link does not send there: a branch sends to the head, the head to its branches")]
+    #[error(
+        "this end of the link does not send there: a branch sends to the head, the head to its branches"
+    )]
     WrongDestination,
     /// The link was closed by its owner.
     #[error("the link was closed")]

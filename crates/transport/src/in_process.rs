@@ -21,14 +21,30 @@ pub fn connect(names: &[OfficeName]) -> (Link, Vec<Link>) {
     let branches = names.iter().map(|name| {
         let (branch, branch_events) = Workshop::new();
         let port = Arc::new(Port::new());
-        let sender = LinkSender(Way::One { port: Arc::clone(&port), end: End::Branch, settled: None });
+        let sender = LinkSender(Way::One {
+            port: Arc::clone(&port),
+            end: End::Branch,
+            settled: None,
+        });
         let link = branch.link(branch_events, sender);
         let seat = registry.enter();
         registry.name(seat.connection, name.clone());
         let (outlet, up) = Outlet::new(WINDOW_PARCELS, WINDOW_BYTES);
         port.open(outlet);
-        branch.tasks.spawn(forward(seat.parcels, branch.clone(), None, None, seat.connection));
-        head.tasks.spawn(forward(up, head.clone(), Some(name.clone()), Some(name.clone()), seat.connection));
+        branch.tasks.spawn(forward(
+            seat.parcels,
+            branch.clone(),
+            None,
+            None,
+            seat.connection,
+        ));
+        head.tasks.spawn(forward(
+            up,
+            head.clone(),
+            Some(name.clone()),
+            Some(name.clone()),
+            seat.connection,
+        ));
         link
     });
     let branches = branches.collect();
@@ -48,7 +64,16 @@ async fn forward(
     }
     while let Some(queued) = parcels.recv().await {
         let (sender, bytes) = (sender.clone(), queued.parcel.bytes);
-        if !to.tell(Event::Arrived { bytes, sender, user: None, connection, receipt: Receipt::NONE }).await {
+        if !to
+            .tell(Event::Arrived {
+                bytes,
+                sender,
+                user: None,
+                connection,
+                receipt: Receipt::NONE,
+            })
+            .await
+        {
             return;
         }
     }

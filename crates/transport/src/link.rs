@@ -129,12 +129,26 @@ pub(crate) struct Workshop {
 impl Workshop {
     pub(crate) fn new() -> (Self, mpsc::Receiver<Event>) {
         let (events, received) = mpsc::channel(EVENTS);
-        (Self { events, stop: CancellationToken::new(), tasks: TaskTracker::new() }, received)
+        (
+            Self {
+                events,
+                stop: CancellationToken::new(),
+                tasks: TaskTracker::new(),
+            },
+            received,
+        )
     }
 
     pub(crate) fn link(&self, events: mpsc::Receiver<Event>, sender: LinkSender) -> Link {
-        let guard = LinkGuard { stop: self.stop.clone().drop_guard(), tasks: self.tasks.clone() };
-        Link { events, sender, guard }
+        let guard = LinkGuard {
+            stop: self.stop.clone().drop_guard(),
+            tasks: self.tasks.clone(),
+        };
+        Link {
+            events,
+            sender,
+            guard,
+        }
     }
 
     /// Tells the owner; `false` when there is none any more.
@@ -163,7 +177,11 @@ pub struct LinkSender(pub(crate) Way);
 #[derive(Clone, Debug)]
 pub(crate) enum Way {
     /// One connection at a time: to the broker, or from a branch to its head.
-    One { port: Arc<Port>, end: End, settled: Option<Arc<Settled>> },
+    One {
+        port: Arc<Port>,
+        end: End,
+        settled: Option<Arc<Settled>>,
+    },
     /// The head's direct connections, one for each branch.
     Many(Arc<Registry>),
 }
@@ -178,7 +196,8 @@ pub(crate) enum End {
 impl End {
     fn check(self, to: &Destination) -> Result<(), LinkError> {
         match (self, to) {
-            (Self::Head, Destination::Everyone | Destination::Branch(_)) | (Self::Branch, Destination::Head) => Ok(()),
+            (Self::Head, Destination::Everyone | Destination::Branch(_))
+            | (Self::Branch, Destination::Head) => Ok(()),
             _ => Err(LinkError::WrongDestination),
         }
     }
@@ -212,7 +231,9 @@ impl LinkSender {
             }
             Way::Many(registry) => {
                 End::Head.check(&parcel.to)?;
-                registry.route(&parcel)?.map_or(Ok(()), |outlet| outlet.try_push(parcel))
+                registry
+                    .route(&parcel)?
+                    .map_or(Ok(()), |outlet| outlet.try_push(parcel))
             }
         }
     }
@@ -220,7 +241,11 @@ impl LinkSender {
     /// Acknowledges a delivery, after the database commit. Never waits; a receipt of an older connection is ignored.
     #[allow(clippy::needless_pass_by_value)] // once only
     pub fn settle(&self, receipt: Receipt) {
-        if let Way::One { settled: Some(settled), .. } = &self.0 {
+        if let Way::One {
+            settled: Some(settled),
+            ..
+        } = &self.0
+        {
             settled.settle(&receipt);
         }
     }

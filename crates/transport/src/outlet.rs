@@ -35,8 +35,19 @@ pub(crate) struct Outlet {
 impl Outlet {
     pub(crate) fn new(parcels: usize, byte_limit: usize) -> (Self, mpsc::Receiver<Queued>) {
         let (queue, taken) = mpsc::channel(parcels);
-        let (count, bytes) = (Arc::new(Semaphore::new(parcels)), Arc::new(Semaphore::new(byte_limit)));
-        (Self { queue, count, bytes, byte_limit }, taken)
+        let (count, bytes) = (
+            Arc::new(Semaphore::new(parcels)),
+            Arc::new(Semaphore::new(byte_limit)),
+        );
+        (
+            Self {
+                queue,
+                count,
+                bytes,
+                byte_limit,
+            },
+            taken,
+        )
     }
 
     /// Waits a bounded time for room. Parcels of one caller keep their order.
@@ -44,12 +55,20 @@ impl Outlet {
         let bytes = self.weight(&parcel)?;
         let room = async {
             let count = Arc::clone(&self.count).acquire_owned().await?;
-            Ok::<_, tokio::sync::AcquireError>(Room([count, Arc::clone(&self.bytes).acquire_many_owned(bytes).await?]))
+            Ok::<_, tokio::sync::AcquireError>(Room([
+                count,
+                Arc::clone(&self.bytes).acquire_many_owned(bytes).await?,
+            ]))
         };
         match timeout(PATIENCE, room).await {
-            Ok(Ok(room)) => self.queue.try_send(Queued { parcel, room }).map_err(|_| gone()),
+            Ok(Ok(room)) => self
+                .queue
+                .try_send(Queued { parcel, room })
+                .map_err(|_| gone()),
             Ok(Err(_)) => Err(gone()),
-            Err(_) => Err(LinkError::Down("the other side has taken nothing for several seconds".into())),
+            Err(_) => Err(LinkError::Down(
+                "the other side has taken nothing for several seconds".into(),
+            )),
         }
     }
 
@@ -60,9 +79,18 @@ impl Outlet {
             TryAcquireError::NoPermits => LinkError::Full,
             TryAcquireError::Closed => gone(),
         };
-        let count = Arc::clone(&self.count).try_acquire_owned().map_err(sorted)?;
-        let bytes = Arc::clone(&self.bytes).try_acquire_many_owned(bytes).map_err(sorted)?;
-        self.queue.try_send(Queued { parcel, room: Room([count, bytes]) }).map_err(|_| gone())
+        let count = Arc::clone(&self.count)
+            .try_acquire_owned()
+            .map_err(sorted)?;
+        let bytes = Arc::clone(&self.bytes)
+            .try_acquire_many_owned(bytes)
+            .map_err(sorted)?;
+        self.queue
+            .try_send(Queued {
+                parcel,
+                room: Room([count, bytes]),
+            })
+            .map_err(|_| gone())
     }
 
     /// Fails everyone who waits, at once.
@@ -90,7 +118,9 @@ pub(crate) struct Port(Mutex<Result<Outlet, LinkError>>);
 
 impl Port {
     pub(crate) fn new() -> Self {
-        Self(Mutex::new(Err(LinkError::Down("it is not connected yet".into()))))
+        Self(Mutex::new(Err(LinkError::Down(
+            "it is not connected yet".into(),
+        ))))
     }
 
     pub(crate) fn open(&self, outlet: Outlet) {
@@ -114,7 +144,10 @@ mod tests {
     use crate::Destination;
 
     fn parcel(bytes: usize) -> Parcel {
-        Parcel { to: Destination::Head, bytes: vec![0; bytes].into() }
+        Parcel {
+            to: Destination::Head,
+            bytes: vec![0; bytes].into(),
+        }
     }
 
     #[tokio::test]
@@ -135,6 +168,9 @@ mod tests {
         assert_eq!(outlet.try_push(parcel(1)), Ok(()));
         let (sent, ()) = tokio::join!(outlet.push(parcel(1)), async { outlet.shut() });
         assert!(matches!(sent, Err(LinkError::Down(_))));
-        assert!(matches!(outlet.try_push(parcel(MAX_ENVELOPE_BYTES + 1)), Err(LinkError::TooLarge { .. })));
+        assert!(matches!(
+            outlet.try_push(parcel(MAX_ENVELOPE_BYTES + 1)),
+            Err(LinkError::TooLarge { .. })
+        ));
     }
 }

@@ -24,9 +24,13 @@ impl Sync {
     pub async fn run(self, context: &Context) -> Outcome<u8> {
         let patience = Duration::from_secs(self.timeout.min(86_400));
         let path = format!("/api/sync?timeout={}", self.timeout);
-        let ask = Ask::Sync { deadline: Instant::now() + patience };
+        let ask = Ask::Sync {
+            deadline: Instant::now() + patience,
+        };
         let (code, status) = either(context, "POST", &path, patience + SHORT, ask).await?;
-        context.show(&status, || "in sync: everything is out, everything is in".to_string());
+        context.show(&status, || {
+            "in sync: everything is out, everything is in".to_string()
+        });
         Ok(code)
     }
 }
@@ -46,11 +50,15 @@ impl Verify {
     /// Does it.
     pub async fn run(self, context: &Context) -> Outcome<u8> {
         if self.repair {
-            return Err(Failure::usage("verify --repair is not there yet; without --repair the differing rows are listed"));
+            return Err(Failure::usage(
+                "verify --repair is not there yet; without --repair the differing rows are listed",
+            ));
         }
         let patience = Duration::from_secs(self.timeout.min(86_400));
         let path = format!("/api/verify?timeout={}", self.timeout);
-        let ask = Ask::Verify { deadline: Instant::now() + patience };
+        let ask = Ask::Verify {
+            deadline: Instant::now() + patience,
+        };
         let (code, document) = either(context, "POST", &path, patience + SHORT, ask).await?;
         context.show(&document, || explain(&document));
         Ok(code)
@@ -65,7 +73,13 @@ pub async fn status(context: &Context) -> Outcome<u8> {
 }
 
 /// Asks the running office, or starts one for this question.
-async fn either(context: &Context, method: &str, path: &str, patience: Duration, ask: Ask) -> Answer {
+async fn either(
+    context: &Context,
+    method: &str,
+    path: &str,
+    patience: Duration,
+    ask: Ask,
+) -> Answer {
     let settings = config::read(&context.config)?;
     let Some(_lock) = Lock::take_soon(&context.config).await? else {
         return api::call(&context.config, method, path, patience).await;
@@ -78,7 +92,9 @@ async fn either(context: &Context, method: &str, path: &str, patience: Duration,
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY).set_header(header.to_vec());
+    table
+        .load_style(presets::UTF8_HORIZONTAL_ONLY)
+        .set_header(header.to_vec());
     table
 }
 
@@ -93,17 +109,37 @@ fn text(value: &serde_json::Value) -> String {
 /// A comparison for a person.
 pub fn explain(document: &serde_json::Value) -> String {
     let mut lines = Vec::new();
-    let mut rows = table(&["branch", "table", "rows at head", "different", "only head", "only branch", "pending"]);
+    let mut rows = table(&[
+        "branch",
+        "table",
+        "rows at head",
+        "different",
+        "only head",
+        "only branch",
+        "pending",
+    ]);
     for branch in document["branches"].as_array().into_iter().flatten() {
         if branch["answered"] == false {
             lines.push(format!("{} did not answer in time", text(&branch["name"])));
         }
         for compared in branch["tables"].as_array().into_iter().flatten() {
-            let fields = ["name", "rows", "different", "only_head", "only_branch", "pending"].map(|key| text(&compared[key]));
+            let fields = [
+                "name",
+                "rows",
+                "different",
+                "only_head",
+                "only_branch",
+                "pending",
+            ]
+            .map(|key| text(&compared[key]));
             rows.add_row(std::iter::once(text(&branch["name"])).chain(fields));
         }
     }
-    let verdict = if document["equal"] == true { "equal" } else { "DIFFERENT" };
+    let verdict = if document["equal"] == true {
+        "equal"
+    } else {
+        "DIFFERENT"
+    };
     lines.push(rows.to_string());
     lines.push(format!(
         "{verdict} at log position {} ({} bytes exchanged)",
@@ -116,7 +152,11 @@ pub fn explain(document: &serde_json::Value) -> String {
 fn describe(status: &serde_json::Value) -> String {
     let database = &status["database"];
     let transport = &status["transport"];
-    let link = if transport["connected"] == true { "connected" } else { "not connected" };
+    let link = if transport["connected"] == true {
+        "connected"
+    } else {
+        "not connected"
+    };
     let mut lines = vec![
         format!(
             "{} ({}), {} {}: {}",
@@ -124,9 +164,17 @@ fn describe(status: &serde_json::Value) -> String {
             text(&status["role"]),
             text(&database["engine"]),
             text(&database["version"]),
-            if status["in_sync"] == true { "in sync" } else { "not in sync" },
+            if status["in_sync"] == true {
+                "in sync"
+            } else {
+                "not in sync"
+            },
         ),
-        format!("{}: {link} since {}", text(&transport["kind"]), text(&transport["since"])),
+        format!(
+            "{}: {link} since {}",
+            text(&transport["kind"]),
+            text(&transport["since"])
+        ),
         format!(
             "waiting here: {} captured writes, {} unanswered batches; conflicts listed: {}, held: {}",
             text(&status["pending_changes"]),
@@ -135,15 +183,33 @@ fn describe(status: &serde_json::Value) -> String {
             text(&status["holds"]),
         ),
     ];
-    for problem in [&transport["problem"], &status["problem"], &status["refused"]] {
+    for problem in [
+        &transport["problem"],
+        &status["problem"],
+        &status["refused"],
+    ] {
         if !problem.is_null() {
             lines.push(format!("problem: {}", text(problem)));
         }
     }
     if let Some(branches) = status["branches"].as_array() {
-        let mut rows = table(&["branch", "online", "last seen", "behind", "holds", "clock offset ms"]);
+        let mut rows = table(&[
+            "branch",
+            "online",
+            "last seen",
+            "behind",
+            "holds",
+            "clock offset ms",
+        ]);
         for branch in branches {
-            let fields = ["name", "online", "last_seen", "lag_changes", "holds", "clock_offset_ms"];
+            let fields = [
+                "name",
+                "online",
+                "last_seen",
+                "lag_changes",
+                "holds",
+                "clock_offset_ms",
+            ];
             rows.add_row(fields.map(|key| text(&branch[key])));
         }
         lines.push(rows.to_string());

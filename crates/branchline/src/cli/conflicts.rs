@@ -67,7 +67,9 @@ async fn read(context: &Context) -> Outcome<Vec<ConflictRecord>> {
     let mut from = 1;
     loop {
         let entries = db.entries(CONFLICTS, from, READ_BYTES).await?;
-        let Some(last) = entries.last().map(|entry| entry.number) else { break };
+        let Some(last) = entries.last().map(|entry| entry.number) else {
+            break;
+        };
         for entry in &entries {
             records.push(books::decode::<ConflictRecord>(&entry.bytes)?);
         }
@@ -77,10 +79,15 @@ async fn read(context: &Context) -> Outcome<Vec<ConflictRecord>> {
     Ok(records)
 }
 
-fn present(context: &Context, records: Vec<ConflictRecord>, action: Option<&Action>) -> Outcome<()> {
+fn present(
+    context: &Context,
+    records: Vec<ConflictRecord>,
+    action: Option<&Action>,
+) -> Outcome<()> {
     if let Some(Action::Show { id }) = action {
         let record = records.iter().find(|record| record.id == *id);
-        let record = record.ok_or_else(|| Failure::new(NO, format!("there is no number {id} in this list")))?;
+        let record = record
+            .ok_or_else(|| Failure::new(NO, format!("there is no number {id} in this list")))?;
         let document = record.to_json();
         context.show(&document, || tell(record, &document));
         return Ok(());
@@ -101,7 +108,11 @@ fn present(context: &Context, records: Vec<ConflictRecord>, action: Option<&Acti
             )
         });
         let lines: Vec<String> = lines.collect();
-        if lines.is_empty() { "none".into() } else { lines.join("\n") }
+        if lines.is_empty() {
+            "none".into()
+        } else {
+            lines.join("\n")
+        }
     });
     Ok(())
 }
@@ -109,7 +120,11 @@ fn present(context: &Context, records: Vec<ConflictRecord>, action: Option<&Acti
 fn tell(record: &ConflictRecord, document: &serde_json::Value) -> String {
     format!(
         "{} {} of table `{}`: {}.\n  at the head: {}\n  from {} ({}): {}\n  stands: {}",
-        if record.result == Resolution::Held { "Held row" } else { "Row" },
+        if record.result == Resolution::Held {
+            "Held row"
+        } else {
+            "Row"
+        },
         record.key.to_json(),
         record.table,
         record.reason.sentence(),

@@ -33,7 +33,11 @@ mod cable;
 mod shop;
 
 /// How long everything runs before the link is cut, while it is cut, and after it is healed.
-const ACTS: [Duration; 3] = [Duration::from_secs(3), Duration::from_secs(4), Duration::from_secs(3)];
+const ACTS: [Duration; 3] = [
+    Duration::from_secs(3),
+    Duration::from_secs(4),
+    Duration::from_secs(3),
+];
 /// How often the table is drawn.
 const DRAW: Duration = Duration::from_millis(500);
 /// How long the offices may take to become even.
@@ -68,9 +72,13 @@ impl Demo {
     pub async fn run(self, context: &Context) -> Outcome<u8> {
         let (dir, passing) = match &self.dir {
             Some(dir) => (dir.clone(), false),
-            None => (std::env::temp_dir().join(format!("branchline-demo-{}", std::process::id())), true),
+            None => (
+                std::env::temp_dir().join(format!("branchline-demo-{}", std::process::id())),
+                true,
+            ),
         };
-        std::fs::create_dir_all(&dir).map_err(io(format_args!("cannot make the folder {}", dir.display())))?;
+        std::fs::create_dir_all(&dir)
+            .map_err(io(format_args!("cannot make the folder {}", dir.display())))?;
         let outcome = self.play(context, &dir).await;
         if passing {
             drop(std::fs::remove_dir_all(&dir));
@@ -80,14 +88,21 @@ impl Demo {
 
     async fn play(&self, context: &Context, dir: &Path) -> Outcome<u8> {
         let say = |line: String| eprintln!("{line}");
-        say(format!("A head (HO) and {} branches, SQLite databases in {}", self.branches, dir.display()));
+        say(format!(
+            "A head (HO) and {} branches, SQLite databases in {}",
+            self.branches,
+            dir.display()
+        ));
         let company = Company::found(dir, self.branches).await?;
         let api = self.serve_api(dir, &company);
         say("All branches have joined. Every office sells; nobody waits for the network.".into());
         let stop = Arc::new(AtomicBool::new(false));
         let mut shops = Vec::new();
         for (seed, (name, path)) in (1..).zip(&company.paths) {
-            shops.push((name.clone(), Shop::start(path, name, seed, Arc::clone(&stop))?));
+            shops.push((
+                name.clone(),
+                Shop::start(path, name, seed, Arc::clone(&stop))?,
+            ));
         }
         let view = View::new(&company);
         let interrupted = self.scenes(&company, &view, &shops).await?;
@@ -104,7 +119,11 @@ impl Demo {
         if let Some(api) = api {
             api.abort();
         }
-        let sales = company.paths.iter().map(|(_, path)| shop::sales(path)).collect::<Outcome<Vec<u64>>>();
+        let sales = company
+            .paths
+            .iter()
+            .map(|(_, path)| shop::sales(path))
+            .collect::<Outcome<Vec<u64>>>();
         company.stop().await;
         let (code, document) = proof?;
         let sales = sales?;
@@ -137,7 +156,12 @@ impl Demo {
     }
 
     /// Lets the acts pass. Returns whether a person ended them.
-    async fn scenes(&self, company: &Company, view: &View, shops: &[(String, Shop)]) -> Outcome<bool> {
+    async fn scenes(
+        &self,
+        company: &Company,
+        view: &View,
+        shops: &[(String, Shop)],
+    ) -> Outcome<bool> {
         loop {
             for (act, length) in ACTS.into_iter().enumerate() {
                 let (name, _, cable) = &company.branches[company.branches.len() - 1];
@@ -171,7 +195,12 @@ impl Demo {
     }
 }
 
-fn settings(dir: &Path, name: &OfficeName, role: RoleName, transport: TransportSettings) -> Settings {
+fn settings(
+    dir: &Path,
+    name: &OfficeName,
+    role: RoleName,
+    transport: TransportSettings,
+) -> Settings {
     Settings {
         file: dir.join(format!("{name}.toml")),
         name: name.clone(),
@@ -203,14 +232,27 @@ impl Company {
         let mut all = vec![head_name.to_string()];
         all.extend(names.iter().cloned());
         if file(dir, &head_name).exists() {
-            return Err(Failure::usage(format!("{} holds an earlier demo; remove it or name another --dir", dir.display())));
+            return Err(Failure::usage(format!(
+                "{} holds an earlier demo; remove it or name another --dir",
+                dir.display()
+            )));
         }
         shop::found(&file(dir, &head_name), &all)?;
         let head_key = found_head(dir, &head_name).await?;
-        let listen = TransportSettings::Listen { address: "127.0.0.1:0".into(), advertise: None, certificate: None };
+        let listen = TransportSettings::Listen {
+            address: "127.0.0.1:0".into(),
+            advertise: None,
+            certificate: None,
+        };
         let head = Office::start(&settings(dir, &head_name, RoleName::Head, listen)).await?;
-        let bound = head.bound.ok_or_else(|| Failure::new(BUG, "the head does not listen"))?;
-        let mut company = Self { head, branches: Vec::new(), paths: vec![("HO".into(), file(dir, &head_name))] };
+        let bound = head
+            .bound
+            .ok_or_else(|| Failure::new(BUG, "the head does not listen"))?;
+        let mut company = Self {
+            head,
+            branches: Vec::new(),
+            paths: vec![("HO".into(), file(dir, &head_name))],
+        };
         for name in names {
             let branch = office_name(&name)?;
             let cable = Cable::lay(bound).await?;
@@ -229,15 +271,27 @@ impl Company {
         Ok(company)
     }
 
-    async fn enrol(&self, dir: &Path, head: &OfficeName, head_key: [u8; 32], branch: &OfficeName) -> Outcome<()> {
+    async fn enrol(
+        &self,
+        dir: &Path,
+        head: &OfficeName,
+        head_key: [u8; 32],
+        branch: &OfficeName,
+    ) -> Outcome<()> {
         let secret: [u8; 32] = random()?;
         let mut db = AnyDatabase::open(&address(dir, head), false).await?;
-        seats::invite(&mut db, branch, secret, now().plus_millis(3_600_000)).await?.map_err(Failure::usage)?;
+        seats::invite(&mut db, branch, secret, now().plus_millis(3_600_000))
+            .await?
+            .map_err(Failure::usage)?;
         self.head.handle().ask(Ask::Reload(branch.clone())).await?;
         let mut db = AnyDatabase::open(&address(dir, branch), true).await?;
         db.prepare().await?;
         let enrolment = Enrolment {
-            identity: IdentityBook { name: branch.clone(), head: false, secret_key: random()? },
+            identity: IdentityBook {
+                name: branch.clone(),
+                head: false,
+                secret_key: random()?,
+            },
             incarnation: Incarnation(*uuid::Uuid::now_v7().as_bytes()),
             head_name: head.clone(),
             head_key,
@@ -249,12 +303,25 @@ impl Company {
     /// Waits until all are even, then compares them.
     async fn prove(&self) -> Outcome<(u8, serde_json::Value)> {
         for (name, office, _) in &self.branches {
-            let sync = Ask::Sync { deadline: Instant::now() + PATIENCE };
-            office.handle().ask(sync).await.map_err(|failure| failure.at(name))?;
+            let sync = Ask::Sync {
+                deadline: Instant::now() + PATIENCE,
+            };
+            office
+                .handle()
+                .ask(sync)
+                .await
+                .map_err(|failure| failure.at(name))?;
         }
-        let sync = Ask::Sync { deadline: Instant::now() + PATIENCE };
+        let sync = Ask::Sync {
+            deadline: Instant::now() + PATIENCE,
+        };
         self.head.handle().ask(sync).await?;
-        self.head.handle().ask(Ask::Verify { deadline: Instant::now() + PATIENCE }).await
+        self.head
+            .handle()
+            .ask(Ask::Verify {
+                deadline: Instant::now() + PATIENCE,
+            })
+            .await
     }
 
     async fn stop(self) {
@@ -271,7 +338,11 @@ async fn found_head(dir: &Path, name: &OfficeName) -> Outcome<[u8; 32]> {
     let inspection = db.inspect().await?;
     let (schema, _) = plan::choose(&inspection, "*", &Rules::default())?;
     db.prepare().await?;
-    let identity = IdentityBook { name: name.clone(), head: true, secret_key: random()? };
+    let identity = IdentityBook {
+        name: name.clone(),
+        head: true,
+        secret_key: random()?,
+    };
     let incarnation = Incarnation(*uuid::Uuid::now_v7().as_bytes());
     Head::found(&mut db, &identity, incarnation, &schema).await?;
     db.install(&schema).await?;
@@ -289,9 +360,17 @@ impl View {
     fn new(company: &Company) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let lines = MultiProgress::new();
-        let style = ProgressStyle::with_template("{msg}").unwrap_or_else(|_| ProgressStyle::default_spinner());
-        let bars = company.paths.iter().map(|_| lines.add(ProgressBar::new_spinner().with_style(style.clone())));
-        Self { bars: bars.collect(), terminal, lines }
+        let style = ProgressStyle::with_template("{msg}")
+            .unwrap_or_else(|_| ProgressStyle::default_spinner());
+        let bars = company
+            .paths
+            .iter()
+            .map(|_| lines.add(ProgressBar::new_spinner().with_style(style.clone())));
+        Self {
+            bars: bars.collect(),
+            terminal,
+            lines,
+        }
     }
 
     fn say(&self, line: &str) {
@@ -305,14 +384,23 @@ impl View {
     async fn draw(&self, company: &Company, shops: &[(String, Shop)]) {
         let mut texts = Vec::new();
         for (index, (name, shop)) in shops.iter().enumerate() {
-            let (office, link) = match index.checked_sub(1).and_then(|at| company.branches.get(at)) {
+            let (office, link) = match index.checked_sub(1).and_then(|at| company.branches.get(at))
+            {
                 None => (&company.head, "listens"),
-                Some((_, office, cable)) => (office, if cable.is_whole() { "linked" } else { "CUT" }),
+                Some((_, office, cable)) => {
+                    (office, if cable.is_whole() { "linked" } else { "CUT" })
+                }
             };
-            let Ok((_, status)) = office.handle().ask(Ask::Status).await else { continue };
+            let Ok((_, status)) = office.handle().ask(Ask::Status).await else {
+                continue;
+            };
             let number = |value: &serde_json::Value| value.as_u64().unwrap_or_default();
             let waiting = number(&status["pending_changes"]) + number(&status["outbox"]["changes"]);
-            let place = if index == 0 { number(&status["log"]) } else { number(&status["applied"]["head"]) };
+            let place = if index == 0 {
+                number(&status["log"])
+            } else {
+                number(&status["applied"]["head"])
+            };
             texts.push(format!(
                 "{name:<5} {link:<8} {:>6} transactions  {waiting:>5} changes waiting  log {place:>6}  conflicts {:>3}",
                 shop.committed.load(Ordering::Relaxed),

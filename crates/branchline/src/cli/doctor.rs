@@ -18,9 +18,17 @@ pub async fn run(context: &Context) -> Outcome<u8> {
     let (engine, version) = db.describe().await?;
     db.prepare().await?;
     let schema = newest_schema(&mut db).await?.unwrap_or_default();
-    let shared = |table: &Option<String>| table.as_deref().is_none_or(|name| schema.table_named(name).is_some());
+    let shared = |table: &Option<String>| {
+        table
+            .as_deref()
+            .is_none_or(|name| schema.table_named(name).is_some())
+    };
     let inspection = db.inspect().await?;
-    for finding in inspection.findings.into_iter().filter(|finding| shared(&finding.table)) {
+    for finding in inspection
+        .findings
+        .into_iter()
+        .filter(|finding| shared(&finding.table))
+    {
         let level = if finding.fatal { "error" } else { "warning" };
         findings.push(serde_json::json!({
             "level": level, "where": finding.table, "problem": finding.problem, "advice": finding.advice,
@@ -41,7 +49,10 @@ pub async fn run(context: &Context) -> Outcome<u8> {
             }));
         }
     }
-    let errors = findings.iter().filter(|finding| finding["level"] == "error").count();
+    let errors = findings
+        .iter()
+        .filter(|finding| finding["level"] == "error")
+        .count();
     let document = serde_json::json!({
         "healthy": errors == 0, "database": { "engine": engine, "version": version }, "findings": findings,
     });
@@ -51,11 +62,19 @@ pub async fn run(context: &Context) -> Outcome<u8> {
             .map(|finding| {
                 let text = |key: &str| finding[key].as_str().unwrap_or_default().to_string();
                 let place = finding["where"].as_str().unwrap_or("database");
-                let advice = if finding["advice"].is_null() { String::new() } else { format!("; {}", text("advice")) };
+                let advice = if finding["advice"].is_null() {
+                    String::new()
+                } else {
+                    format!("; {}", text("advice"))
+                };
                 format!("{:<8} {place}: {}{advice}", text("level"), text("problem"))
             })
             .collect();
-        lines.push(if errors == 0 { "nothing is wrong".into() } else { format!("{errors} errors") });
+        lines.push(if errors == 0 {
+            "nothing is wrong".into()
+        } else {
+            format!("{errors} errors")
+        });
         lines.join("\n")
     });
     Ok(if errors == 0 { 0 } else { NO })

@@ -33,7 +33,12 @@ pub struct Init {
     #[arg(long)]
     tables: String,
     /// The broker, as the head's own user: amqp://USER:PASSWORD@HOST/VHOST or amqps://...
-    #[arg(long, env = "BRANCHLINE_AMQP", hide_env_values = true, conflicts_with = "listen")]
+    #[arg(
+        long,
+        env = "BRANCHLINE_AMQP",
+        hide_env_values = true,
+        conflicts_with = "listen"
+    )]
     amqp: Option<String>,
     /// Without a broker: where the head listens for branches, HOST:PORT.
     #[arg(long)]
@@ -49,13 +54,18 @@ pub struct Init {
 impl Init {
     /// Does it.
     pub async fn run(self, context: &Context) -> Outcome<u8> {
-        let name = OfficeName::new(self.name.clone()).map_err(|error| Failure::usage(error.to_string()))?;
+        let name = OfficeName::new(self.name.clone())
+            .map_err(|error| Failure::usage(error.to_string()))?;
         if self.amqp.is_none() && self.listen.is_none() {
-            return Err(Failure::usage("say how branches reach the head: --amqp URL (RabbitMQ) or --listen HOST:PORT (no broker)"));
+            return Err(Failure::usage(
+                "say how branches reach the head: --amqp URL (RabbitMQ) or --listen HOST:PORT (no broker)",
+            ));
         }
         if context.config.exists() {
             let file = context.config.display();
-            return Err(Failure::usage(format!("{file} exists already; remove it, or name another file with --config")));
+            return Err(Failure::usage(format!(
+                "{file} exists already; remove it, or name another file with --config"
+            )));
         }
         let mut db = AnyDatabase::open(&self.database, false).await?;
         let (engine, version) = db.describe().await?;
@@ -72,16 +82,26 @@ impl Init {
                 )));
             }
             None => {
-                let identity = IdentityBook { name: name.clone(), head: true, secret_key: random()? };
+                let identity = IdentityBook {
+                    name: name.clone(),
+                    head: true,
+                    secret_key: random()?,
+                };
                 let incarnation = Incarnation(*uuid::Uuid::now_v7().as_bytes());
                 Head::found(&mut db, &identity, incarnation, &schema).await?;
             }
         }
-        let schema = branchline_core::books::newest_schema(&mut db).await?.unwrap_or(schema);
+        let schema = branchline_core::books::newest_schema(&mut db)
+            .await?
+            .unwrap_or(schema);
         db.install(&schema).await?;
         self.write_config(context, &name)?;
         self.declare(context).await?;
-        let tables: Vec<&str> = schema.tables.iter().map(|table| table.name.as_str()).collect();
+        let tables: Vec<&str> = schema
+            .tables
+            .iter()
+            .map(|table| table.name.as_str())
+            .collect();
         let document = serde_json::json!({
             "office": name, "role": "head", "database": { "engine": engine, "version": version },
             "tables": tables, "config": context.config,
@@ -119,7 +139,13 @@ impl Init {
             transport.push(("certificate", cert));
             transport.push(("key", key));
         }
-        let text = config::compose(name, RoleName::Head, &absolute(&self.database)?, &transport, true);
+        let text = config::compose(
+            name,
+            RoleName::Head,
+            &absolute(&self.database)?,
+            &transport,
+            true,
+        );
         write_private(&context.config, &text)
     }
 
@@ -127,12 +153,17 @@ impl Init {
     async fn declare(&self, context: &Context) -> Outcome<()> {
         let settings = config::read(&context.config)?;
         if let TransportSettings::Amqp(place) = &settings.transport {
-            let declared = branchline_transport::amqp::declare_head(&amqp_settings(&settings, place)).await;
+            let declared =
+                branchline_transport::amqp::declare_head(&amqp_settings(&settings, place)).await;
             if let Err(error) = declared {
                 let failure = Failure::from(error);
                 return Err(Failure::new(
                     failure.code,
-                    format!("{}. The database is ready and {} is written: correct the broker there; `branchline run` and `invite` declare what is missing", failure.message, context.config.display()),
+                    format!(
+                        "{}. The database is ready and {} is written: correct the broker there; `branchline run` and `invite` declare what is missing",
+                        failure.message,
+                        context.config.display()
+                    ),
                 ));
             }
         }
@@ -142,14 +173,29 @@ impl Init {
 
 /// Makes a certificate beside the configuration and returns the two files' names.
 fn certificate(config: &Path, listen: &str, advertise: Option<&str>) -> Outcome<(String, String)> {
-    let host = |address: &str| address.rsplit_once(':').map_or(address, |(host, _)| host).trim_matches(['[', ']']).to_string();
-    let mut names = vec![host(advertise.unwrap_or(listen)), "localhost".to_string(), "127.0.0.1".to_string()];
+    let host = |address: &str| {
+        address
+            .rsplit_once(':')
+            .map_or(address, |(host, _)| host)
+            .trim_matches(['[', ']'])
+            .to_string()
+    };
+    let mut names = vec![
+        host(advertise.unwrap_or(listen)),
+        "localhost".to_string(),
+        "127.0.0.1".to_string(),
+    ];
     names.dedup();
     let made = make_certificate(&names)?;
     let (cert, key) = (beside(config, "cert.pem"), beside(config, "key.pem"));
     write_private(&cert, &made.cert_pem)?;
     write_private(&key, &made.key_pem)?;
-    let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = |path: &Path| {
+        path.file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned()
+    };
     Ok((name(&cert), name(&key)))
 }
 

@@ -5,17 +5,19 @@ use branchline_core::identity::OfficeName;
 use branchline_core::office::Identity;
 use branchline_core::port::Database;
 use branchline_database::AnyDatabase;
-use branchline_transport::amqp::{branch_permissions, declare_branch, declare_head, delete_branch};
+use branchline_transport::amqp::{
+    branch_permissions, declare_branches, declare_head, delete_branch,
+};
 use branchline_transport::direct::pin_of;
 use clap::Args;
 
 use super::{Context, SHORT};
+use crate::api;
 use crate::code::{JoinCode, Route};
 use crate::config::{self, QUEUE_PREFIX, RoleName, Settings, TransportSettings};
 use crate::driver::{now, random};
 use crate::exit::{Failure, Outcome};
 use crate::office::{amqp_settings, read_file};
-use crate::api;
 
 /// How long a join code may wait for its first use, in hours.
 const CODE_HOURS: u64 = 72;
@@ -37,9 +39,12 @@ impl Invite {
     /// Does it.
     pub async fn run(self, context: &Context) -> Outcome<u8> {
         let settings = head_settings(context)?;
-        let name = OfficeName::new(self.name.clone()).map_err(|error| Failure::usage(error.to_string()))?;
+        let name = OfficeName::new(self.name.clone())
+            .map_err(|error| Failure::usage(error.to_string()))?;
         if name == settings.name {
-            return Err(Failure::usage(format!("`{name}` is the head's own name; a branch needs another")));
+            return Err(Failure::usage(format!(
+                "`{name}` is the head's own name; a branch needs another"
+            )));
         }
         let mut db = AnyDatabase::open(&settings.database, false).await?;
         let (identity, _) = Identity::load(&mut db).await?;
@@ -47,12 +52,14 @@ impl Invite {
         if let TransportSettings::Amqp(place) = &settings.transport {
             let broker = amqp_settings(&settings, place);
             declare_head(&broker).await?;
-            declare_branch(&broker, &queue_of(&name)).await?;
+            declare_branches(&broker, &[queue_of(&name)]).await?;
         }
         let secret: [u8; 32] = random()?;
         let hours = i64::try_from(self.expires_hours.min(24 * 365)).unwrap_or(24);
         let expires = now().plus_millis(hours * 3_600_000);
-        seats::invite(&mut db, &name, secret, expires).await?.map_err(Failure::usage)?;
+        seats::invite(&mut db, &name, secret, expires)
+            .await?
+            .map_err(Failure::usage)?;
         reload(context, &name).await?;
         let code = JoinCode {
             branch: name.clone(),
@@ -68,7 +75,10 @@ impl Invite {
                 branch_permissions("VHOST", "USER", &place.head_exchange, &queue_of(&name))
             );
         }
-        context.show(&serde_json::json!({ "branch": name, "code": line, "expires_hours": hours }), || line.clone());
+        context.show(
+            &serde_json::json!({ "branch": name, "code": line, "expires_hours": hours }),
+            || line.clone(),
+        );
         Ok(0)
     }
 
@@ -80,7 +90,11 @@ impl Invite {
                 branches_exchange: place.branches_exchange.clone(),
                 queue: queue_of(name),
             }),
-            TransportSettings::Listen { address, advertise, certificate } => {
+            TransportSettings::Listen {
+                address,
+                advertise,
+                certificate,
+            } => {
                 let pin = match certificate {
                     Some((cert, _)) => Some(pin_of(&read_file(cert)?)?.to_string()),
                     None => None,
@@ -93,7 +107,10 @@ impl Invite {
                     )));
                 }
                 let scheme = if pin.is_some() { "wss" } else { "ws" };
-                Ok(Route::Direct { url: format!("{scheme}://{address}/branchline"), pin })
+                Ok(Route::Direct {
+                    url: format!("{scheme}://{address}/branchline"),
+                    pin,
+                })
             }
             TransportSettings::Connect { .. } => Err(Failure::usage("only the head invites")),
         }
@@ -111,9 +128,12 @@ impl Remove {
     /// Does it.
     pub async fn run(self, context: &Context) -> Outcome<u8> {
         let settings = head_settings(context)?;
-        let name = OfficeName::new(self.name.clone()).map_err(|error| Failure::usage(error.to_string()))?;
+        let name = OfficeName::new(self.name.clone())
+            .map_err(|error| Failure::usage(error.to_string()))?;
         let mut db = AnyDatabase::open(&settings.database, false).await?;
-        seats::remove(&mut db, &name).await?.map_err(Failure::usage)?;
+        seats::remove(&mut db, &name)
+            .await?
+            .map_err(Failure::usage)?;
         reload(context, &name).await?;
         if let TransportSettings::Amqp(place) = &settings.transport {
             delete_branch(&amqp_settings(&settings, place), &queue_of(&name)).await?;
@@ -132,7 +152,10 @@ fn head_settings(context: &Context) -> Outcome<Settings> {
     if settings.role == RoleName::Head {
         Ok(settings)
     } else {
-        Err(Failure::usage(format!("`{}` is a branch; this command is for the head", settings.name)))
+        Err(Failure::usage(format!(
+            "`{}` is a branch; this command is for the head",
+            settings.name
+        )))
     }
 }
 
@@ -144,7 +167,15 @@ fn queue_of(name: &OfficeName) -> String {
 async fn reload(context: &Context, name: &OfficeName) -> Outcome<()> {
     if api::address(&context.config).is_some() {
         // An address left behind by a killed process answers nobody; the next start reads the record anyway.
-        drop(api::call(&context.config, "POST", &format!("/api/reload/{name}"), SHORT).await);
+        drop(
+            api::call(
+                &context.config,
+                "POST",
+                &format!("/api/reload/{name}"),
+                SHORT,
+            )
+            .await,
+        );
     }
     Ok(())
 }

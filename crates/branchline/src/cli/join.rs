@@ -39,7 +39,8 @@ impl Join {
     /// Does it.
     pub async fn run(self, context: &Context) -> Outcome<u8> {
         let line = if self.code == "-" {
-            std::io::read_to_string(std::io::stdin()).map_err(io("cannot read the join code from standard input"))?
+            std::io::read_to_string(std::io::stdin())
+                .map_err(io("cannot read the join code from standard input"))?
         } else {
             self.code.clone()
         };
@@ -53,11 +54,15 @@ impl Join {
         write_private(&context.config, &compose(&code, &database))?;
         let settings = config::read(&context.config)?;
         let Some(_lock) = Lock::take(&context.config)? else {
-            return Err(Failure::usage("this office is running already; `branchline status` shows how far it is"));
+            return Err(Failure::usage(
+                "this office is running already; `branchline status` shows how far it is",
+            ));
         };
         let office = Office::start(&settings).await?;
         let progress = Progress::start(&office);
-        let deadline = self.timeout.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+        let deadline = self
+            .timeout
+            .map(|seconds| Instant::now() + Duration::from_secs(seconds));
         let answer = office.handle().ask(Ask::Joined { deadline }).await;
         let rows = progress.finish().await;
         office.stop().await;
@@ -103,7 +108,11 @@ async fn enrol(db: &mut AnyDatabase, code: &JoinCode) -> Outcome<()> {
         )));
     }
     let enrolment = Enrolment {
-        identity: IdentityBook { name: code.branch.clone(), head: false, secret_key: random()? },
+        identity: IdentityBook {
+            name: code.branch.clone(),
+            head: false,
+            secret_key: random()?,
+        },
         incarnation: Incarnation(*uuid::Uuid::now_v7().as_bytes()),
         head_name: code.head.clone(),
         head_key: code.head_key,
@@ -114,7 +123,12 @@ async fn enrol(db: &mut AnyDatabase, code: &JoinCode) -> Outcome<()> {
 
 fn compose(code: &JoinCode, database: &str) -> String {
     let transport = match &code.route {
-        Route::Amqp { url, head_exchange, branches_exchange, queue } => vec![
+        Route::Amqp {
+            url,
+            head_exchange,
+            branches_exchange,
+            queue,
+        } => vec![
             ("amqp", url.clone()),
             ("head_exchange", head_exchange.clone()),
             ("branches_exchange", branches_exchange.clone()),
@@ -141,7 +155,11 @@ impl Progress {
         let (stop, mut stopped) = tokio::sync::oneshot::channel();
         let terminal = std::io::stderr().is_terminal();
         let task = tokio::spawn(async move {
-            let bar = if terminal { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
+            let bar = if terminal {
+                ProgressBar::new_spinner()
+            } else {
+                ProgressBar::hidden()
+            };
             bar.enable_steady_tick(Duration::from_millis(120));
             let mut loaded = 0;
             let mut shown = String::new();

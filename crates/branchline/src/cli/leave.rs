@@ -37,7 +37,9 @@ impl Leave {
                     office.stop().await;
                     left
                 };
-                if tokio::time::timeout(SHORT, told).await.is_err() || self.still_there(&settings).await? {
+                if tokio::time::timeout(SHORT, told).await.is_err()
+                    || self.still_there(&settings).await?
+                {
                     let mut db = AnyDatabase::open(&settings.database, false).await?;
                     db.uninstall().await?;
                 }
@@ -57,6 +59,8 @@ impl Leave {
 
     async fn still_there(&self, settings: &config::Settings) -> Outcome<bool> {
         let mut db = AnyDatabase::open(&settings.database, false).await?;
-        Ok(branchline_core::office::Identity::load(&mut db).await.is_ok())
+        Ok(branchline_core::office::Identity::load(&mut db)
+            .await
+            .is_ok())
     }
 }

@@ -11,7 +11,10 @@ use crate::{api, config};
 pub async fn run(context: &Context) -> Outcome<u8> {
     let settings = config::read(&context.config)?;
     let Some(_lock) = Lock::take_soon(&context.config).await? else {
-        return Err(Failure::usage(format!("office `{}` is running already", settings.name)));
+        return Err(Failure::usage(format!(
+            "office `{}` is running already",
+            settings.name
+        )));
     };
     let office = Office::start(&settings).await?;
     if let Some(bound) = office.bound {
@@ -35,7 +38,10 @@ pub async fn run(context: &Context) -> Outcome<u8> {
     stop.cancel();
     office.stop().await;
     drop(tokio::time::timeout(std::time::Duration::from_secs(2), served).await);
-    drop(std::fs::remove_file(crate::office::beside(&context.config, "api")));
+    drop(std::fs::remove_file(crate::office::beside(
+        &context.config,
+        "api",
+    )));
     outcome.map(|()| 0)
 }
 

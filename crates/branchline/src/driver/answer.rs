@@ -14,7 +14,11 @@ impl Driver {
     pub(super) async fn take_request(&mut self, request: Request) {
         let Request { ask, reply } = request;
         let answer = match &ask {
-            Ask::Status => self.status().await.map(|status| (0, status)).map_err(Failure::from),
+            Ask::Status => self
+                .status()
+                .await
+                .map(|status| (0, status))
+                .map_err(Failure::from),
             Ask::Reload(name) => {
                 let db = &mut self.parts.db;
                 let outcome = match &mut self.machine {
@@ -22,7 +26,9 @@ impl Driver {
                     Machine::Branch(_) => Ok(()),
                 };
                 self.flush().await;
-                outcome.map(|()| (0, serde_json::json!({ "done": true }))).map_err(Failure::from)
+                outcome
+                    .map(|()| (0, serde_json::json!({ "done": true })))
+                    .map_err(Failure::from)
             }
             Ask::Stop => {
                 self.stopping = true;
@@ -51,7 +57,13 @@ impl Driver {
                 }
             }
         }
-        self.waiting.push(Waiting { ask, reply, question: None, answer: None, since: Instant::now() });
+        self.waiting.push(Waiting {
+            ask,
+            reply,
+            question: None,
+            answer: None,
+            since: Instant::now(),
+        });
     }
 
     fn set_moving(&mut self, moving: bool) {
@@ -83,7 +95,11 @@ impl Driver {
             _ => None,
         };
         if let Some((equal, document)) = verified {
-            for waiting in self.waiting.iter_mut().filter(|waiting| matches!(waiting.ask, Ask::Verify { .. })) {
+            for waiting in self
+                .waiting
+                .iter_mut()
+                .filter(|waiting| matches!(waiting.ask, Ask::Verify { .. }))
+            {
                 waiting.answer = Some(Ok((if equal { 0 } else { exit::NO }, document.clone())));
             }
         }
@@ -121,13 +137,22 @@ impl Driver {
             return Some(Err(Failure::usage(refused)));
         }
         if matches!(waiting.ask, Ask::Joined { .. })
-            && let Some(problem) = self.trouble.problem.as_ref().filter(|problem| !problem.passes())
+            && let Some(problem) = self
+                .trouble
+                .problem
+                .as_ref()
+                .filter(|problem| !problem.passes())
         {
             return Some(Err(problem.clone().into()));
         }
         let done = !matches!(waiting.ask, Ask::Verify { .. }) && self.is_even(waiting).await;
         if done {
-            return Some(self.status().await.map(|status| (0, status)).map_err(Failure::from));
+            return Some(
+                self.status()
+                    .await
+                    .map(|status| (0, status))
+                    .map_err(Failure::from),
+            );
         }
         if deadline.is_some_and(|deadline| Instant::now() > deadline) {
             return Some(Err(self.too_late(waiting).await));
@@ -137,7 +162,10 @@ impl Driver {
 
     fn refused(&self) -> Option<String> {
         match &self.machine {
-            Machine::Branch(branch) => branch.state().refused.map(|reason| format!("the head refused this branch: {reason}")),
+            Machine::Branch(branch) => branch
+                .state()
+                .refused
+                .map(|reason| format!("the head refused this branch: {reason}")),
             Machine::Head(_) => None,
         }
     }
@@ -167,7 +195,12 @@ impl Driver {
     }
 
     async fn too_late(&mut self, waiting: &Waiting) -> Failure {
-        let pending = self.parts.db.backlog().await.map_or(0, |backlog| backlog.writes);
+        let pending = self
+            .parts
+            .db
+            .backlog()
+            .await
+            .map_or(0, |backlog| backlog.writes);
         let place = match (&self.trouble.problem, &self.link.problem) {
             (Some(problem), _) => return problem.clone().into(),
             (None, Some(problem)) => problem.to_string(),
@@ -176,8 +209,17 @@ impl Driver {
         };
         let waits = match &self.machine {
             Machine::Head(head) => {
-                let behind = head.branches().into_iter().filter(|b| b.joined && b.applied < head.last());
-                format!("behind: {}", behind.map(|b| b.name.to_string()).collect::<Vec<_>>().join(", "))
+                let behind = head
+                    .branches()
+                    .into_iter()
+                    .filter(|b| b.joined && b.applied < head.last());
+                format!(
+                    "behind: {}",
+                    behind
+                        .map(|b| b.name.to_string())
+                        .collect::<Vec<_>>()
+                        .join(", ")
+                )
             }
             Machine::Branch(branch) => {
                 let state = branch.state();
@@ -186,6 +228,9 @@ impl Driver {
             }
         };
         let seconds = waiting.since.elapsed().as_secs();
-        Failure::new(exit::UNREACHED, format!("gave up after {seconds} s: {place}. Nothing is lost; {waits}"))
+        Failure::new(
+            exit::UNREACHED,
+            format!("gave up after {seconds} s: {place}. Nothing is lost; {waits}"),
+        )
     }
 }

@@ -16,7 +16,9 @@ impl Driver {
         let backlog = self.parts.db.backlog().await?;
         let outbox = self.parts.db.extent(OUTBOX).await?;
         let conflicts = self.parts.db.extent(CONFLICTS).await?.entries;
-        let oldest = backlog.oldest.map_or(0, |oldest| (now().0 - oldest.0).max(0) / 1_000_000);
+        let oldest = backlog
+            .oldest
+            .map_or(0, |oldest| (now().0 - oldest.0).max(0) / 1_000_000);
         let mut status = json!({
             "database": { "engine": self.engine.0, "version": self.engine.1, "reachable": true },
             "pending_changes": backlog.writes,
@@ -29,7 +31,11 @@ impl Driver {
                 let last = head.last();
                 let branch = |b: branchline_core::head::BranchReport| {
                     let lag = last.0.saturating_sub(b.applied.0);
-                    let seconds = if lag == 0 { 0 } else { (now().0 - b.seen.0).max(0) / 1_000_000 };
+                    let seconds = if lag == 0 {
+                        0
+                    } else {
+                        (now().0 - b.seen.0).max(0) / 1_000_000
+                    };
                     json!({
                         "name": b.name, "joined": b.joined, "online": b.online,
                         "last_seen": (b.seen != Micros(0)).then(|| rfc3339(b.seen)),
@@ -39,8 +45,10 @@ impl Driver {
                     })
                 };
                 let reports = head.branches();
-                let applied: serde_json::Map<_, _> =
-                    reports.iter().map(|b| (b.name.to_string(), json!(b.cursor))).collect();
+                let applied: serde_json::Map<_, _> = reports
+                    .iter()
+                    .map(|b| (b.name.to_string(), json!(b.cursor)))
+                    .collect();
                 let holds: u64 = reports.iter().map(|b| b.holds).sum();
                 let in_sync = head.is_even(&mut self.parts.db).await?;
                 let direct = self.parts.transport == "direct";
@@ -75,11 +83,21 @@ impl Driver {
                 (state.connected, details)
             }
         };
-        if let (Some(status), serde_json::Value::Object(details)) = (status.as_object_mut(), details) {
+        if let (Some(status), serde_json::Value::Object(details)) =
+            (status.as_object_mut(), details)
+        {
             status.extend(details);
-            let since = self.link.since.map(|at| at.duration_since(UNIX_EPOCH).unwrap_or_default());
+            let since = self
+                .link
+                .since
+                .map(|at| at.duration_since(UNIX_EPOCH).unwrap_or_default());
             let since = since.map(|at| rfc3339(Micros(i64::try_from(at.as_micros()).unwrap_or(0))));
-            let link_problem = self.link.problem.as_ref().filter(|_| !self.link.up).map(ToString::to_string);
+            let link_problem = self
+                .link
+                .problem
+                .as_ref()
+                .filter(|_| !self.link.up)
+                .map(ToString::to_string);
             status.insert(
                 "transport".into(),
                 json!({ "kind": self.parts.transport, "connected": connected, "since": since, "problem": link_problem }),

@@ -1,7 +1,7 @@
 //! Joining: the first copy of the tables, chunk by chunk, between live entries of the log.
 //!
 //! Tables come parents first. Until a table's turn, log entries for it are passed over, since its chunks will be read
-//! later than they were written. A chunk lands just when the cursor stands at its place in the log. Each chunk commits
+//! later than they were written; but a row that is here already follows the log from the start. A chunk lands just when the cursor stands at its place in the log. Each chunk commits
 //! with the progress that it makes, so a join that was cut at any point goes on there.
 
 use super::{BRANCH, Branch};
@@ -86,6 +86,10 @@ impl Branch {
             return Ok(false);
         }
         let Some(wanted) = self.wanted() else {
+            let settled = |joining: &Joining| joining.settled <= self.book.cursor;
+            if !self.book.joining.as_ref().is_some_and(settled) {
+                return Ok(false);
+            }
             return self.complete(db).await;
         };
         if let Some((chunk, token)) = self.chunk.take() {
@@ -105,7 +109,7 @@ impl Branch {
         }
         let due = self
             .chunk_asked
-            .is_none_or(|at| now > at.plus_millis(ASK_AGAIN_MS));
+            .is_none_or(|at| now.has_passed(ASK_AGAIN_MS, at));
         if self.link.up && self.link.welcomed && due {
             self.chunk_asked = Some(now);
             self.tell(&Message::ChunkRequest(wanted))?;
@@ -120,6 +124,7 @@ impl Branch {
         let mut book = self.book.clone();
         if let Some(joining) = &mut book.joining {
             joining.rows += chunk.rows.len() as u64;
+            joining.settled = joining.settled.max(chunk.settled);
             if chunk.last {
                 joining.tables_done += 1;
                 joining.after = None;

@@ -298,6 +298,7 @@ impl Landing<'_> {
             return Ok(Vec::new());
         };
         self.gather_notes(db, body).await?;
+        let passed_over = self.passed_over(db, body).await?;
         let mine = body.answers.as_ref().filter(|answer| {
             answer.branch == self.branch.identity.name
                 && answer.incarnation == self.book.incarnation
@@ -313,7 +314,8 @@ impl Landing<'_> {
             if mine.is_some() {
                 self.confirmed(table, key);
             } else if table.direction != Direction::Up {
-                self.candidate(table, key, logged.effect.clone(), entry.position);
+                let here = !passed_over.contains(&(table.id, key.clone()));
+                self.candidate(table, key, logged.effect.clone(), entry.position, here);
             }
         }
         if let Some(answer) = mine {
@@ -327,6 +329,43 @@ impl Landing<'_> {
         } else {
             Ok(Vec::new())
         }
+    }
+
+    /// Rows of tables whose first copy has not begun, which are not here in any form: their chunks come later.
+    ///
+    /// A row that the branch had before, or is writing, is followed from the start: a chunk tells nothing of deletes,
+    /// and the base of its changes is what it was given.
+    async fn passed_over<D: Database>(
+        &self,
+        db: &mut D,
+        body: &LoggedChanges,
+    ) -> OfficeResult<RowNames> {
+        let mut passed = RowNames::new();
+        if self.branch.book.joining.is_none() {
+            return Ok(passed);
+        }
+        for table in &self.branch.schema.tables {
+            if self.branch.is_loading_or_loaded(table) {
+                continue;
+            }
+            let changed = body.changes.iter().filter(|c| c.table == table.id);
+            let keys: Vec<Key> = changed.map(|c| c.effect.key(table)).collect();
+            if keys.is_empty() {
+                continue;
+            }
+            let present = db.read(table, &keys).await?;
+            let captured = db.captured(table, Some(&keys)).await?;
+            passed.extend(
+                keys.into_iter()
+                    .filter(|key| {
+                        !present.contains_key(key)
+                            && !captured.contains(key)
+                            && self.pile.get(table.id, key).is_none()
+                    })
+                    .map(|key| (table.id, key)),
+            );
+        }
+        Ok(passed)
     }
 
     async fn gather_notes<D: Database>(
@@ -388,7 +427,7 @@ impl Landing<'_> {
                 let effect = row
                     .clone()
                     .map_or_else(|| Effect::Delete(verdict.key.clone()), Effect::Put);
-                self.candidate(table, verdict.key.clone(), effect, position);
+                self.candidate(table, verdict.key.clone(), effect, position, true);
             }
             Outcome::Held => {
                 self.notes
@@ -398,10 +437,15 @@ impl Landing<'_> {
     }
 
     /// The row is to become this, unless it has local changes or is held.
-    fn candidate(&mut self, table: &Table, key: Key, effect: Effect, position: LogPosition) {
-        if !self.branch.is_loading_or_loaded(table) {
-            return;
-        }
+    /// Where it is not `here` it is passed over.
+    fn candidate(
+        &mut self,
+        table: &Table,
+        key: Key,
+        effect: Effect,
+        position: LogPosition,
+        here: bool,
+    ) {
         let place = (table.id, key.clone());
         let noted = self.notes.get(&place).and_then(Option::as_ref);
         if matches!(noted, Some(Note::Held(_))) {
@@ -417,6 +461,9 @@ impl Landing<'_> {
             if noted.is_none() {
                 self.notes.insert(place, Some(Note::Deferred(position)));
             }
+            return;
+        }
+        if !here {
             return;
         }
         if noted.is_some() {

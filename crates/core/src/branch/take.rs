@@ -38,15 +38,14 @@ impl Branch {
         db: &mut D,
         _now: Micros,
     ) -> OfficeResult<bool> {
-        self.captured = false;
         db.begin(Purpose::Take).await?;
         let outcome = self.freeze(db).await;
         let frozen = conclude(db, outcome).await?;
+        self.captured = frozen.more;
         self.book = frozen.book;
         for batch in &frozen.batches {
             self.claim(batch);
         }
-        self.captured |= frozen.more;
         if frozen.changes > 0 {
             self.notice(Notice::Taken {
                 changes: frozen.changes,
@@ -91,6 +90,9 @@ impl Branch {
             }
             if !portion.open && (count >= PORTIONS_PER_TAKE || !portion.more) {
                 frozen.more = portion.more;
+                if let Some(joining) = &mut frozen.book.joining {
+                    joining.frozen |= !portion.more;
+                }
                 books::store(db, BRANCH, &frozen.book).await?;
                 return Ok(frozen);
             }
@@ -182,8 +184,18 @@ impl Branch {
         } else {
             None
         });
+        // Written after capture was installed and before the rows that were here already were captured.
+        let untracked = self
+            .book
+            .joining
+            .as_ref()
+            .is_some_and(|joining| !joining.frozen);
+        if untracked && own.is_none() && matches!(taken.effect, Effect::Delete(_)) {
+            return None;
+        }
         let base = match own {
             Some(batch) => Base::Own(batch, place),
+            None if untracked => Base::Unknown,
             None if taken.first == First::Unknown => Base::Unknown,
             None if taken.first == First::Inserted && !self.is_loaded(table) => Base::Unknown,
             None => Base::Log(place),

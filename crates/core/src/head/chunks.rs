@@ -6,7 +6,7 @@
 
 use super::Head;
 use crate::failure::OfficeResult;
-use crate::identity::OfficeName;
+use crate::identity::{Micros, OfficeName};
 use crate::message::{Chunk, ChunkRequest, Message};
 use crate::office::{BATCH_BYTES, conclude};
 use crate::output::{Notice, Output};
@@ -17,7 +17,11 @@ use crate::value::Value;
 const CHUNK_ROWS: usize = 2_000;
 
 impl Head {
-    pub(super) async fn serve_chunks<D: Database>(&mut self, db: &mut D) -> OfficeResult<bool> {
+    pub(super) async fn serve_chunks<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Micros,
+    ) -> OfficeResult<bool> {
         let asking: Vec<OfficeName> = self
             .seats
             .iter()
@@ -39,7 +43,11 @@ impl Head {
             db.begin(Purpose::Read).await?;
             let outcome = self.read_chunk(db, request).await;
             match conclude(db, outcome).await? {
-                Some(chunk) => self.tell(&name, &Message::Chunk(chunk))?,
+                Some(mut chunk) => {
+                    while self.take(db, now).await? {}
+                    chunk.settled = self.book.last;
+                    self.tell(&name, &Message::Chunk(chunk))?;
+                }
                 None => self
                     .outputs
                     .push_back(Output::Notice(Notice::Dropped(format!(
@@ -94,6 +102,7 @@ impl Head {
             schema: self.schema.version,
             rows,
             last,
+            settled: self.book.last,
         }))
     }
 }

@@ -35,6 +35,8 @@ struct Judged {
     used: usize,
     changes: u64,
     notices: Vec<Notice>,
+    /// A change was held.
+    held: bool,
 }
 
 /// How a judgement ended.
@@ -96,6 +98,7 @@ impl Head {
 
     fn adopt(&mut self, branch: &OfficeName, judged: Judged) {
         self.book = judged.book;
+        self.any_held |= judged.held;
         self.tail.adopt(judged.fresh, &mut self.recent);
         if let Some(seat) = self.seats.get_mut(branch) {
             seat.book = judged.seat;
@@ -323,9 +326,11 @@ impl Bench<'_> {
                 .or_else(|| found.get(&case.name));
             case.newest = newest.cloned();
             case.on_present_version = case.change.base != Base::Unknown
-                && newest.is_none_or(|n| n.is_seen_by(case.change.base, self.branch));
+                && newest.is_none_or(|newest| {
+                    newest.is_seen_by(case.change.base, self.branch, self.seat.incarnation)
+                });
         }
-        if self.head.any_held {
+        if self.head.any_held || !self.held.is_empty() {
             self.mark_held(db, &mut cases).await?;
         }
         Ok(cases)
@@ -497,7 +502,7 @@ impl Bench<'_> {
             Newest {
                 position,
                 origin,
-                batch: Some(batch),
+                batch: Some((self.seat.incarnation, batch)),
                 at,
             },
         );
@@ -562,6 +567,7 @@ impl Bench<'_> {
         if !conflicts.is_empty() {
             db.append(CONFLICTS, &conflicts).await?;
         }
+        let held = !self.held.is_empty();
         for ((id, key), _) in std::mem::take(&mut self.held) {
             let Some(table) = self.head.schema.table(id) else {
                 continue;
@@ -591,6 +597,7 @@ impl Bench<'_> {
             used,
             changes: self.changes,
             notices,
+            held,
         })
     }
 }

@@ -11,7 +11,7 @@ use crate::books::{LOG, LOG_KEYS};
 use crate::change::{Base, Key};
 use crate::envelope;
 use crate::failure::{OfficeError, OfficeResult};
-use crate::identity::{BatchNumber, Digest, LogPosition, Micros, OfficeName};
+use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::message::{LogBody, LogEntry, Message};
 use crate::port::Database;
 use crate::schema::Schema;
@@ -29,20 +29,22 @@ pub struct Newest {
     pub position: LogPosition,
     /// The office that made it.
     pub origin: Arc<OfficeName>,
-    /// The batch that brought it, just as the branch sent it; none where the head made it.
-    pub batch: Option<BatchNumber>,
+    /// The batch that brought it, just as the branch sent it, and the incarnation that numbered it; none where the
+    /// head made it.
+    pub batch: Option<(Incarnation, BatchNumber)>,
     /// The time part of the version.
     pub at: Micros,
 }
 
 impl Newest {
-    /// Whether a change by `branch` with this base was made on this version, or on a later one.
-    pub fn is_seen_by(&self, base: Base, branch: &OfficeName) -> bool {
+    /// Whether a change by `branch` in this incarnation, with this base, was made on this version or on a later one.
+    pub fn is_seen_by(&self, base: Base, branch: &OfficeName, incarnation: Incarnation) -> bool {
         match base {
             Base::Unknown => false,
             Base::Log(position) => self.position <= position,
             Base::Own(batch, position) => {
-                self.position <= position || (*self.origin == *branch && self.batch == Some(batch))
+                self.position <= position
+                    || (*self.origin == *branch && self.batch == Some((incarnation, batch)))
             }
         }
     }
@@ -203,7 +205,10 @@ pub fn rows_of(entry: &LogEntry, schema: &Schema, head: &Arc<OfficeName>) -> Vec
         || Arc::clone(head),
         |answer| Arc::new(answer.branch.clone()),
     );
-    let batch = body.answers.as_ref().map(|answer| answer.batch);
+    let batch = body
+        .answers
+        .as_ref()
+        .map(|answer| (answer.incarnation, answer.batch));
     let named = |table: u32, key: Key| schema.table(table).map(|table| key.digest(table));
     let versions = body.changes.iter().filter_map(|logged| {
         let table = schema.table(logged.table)?;

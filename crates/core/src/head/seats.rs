@@ -47,6 +47,7 @@ pub async fn invite<D: Database>(
             seen: Micros(0),
             removed: false,
             holds: 0,
+            former: Vec::new(),
         };
         books::store(db, &seat_name(branch), &seat).await?;
         if !all.contains(branch) {
@@ -109,11 +110,17 @@ impl Head {
         hello: &Hello,
         trusted: bool,
     ) -> Result<(), Refusal> {
+        let cursor = self
+            .seats
+            .get(origin)
+            .map_or(BatchNumber::NONE, |seat| seat.book.cursor);
         let refuse = |reason: String, reincarnate| {
             Err(Refusal {
                 session: hello.session,
                 reason,
                 reincarnate,
+                incarnation: hello.incarnation,
+                cursor,
             })
         };
         let last = self.book.last;
@@ -171,7 +178,19 @@ impl Head {
                     true,
                 );
             }
+        } else if seat.book.former.contains(&hello.incarnation) {
+            // A backup from before the branch's last change of incarnation, or a greeting that took its time.
+            return Err(Refusal {
+                session: hello.session,
+                reason: "the branch's database was restored from a backup".into(),
+                reincarnate: true,
+                incarnation: hello.incarnation,
+                cursor: BatchNumber(u64::MAX),
+            });
         } else {
+            if seat.book.incarnation != Incarnation([0; 16]) {
+                seat.book.former.push(seat.book.incarnation);
+            }
             seat.book.incarnation = hello.incarnation;
             seat.book.cursor = BatchNumber::NONE;
             seat.book.chain = Digest::default();

@@ -139,7 +139,7 @@ impl Head {
         now: Micros,
     ) -> OfficeResult<()> {
         let ready = self.verifications.running.as_ref().is_some_and(|running| {
-            running.awaited.is_empty() || now > running.since.plus_millis(ANSWER_WITHIN_MS)
+            running.awaited.is_empty() || now.has_passed(ANSWER_WITHIN_MS, running.since)
         });
         if !ready {
             return Ok(());

@@ -11,6 +11,9 @@ use super::{Type, Value};
 pub fn canonical<'a>(kind: &Type, value: &'a Value) -> Cow<'a, Value> {
     match (kind, value) {
         (_, Value::Float(f)) if *f == 0.0 => Cow::Owned(Value::Float(0.0)),
+        (Type::Float32, Value::Float(f)) if f64::from(*f as f32) != *f && f.is_finite() => {
+            Cow::Owned(Value::Float(shortest_single(*f)))
+        }
         (_, Value::Float(f)) if f.is_nan() => Cow::Owned(Value::Float(f64::NAN)),
         (_, Value::Text(text)) => match text_form(kind, text) {
             Cow::Borrowed(same) if same.len() == text.len() => Cow::Borrowed(value),
@@ -18,6 +21,11 @@ pub fn canonical<'a>(kind: &Type, value: &'a Value) -> Cow<'a, Value> {
         },
         _ => Cow::Borrowed(value),
     }
+}
+
+/// The shortest decimal that names the same single-precision float, as a double: how PostgreSQL writes `real`.
+fn shortest_single(f: f64) -> f64 {
+    (f as f32).to_string().parse().unwrap_or(f)
 }
 
 fn text_form<'a>(kind: &Type, text: &'a str) -> Cow<'a, str> {

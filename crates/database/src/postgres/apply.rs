@@ -29,9 +29,15 @@ struct Work<'e> {
     puts: Vec<&'e Row>,
 }
 
-pub(super) async fn write(db: &mut PostgresDatabase, schema: &Schema, effects: &[(TableId, Effect)]) -> DbResult<()> {
+pub(super) async fn write(
+    db: &mut PostgresDatabase,
+    schema: &Schema,
+    effects: &[(TableId, Effect)],
+) -> DbResult<()> {
     if !matches!(db.purpose(), Some(Purpose::Apply | Purpose::Load)) {
-        return Err(DatabaseError::Other("writing needs a transaction that was opened for it".to_owned()));
+        return Err(DatabaseError::Other(
+            "writing needs a transaction that was opened for it".to_owned(),
+        ));
     }
     let mut work: BTreeMap<TableId, Work<'_>> = BTreeMap::new();
     for (id, effect) in effects {
@@ -42,7 +48,10 @@ pub(super) async fn write(db: &mut PostgresDatabase, schema: &Schema, effects: &
         }
     }
     if let Some(unknown) = work.keys().find(|id| schema.table(**id).is_none()) {
-        return Err(mismatch(&format!("number {unknown}"), "the plan has no such table"));
+        return Err(mismatch(
+            &format!("number {unknown}"),
+            "the plan has no such table",
+        ));
     }
     let done = ordered(db, schema, &work).await;
     if let Err(DatabaseError::Mismatch { .. }) = &done {
@@ -52,9 +61,17 @@ pub(super) async fn write(db: &mut PostgresDatabase, schema: &Schema, effects: &
     done
 }
 
-async fn ordered(db: &mut PostgresDatabase, schema: &Schema, work: &BTreeMap<TableId, Work<'_>>) -> DbResult<()> {
+async fn ordered(
+    db: &mut PostgresDatabase,
+    schema: &Schema,
+    work: &BTreeMap<TableId, Work<'_>>,
+) -> DbResult<()> {
     let mut deferrable = false;
-    for table in schema.tables.iter().filter(|table| work.contains_key(&table.id)) {
+    for table in schema
+        .tables
+        .iter()
+        .filter(|table| work.contains_key(&table.id))
+    {
         deferrable |= db.layout(&table.name).await?.deferrable;
     }
     if deferrable {
@@ -66,8 +83,13 @@ async fn ordered(db: &mut PostgresDatabase, schema: &Schema, work: &BTreeMap<Tab
             continue;
         }
         let reparents = schema.tables.iter().any(|child| {
-            child.foreign_keys.iter().any(|key| key.parent == table.name)
-                && work.get(&child.id).is_some_and(|work| !work.puts.is_empty())
+            child
+                .foreign_keys
+                .iter()
+                .any(|key| key.parent == table.name)
+                && work
+                    .get(&child.id)
+                    .is_some_and(|work| !work.puts.is_empty())
         });
         if !reparents {
             delete(db, table, &work_here.deletes).await?;
@@ -75,7 +97,9 @@ async fn ordered(db: &mut PostgresDatabase, schema: &Schema, work: &BTreeMap<Tab
         }
         db.execute("SAVEPOINT branchline_delete").await?;
         match delete(db, table, &work_here.deletes).await {
-            Err(DatabaseError::Constraint { foreign_key: true, .. }) => {
+            Err(DatabaseError::Constraint {
+                foreign_key: true, ..
+            }) => {
                 db.execute("ROLLBACK TO branchline_delete").await?;
                 later.push((table, work_here));
             }
@@ -101,7 +125,11 @@ fn worked<'w, 'e>(
     tables.filter_map(|table| Some((table, work.get(&table.id)?)))
 }
 
-async fn puts(db: &mut PostgresDatabase, schema: &Schema, work: &BTreeMap<TableId, Work<'_>>) -> DbResult<()> {
+async fn puts(
+    db: &mut PostgresDatabase,
+    schema: &Schema,
+    work: &BTreeMap<TableId, Work<'_>>,
+) -> DbResult<()> {
     let mut again = Vec::new();
     let mut done: BTreeSet<&str> = BTreeSet::new();
     for (table, work_here) in worked(schema.tables.iter(), work) {
@@ -113,11 +141,15 @@ async fn puts(db: &mut PostgresDatabase, schema: &Schema, work: &BTreeMap<TableI
             .iter()
             .filter(|key| key.parent != table.name && !done.contains(key.parent.as_str()))
             .filter(|key| {
-                let parent = schema.table_named(&key.parent).and_then(|parent| work.get(&parent.id));
+                let parent = schema
+                    .table_named(&key.parent)
+                    .and_then(|parent| work.get(&parent.id));
                 parent.is_some_and(|work| !work.puts.is_empty())
             })
             .flat_map(|key| key.columns.iter().map(|&at| usize::from(at)))
-            .filter(|&at| table.columns.get(at).is_some_and(|column| column.nullable) && !table.is_key(at))
+            .filter(|&at| {
+                table.columns.get(at).is_some_and(|column| column.nullable) && !table.is_key(at)
+            })
             .collect();
         put(db, table, &work_here.puts, &ahead).await?;
         done.insert(&table.name);
@@ -132,14 +164,33 @@ async fn puts(db: &mut PostgresDatabase, schema: &Schema, work: &BTreeMap<TableI
 }
 
 /// Puts rows, leaving some columns NULL for now.
-async fn put(db: &mut PostgresDatabase, table: &Table, rows: &[&Row], left_null: &[usize]) -> DbResult<()> {
+async fn put(
+    db: &mut PostgresDatabase,
+    table: &Table,
+    rows: &[&Row],
+    left_null: &[usize],
+) -> DbResult<()> {
     let layout = db.layout(&table.name).await?;
     let sql = upsert(table, &layout)?;
-    let types: Vec<Wire> = table.columns.iter().map(|column| types::array_type(&column.kind)).collect();
+    let types: Vec<Wire> = table
+        .columns
+        .iter()
+        .map(|column| types::array_type(&column.kind))
+        .collect();
     let statement = db.statement_on(&table.name, &sql, &types).await?;
     let columns = table.columns.iter().enumerate().map(|(at, column)| {
         let null = left_null.contains(&at);
-        Array::of(table, column, rows.iter().map(|row| if null { Some(&Value::Null) } else { row.0.get(at) }))
+        Array::of(
+            table,
+            column,
+            rows.iter().map(|row| {
+                if null {
+                    Some(&Value::Null)
+                } else {
+                    row.0.get(at)
+                }
+            }),
+        )
     });
     let arrays = columns.collect::<DbResult<Vec<_>>>()?;
     let values = types::parameters(&arrays);
@@ -169,17 +220,33 @@ async fn put(db: &mut PostgresDatabase, table: &Table, rows: &[&Row], left_null:
 
 fn upsert(table: &Table, layout: &Layout) -> DbResult<String> {
     let count = table.columns.len();
-    let names: Vec<String> = table.columns.iter().map(|column| ident(&column.name)).collect();
+    let names: Vec<String> = table
+        .columns
+        .iter()
+        .map(|column| ident(&column.name))
+        .collect();
     let casts = table.columns.iter().enumerate();
-    let casts = casts.map(|(at, column)| Ok(format!("given.c{at}::{}", layout.cast(table, column)?)));
+    let casts =
+        casts.map(|(at, column)| Ok(format!("given.c{at}::{}", layout.cast(table, column)?)));
     let arrays: Vec<String> = (1..=count).map(|at| format!("${at}")).collect();
     let aliases: Vec<String> = (0..count).map(|at| format!("c{at}")).collect();
-    let keys: Vec<String> = table.key_columns().map(|column| ident(&column.name)).collect();
+    let keys: Vec<String> = table
+        .key_columns()
+        .map(|column| ident(&column.name))
+        .collect();
     let sets: Vec<String> = (0..count)
         .filter(|&at| !table.is_key(at))
-        .filter_map(|at| names.get(at).map(|name| format!("{name} = excluded.{name}")))
+        .filter_map(|at| {
+            names
+                .get(at)
+                .map(|name| format!("{name} = excluded.{name}"))
+        })
         .collect();
-    let action = if sets.is_empty() { "NOTHING".to_owned() } else { format!("UPDATE SET {}", sets.join(", ")) };
+    let action = if sets.is_empty() {
+        "NOTHING".to_owned()
+    } else {
+        format!("UPDATE SET {}", sets.join(", "))
+    };
     Ok(format!(
         "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM unnest({}) AS given({})
          ON CONFLICT ({}) DO {action}",
@@ -207,8 +274,12 @@ async fn delete(db: &mut PostgresDatabase, table: &Table, keys: &[Key]) -> DbRes
             refuse_orphans(db, table, &layout, child, keys).await?;
         }
     }
-    let sql =
-        format!("DELETE FROM {} r USING {} WHERE {}", layout.relation, given(table, 1, false), layout.key_join(table, "r")?);
+    let sql = format!(
+        "DELETE FROM {} r USING {} WHERE {}",
+        layout.relation,
+        given(table, 1, false),
+        layout.key_join(table, "r")?
+    );
     on_keys(db, table, &sql, keys).await?;
     Ok(())
 }
@@ -228,7 +299,11 @@ async fn refuse_orphans(
         .map(|(column, parent)| format!("c.{} = r.{}", ident(column), ident(parent)))
         .collect();
     let itself = if child.relation == layout.relation {
-        format!(" AND NOT EXISTS (SELECT FROM {} WHERE {})", given(table, 1, false), layout.key_join(table, "c")?)
+        format!(
+            " AND NOT EXISTS (SELECT FROM {} WHERE {})",
+            given(table, 1, false),
+            layout.key_join(table, "c")?
+        )
     } else {
         String::new()
     };
@@ -245,7 +320,10 @@ async fn refuse_orphans(
     }
     Err(DatabaseError::Constraint {
         table: table.name.clone(),
-        message: format!("rows of {} refer to a row that is to be deleted, and would change with it", child.relation),
+        message: format!(
+            "rows of {} refer to a row that is to be deleted, and would change with it",
+            child.relation
+        ),
         foreign_key: true,
     })
 }
@@ -257,20 +335,30 @@ pub(super) async fn on_keys(
     sql: &str,
     keys: &[Key],
 ) -> DbResult<Vec<tokio_postgres::Row>> {
-    let statement = db.statement_on(&table.name, sql, &types::key_types(table)).await?;
+    let statement = db
+        .statement_on(&table.name, sql, &types::key_types(table))
+        .await?;
     let arrays = types::key_arrays(table, keys)?;
-    let rows = db.client()?.query(&statement, &types::parameters(&arrays)).await;
+    let rows = db
+        .client()?
+        .query(&statement, &types::parameters(&arrays))
+        .await;
     rows.map_err(|e| on_table(&table.name, &e))
 }
 
 /// The select list of a whole row.
 pub(super) fn selection(table: &Table, row: &str) -> String {
     let columns = table.columns.iter();
-    let selected = columns.map(|column| types::selected(&column.kind, &format!("{row}.{}", ident(&column.name))));
+    let selected = columns
+        .map(|column| types::selected(&column.kind, &format!("{row}.{}", ident(&column.name))));
     selected.collect::<Vec<_>>().join(", ")
 }
 
-pub(super) async fn read(db: &mut PostgresDatabase, table: &Table, keys: &[Key]) -> DbResult<BTreeMap<Key, Row>> {
+pub(super) async fn read(
+    db: &mut PostgresDatabase,
+    table: &Table,
+    keys: &[Key],
+) -> DbResult<BTreeMap<Key, Row>> {
     if keys.is_empty() {
         return Ok(BTreeMap::new());
     }
@@ -300,19 +388,32 @@ pub(super) async fn chunk(
     limit: usize,
 ) -> DbResult<Vec<Row>> {
     let layout = db.layout(&table.name).await?;
-    let columns: Vec<String> = table.key_columns().map(|column| format!("r.{}", ident(&column.name))).collect();
+    let columns: Vec<String> = table
+        .key_columns()
+        .map(|column| format!("r.{}", ident(&column.name)))
+        .collect();
     let order = columns.join(", ");
     let select = format!("SELECT {} FROM", selection(table, "r"));
     let rows = match after {
         None => {
-            let sql = format!("{select} {} r ORDER BY {order} LIMIT {limit}", layout.relation);
+            let sql = format!(
+                "{select} {} r ORDER BY {order} LIMIT {limit}",
+                layout.relation
+            );
             on_keys_of_none(db, table, &sql).await?
         }
         Some(after) => {
             let given_values: Vec<String> = table
                 .key_columns()
                 .enumerate()
-                .map(|(at, column)| Ok(format!("(${}::{})[1]::{}", at + 1, array_name(column), layout.cast(table, column)?)))
+                .map(|(at, column)| {
+                    Ok(format!(
+                        "(${}::{})[1]::{}",
+                        at + 1,
+                        array_name(column),
+                        layout.cast(table, column)?
+                    ))
+                })
                 .collect::<DbResult<_>>()?;
             let sql = format!(
                 "{select} {} r WHERE ({order}) > ({}) ORDER BY {order} LIMIT {limit}",
@@ -322,14 +423,23 @@ pub(super) async fn chunk(
             on_keys(db, table, &sql, std::slice::from_ref(after)).await?
         }
     };
-    rows.iter().map(|row| types::read_row(table, row, 0)).collect()
+    rows.iter()
+        .map(|row| types::read_row(table, row, 0))
+        .collect()
 }
 
 fn array_name(column: &branchline_core::schema::Column) -> String {
     format!("pg_catalog.{}", types::array_type(&column.kind).name())
 }
 
-async fn on_keys_of_none(db: &mut PostgresDatabase, table: &Table, sql: &str) -> DbResult<Vec<tokio_postgres::Row>> {
+async fn on_keys_of_none(
+    db: &mut PostgresDatabase,
+    table: &Table,
+    sql: &str,
+) -> DbResult<Vec<tokio_postgres::Row>> {
     let statement = db.statement_on(&table.name, sql, &[]).await?;
-    db.client()?.query(&statement, &[]).await.map_err(|e| on_table(&table.name, &e))
+    db.client()?
+        .query(&statement, &[])
+        .await
+        .map_err(|e| on_table(&table.name, &e))
 }

@@ -70,9 +70,19 @@ impl<'a> FromSql<'a> for Moment {
 pub(super) async fn prepare(db: &mut PostgresDatabase) -> DbResult<()> {
     db.open_catalogue().await?;
     // Two processes of one office must not create the same schema at once.
-    db.execute("SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtext('branchline prepare'))").await?;
-    if db.query("SELECT pg_catalog.to_regclass('branchline.sleeper') IS NOT NULL AS done", &[], &[]).await?
-        .first().is_some_and(|row| row.try_get(0).unwrap_or(false))
+    db.execute(
+        "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtext('branchline prepare'))",
+    )
+    .await?;
+    if db
+        .query(
+            "SELECT pg_catalog.to_regclass('branchline.sleeper') IS NOT NULL AS done",
+            &[],
+            &[],
+        )
+        .await?
+        .first()
+        .is_some_and(|row| row.try_get(0).unwrap_or(false))
     {
         return db.close(false).await;
     }
@@ -92,9 +102,15 @@ struct Trigger {
 
 fn triggers(table: &Table, partitioned: bool) -> DbResult<Vec<Trigger>> {
     let id = table_number(table.id)?;
-    let fixed: BTreeSet<&str> =
-        table.key_columns().flat_map(|column| types::settings(&column.kind)).copied().collect();
-    let settings: String = fixed.iter().map(|setting| format!(" SET {setting}")).collect();
+    let fixed: BTreeSet<&str> = table
+        .key_columns()
+        .flat_map(|column| types::settings(&column.kind))
+        .copied()
+        .collect();
+    let settings: String = fixed
+        .iter()
+        .map(|setting| format!(" SET {setting}"))
+        .collect();
     let key = |row: &str| {
         let texts: Vec<String> = table
             .key_columns()
@@ -116,34 +132,64 @@ fn triggers(table: &Table, partitioned: bool) -> DbResult<Vec<Trigger>> {
              TG_RELID::pg_catalog.regclass);",
         key("r")
     );
-    let truncate = trigger("truncate", "branchline_truncate", "BEFORE TRUNCATE ON {} FOR EACH STATEMENT", truncated);
+    let truncate = trigger(
+        "truncate",
+        "branchline_truncate",
+        "BEFORE TRUNCATE ON {} FOR EACH STATEMENT",
+        truncated,
+    );
     if partitioned {
         let (new, old) = (key("NEW"), key("OLD"));
         return Ok(vec![
-            trigger("insert", "branchline_insert", "AFTER INSERT ON {} FOR EACH ROW",
-                format!("{into} VALUES ({id}, 'I', {stamp}, {new});")),
-            trigger("update", "branchline_update", "AFTER UPDATE ON {} FOR EACH ROW",
-                format!("{into} VALUES ({id}, 'U', {stamp}, {old});
-    IF {new} <> {old} THEN {into} VALUES ({id}, 'I', {stamp}, {new}); END IF;")),
-            trigger("delete", "branchline_delete", "AFTER DELETE ON {} FOR EACH ROW",
-                format!("{into} VALUES ({id}, 'U', {stamp}, {old});")),
+            trigger(
+                "insert",
+                "branchline_insert",
+                "AFTER INSERT ON {} FOR EACH ROW",
+                format!("{into} VALUES ({id}, 'I', {stamp}, {new});"),
+            ),
+            trigger(
+                "update",
+                "branchline_update",
+                "AFTER UPDATE ON {} FOR EACH ROW",
+                format!(
+                    "{into} VALUES ({id}, 'U', {stamp}, {old});
+    IF {new} <> {old} THEN {into} VALUES ({id}, 'I', {stamp}, {new}); END IF;"
+                ),
+            ),
+            trigger(
+                "delete",
+                "branchline_delete",
+                "AFTER DELETE ON {} FOR EACH ROW",
+                format!("{into} VALUES ({id}, 'U', {stamp}, {old});"),
+            ),
             truncate,
         ]);
     }
     let (new, old) = (key("n"), key("o"));
     Ok(vec![
-        trigger("insert", "branchline_insert",
+        trigger(
+            "insert",
+            "branchline_insert",
             "AFTER INSERT ON {} REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT",
-            format!("{into} SELECT {id}, 'I', {stamp}, {new} FROM new_rows n;")),
+            format!("{into} SELECT {id}, 'I', {stamp}, {new} FROM new_rows n;"),
+        ),
         // EXCEPT, not an anti-join: its plan is good for one row and for a million, and plpgsql keeps the first plan.
-        trigger("update", "branchline_update",
+        trigger(
+            "update",
+            "branchline_update",
             "AFTER UPDATE ON {} REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT",
-            format!("{into} SELECT {id}, 'U', {stamp}, {old} FROM old_rows o
+            format!(
+                "{into} SELECT {id}, 'U', {stamp}, {old} FROM old_rows o
     UNION ALL SELECT {id}, 'I', {stamp}, moved.key
-    FROM (SELECT {new} FROM new_rows n EXCEPT SELECT {old} FROM old_rows o) AS moved(key);")),
-        trigger("delete", "branchline_delete",
+    FROM (SELECT {new} FROM new_rows n EXCEPT SELECT {old} FROM old_rows o) AS moved(key);"
+            ),
+        ),
+        trigger(
+            "delete",
+            "branchline_delete",
             "AFTER DELETE ON {} REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT",
-            format!("{into} SELECT {id}, 'U', {stamp}, {old} FROM old_rows o;")),
+            format!("{into} SELECT {id}, 'U', {stamp}, {old} FROM old_rows o;"),
+        ),
         truncate,
     ])
 }
@@ -229,13 +275,22 @@ pub(super) async fn install(db: &mut PostgresDatabase, schema: &Schema) -> DbRes
     let mut work: Vec<(String, String)> = Vec::new();
     for table in &schema.tables {
         let layout = db.layout(&table.name).await?;
+        catalog::insertable(table, &layout)?;
         if !whole(&found, table, &layout)? || layout.partitioned {
             work.push((table.name.clone(), creation(db, table, &layout).await?));
         }
     }
-    for stray in found.iter().filter(|f| !f.partition && schema.table_named(&f.table).is_none()) {
+    for stray in found
+        .iter()
+        .filter(|f| !f.partition && schema.table_named(&f.table).is_none())
+    {
         let (schema, name) = names(&stray.table);
-        let sql = format!("DROP TRIGGER {} ON {}.{}", ident(&stray.trigger), ident(schema), ident(name));
+        let sql = format!(
+            "DROP TRIGGER {} ON {}.{}",
+            ident(&stray.trigger),
+            ident(schema),
+            ident(name)
+        );
         work.push((stray.table.clone(), sql));
     }
     db.close(false).await?;
@@ -249,11 +304,22 @@ pub(super) async fn install(db: &mut PostgresDatabase, schema: &Schema) -> DbRes
 async fn creation(db: &mut PostgresDatabase, table: &Table, layout: &Layout) -> DbResult<String> {
     let mut relations = vec![(layout.relation.clone(), false)];
     if layout.partitioned {
-        relations.extend(partitions(db, &table.name).await?.into_iter().map(|relation| (relation, true)));
+        relations.extend(
+            partitions(db, &table.name)
+                .await?
+                .into_iter()
+                .map(|relation| (relation, true)),
+        );
     }
     let mut sql = String::new();
     for trigger in triggers(table, layout.partitioned)? {
-        let Trigger { name, function, body, settings, clause } = trigger;
+        let Trigger {
+            name,
+            function,
+            body,
+            settings,
+            clause,
+        } = trigger;
         sql.push_str(&format!(
             "CREATE OR REPLACE FUNCTION branchline.{function}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER
                  SET search_path TO pg_catalog, pg_temp{settings} AS $capture${body}$capture$;
@@ -281,8 +347,12 @@ async fn partitions(db: &mut PostgresDatabase, table: &str) -> DbResult<Vec<Stri
                JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace
                WHERE q.nspname = $1 AND r.relname = $2 AND p.level > 0 AND c.relkind IN ('r', 'p')";
     let (schema, name) = names(table);
-    let rows = db.query(sql, &[Wire::TEXT, Wire::TEXT], &[&schema, &name]).await?;
-    rows.iter().map(|row| Ok(format!("{}.{}", ident(get(row, 0)?), ident(get(row, 1)?)))).collect()
+    let rows = db
+        .query(sql, &[Wire::TEXT, Wire::TEXT], &[&schema, &name])
+        .await?;
+    rows.iter()
+        .map(|row| Ok(format!("{}.{}", ident(get(row, 0)?), ident(get(row, 1)?))))
+        .collect()
 }
 
 /// Drops capture functions that no trigger calls any more.
@@ -292,7 +362,11 @@ async fn drop_unused(db: &mut PostgresDatabase) -> DbResult<()> {
                JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace AND n.nspname = 'branchline'
                WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgfoid = p.oid)";
     for row in db.query(sql, &[], &[]).await? {
-        db.execute(&format!("DROP FUNCTION branchline.{}()", ident(get(&row, 0)?))).await?;
+        db.execute(&format!(
+            "DROP FUNCTION branchline.{}()",
+            ident(get(&row, 0)?)
+        ))
+        .await?;
     }
     db.close(true).await
 }
@@ -302,7 +376,11 @@ async fn drop_unused(db: &mut PostgresDatabase) -> DbResult<()> {
 pub(super) async fn patiently(db: &mut PostgresDatabase, table: &str, sql: &str) -> DbResult<()> {
     for attempt in 1.. {
         db.open_catalogue().await?;
-        let done = db.client()?.batch_execute(sql).await.map_err(|e| super::error::on_table(table, &e));
+        let done = db
+            .client()?
+            .batch_execute(sql)
+            .await
+            .map_err(|e| super::error::on_table(table, &e));
         match done {
             Ok(()) => return db.close(true).await,
             Err(DatabaseError::Busy(_)) if attempt < ATTEMPTS => {
@@ -327,10 +405,20 @@ pub(super) async fn uninstall(db: &mut PostgresDatabase) -> DbResult<()> {
         .map(|f| {
             let (schema, name) = names(&f.table);
             // A partition's row triggers go with its parent's.
-            format!("DROP TRIGGER IF EXISTS {} ON {}.{};", ident(&f.trigger), ident(schema), ident(name))
+            format!(
+                "DROP TRIGGER IF EXISTS {} ON {}.{};",
+                ident(&f.trigger),
+                ident(schema),
+                ident(name)
+            )
         })
         .collect();
-    patiently(db, "", &format!("{sql} DROP SCHEMA IF EXISTS branchline CASCADE")).await
+    patiently(
+        db,
+        "",
+        &format!("{sql} DROP SCHEMA IF EXISTS branchline CASCADE"),
+    )
+    .await
 }
 
 pub(super) async fn captured(
@@ -340,8 +428,17 @@ pub(super) async fn captured(
 ) -> DbResult<BTreeSet<Key>> {
     let id = table_number(table.id)?;
     let Some(keys) = keys else {
-        let rows = db.query("SELECT DISTINCT key FROM branchline.capture WHERE tbl = $1", &[Wire::INT4], &[&id]).await?;
-        return rows.iter().map(|row| parse_key(table, &get::<Vec<&str>>(row, 0)?)).collect();
+        let rows = db
+            .query(
+                "SELECT DISTINCT key FROM branchline.capture WHERE tbl = $1",
+                &[Wire::INT4],
+                &[&id],
+            )
+            .await?;
+        return rows
+            .iter()
+            .map(|row| parse_key(table, &get::<Vec<&str>>(row, 0)?))
+            .collect();
     };
     if keys.is_empty() {
         return Ok(BTreeSet::new());
@@ -359,11 +456,22 @@ pub(super) async fn captured(
     let mut values: Vec<&(dyn ToSql + Sync)> = vec![&id];
     values.extend(types::parameters(&arrays));
     let rows = db.query(&sql, &types, &values).await?;
-    let place = |row| Ok(usize::try_from(get::<i64>(row, 0)? - 1).ok().and_then(|at| keys.get(at)).cloned());
-    rows.iter().filter_map(|row| place(row).transpose()).collect()
+    let place = |row| {
+        Ok(usize::try_from(get::<i64>(row, 0)? - 1)
+            .ok()
+            .and_then(|at| keys.get(at))
+            .cloned())
+    };
+    rows.iter()
+        .filter_map(|row| place(row).transpose())
+        .collect()
 }
 
-pub(super) async fn recapture(db: &mut PostgresDatabase, table: &Table, keys: Option<&[Key]>) -> DbResult<()> {
+pub(super) async fn recapture(
+    db: &mut PostgresDatabase,
+    table: &Table,
+    keys: Option<&[Key]>,
+) -> DbResult<()> {
     let id = table_number(table.id)?;
     let layout = db.layout(&table.name).await?;
     let head = "INSERT INTO branchline.capture (tbl, op, at, tx, key) SELECT $1";
@@ -373,11 +481,19 @@ pub(super) async fn recapture(db: &mut PostgresDatabase, table: &Table, keys: Op
             .key_columns()
             .map(|column| types::key_text(&column.kind, &format!("r.{}", ident(&column.name))))
             .collect();
-        let sql = format!("{head}, 'X', {stamp}, ARRAY[{}] FROM {} r", texts.join(", "), layout.relation);
+        let sql = format!(
+            "{head}, 'X', {stamp}, ARRAY[{}] FROM {} r",
+            texts.join(", "),
+            layout.relation
+        );
         db.query(&sql, &[Wire::INT4], &[&id]).await?;
         return Ok(());
     };
-    let sql = format!("{head}, 'U', {stamp}, {} FROM {}", given_key(table, &layout)?, given(table, 2, false));
+    let sql = format!(
+        "{head}, 'U', {stamp}, {} FROM {}",
+        given_key(table, &layout)?,
+        given(table, 2, false)
+    );
     let arrays = types::key_arrays(table, keys)?;
     let mut types = vec![Wire::INT4];
     types.extend(types::key_types(table));
@@ -393,26 +509,42 @@ fn given_key(table: &Table, layout: &Layout) -> DbResult<String> {
         let value = format!("given.k{at}::{}", layout.cast(table, column)?);
         Ok(types::key_text(&column.kind, &value))
     });
-    Ok(format!("ARRAY[{}]", texts.collect::<DbResult<Vec<_>>>()?.join(", ")))
+    Ok(format!(
+        "ARRAY[{}]",
+        texts.collect::<DbResult<Vec<_>>>()?.join(", ")
+    ))
 }
 
 pub(super) async fn backlog(db: &mut PostgresDatabase) -> DbResult<Backlog> {
     let sql = "SELECT pg_catalog.count(*), pg_catalog.min(at) FROM branchline.capture";
     let rows = db.query(sql, &[], &[]).await?;
-    let Some(row) = rows.first() else { return Ok(Backlog::default()) };
+    let Some(row) = rows.first() else {
+        return Ok(Backlog::default());
+    };
     let oldest = get::<Option<Moment>>(row, 1)?.map(Moment::micros);
-    Ok(Backlog { writes: get::<i64>(row, 0)?.unsigned_abs(), oldest })
+    Ok(Backlog {
+        writes: get::<i64>(row, 0)?.unsigned_abs(),
+        oldest,
+    })
 }
 
 /// A captured key.
 pub(super) fn parse_key(table: &Table, texts: &[&str]) -> DbResult<Key> {
-    let values: Option<Vec<_>> =
-        table.key_columns().zip(texts).map(|(column, text)| types::parsed(&column.kind, text)).collect();
+    let values: Option<Vec<_>> = table
+        .key_columns()
+        .zip(texts)
+        .map(|(column, text)| types::parsed(&column.kind, text))
+        .collect();
     match values {
-        Some(values) if values.len() == table.key.len() && texts.len() == values.len() => Ok(Key(values)),
+        Some(values) if values.len() == table.key.len() && texts.len() == values.len() => {
+            Ok(Key(values))
+        }
         _ => Err(DatabaseError::Mismatch {
             table: table.name.clone(),
-            message: format!("a captured key of {} values is no key of the plan's table", texts.len()),
+            message: format!(
+                "a captured key of {} values is no key of the plan's table",
+                texts.len()
+            ),
         }),
     }
 }

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use branchline_core::port::{DatabaseError, DbResult, Finding, Inspection};
+use branchline_core::port::{DbResult, Finding, Inspection};
 use branchline_core::schema::{Column, ForeignKey, Table};
 use branchline_core::value::Type;
 use tokio_postgres::Row;
 
 use super::books::get;
 use super::connection::PostgresDatabase;
-use super::layout::{ROOTS, mismatch};
+use super::layout::{Layout, ROOTS, mismatch};
 use super::{literal, types};
 
 /// The tables that an application may have made; not partitions, not what belongs to an extension.
@@ -70,13 +70,23 @@ WHERE NOT t.tgisinternal AND n.nspname <> 'branchline' AND t.tgenabled <> 'D' OR
 
 /// The name of a table in the plan.
 pub(super) fn plan_name(schema: &str, name: &str) -> String {
-    if schema == "public" { name.to_owned() } else { format!("{schema}.{name}") }
+    if schema == "public" {
+        name.to_owned()
+    } else {
+        format!("{schema}.{name}")
+    }
 }
 
 pub(super) async fn inspect(db: &mut PostgresDatabase) -> DbResult<Inspection> {
     db.open_catalogue().await?;
-    let mut found = Inspection { tables: Vec::new(), findings: rights(db).await? };
-    let columns = by_table(db.query(&format!("WITH {ROOTS} {COLUMNS}"), &[], &[]).await?)?;
+    let mut found = Inspection {
+        tables: Vec::new(),
+        findings: rights(db).await?,
+    };
+    let columns = by_table(
+        db.query(&format!("WITH {ROOTS} {COLUMNS}"), &[], &[])
+            .await?,
+    )?;
     let uniques = by_table(db.query(UNIQUES, &[], &[]).await?)?;
     let foreign_keys = by_table(db.query(FOREIGN_KEYS, &[], &[]).await?)?;
     let triggers = by_table(db.query(TRIGGERS, &[], &[]).await?)?;
@@ -85,7 +95,10 @@ pub(super) async fn inspect(db: &mut PostgresDatabase) -> DbResult<Inspection> {
         let oid: u32 = get(&row, 0)?;
         let of = |rows: &BTreeMap<u32, Vec<Row>>| rows.get(&oid).map_or(0, Vec::len) > 0;
         let name = plan_name(get(&row, 1)?, get(&row, 2)?);
-        let mut look = Look { name, findings: Vec::new() };
+        let mut look = Look {
+            name,
+            findings: Vec::new(),
+        };
         look.table_itself(&row)?;
         let read = look.columns(columns.get(&oid).unwrap_or(&none))?;
         let (key, unique) = look.keys(uniques.get(&oid).unwrap_or(&none), &read)?;
@@ -119,7 +132,9 @@ async fn rights(db: &mut PostgresDatabase) -> DbResult<Vec<Finding>> {
                       OR pg_catalog.to_regnamespace('branchline') IS NOT NULL,
                       pg_catalog.quote_ident(pg_catalog.current_database()), pg_catalog.quote_ident(current_user)";
     let rows = db.query(sql, &[], &[]).await?;
-    let Some(row) = rows.first() else { return Ok(Vec::new()) };
+    let Some(row) = rows.first() else {
+        return Ok(Vec::new());
+    };
     if get(row, 0)? {
         return Ok(Vec::new());
     }
@@ -127,7 +142,9 @@ async fn rights(db: &mut PostgresDatabase) -> DbResult<Vec<Finding>> {
     Ok(vec![Finding {
         fatal: true,
         table: None,
-        problem: format!("The role {role} may not create the schema `branchline` in the database {database}."),
+        problem: format!(
+            "The role {role} may not create the schema `branchline` in the database {database}."
+        ),
         advice: format!("Run: GRANT CREATE ON DATABASE {database} TO {role};"),
     }])
 }
@@ -151,7 +168,12 @@ struct Columns {
 impl Columns {
     /// Column numbers as indexes; `None` where one does not travel.
     fn indexes(&self, numbers: &[i16]) -> Option<Vec<u16>> {
-        let index = |number| self.numbers.iter().position(|n| n == number).and_then(|at| u16::try_from(at).ok());
+        let index = |number| {
+            self.numbers
+                .iter()
+                .position(|n| n == number)
+                .and_then(|at| u16::try_from(at).ok())
+        };
         numbers.iter().map(index).collect()
     }
 }
@@ -172,13 +194,21 @@ impl Look {
     }
 
     fn find(&mut self, fatal: bool, problem: String, advice: String) {
-        self.findings.push(Finding { fatal, table: Some(self.name.clone()), problem, advice });
+        self.findings.push(Finding {
+            fatal,
+            table: Some(self.name.clone()),
+            problem,
+            advice,
+        });
     }
 
     fn table_itself(&mut self, row: &Row) -> DbResult<()> {
         let (schema, name): (&str, &str) = (get(row, 1)?, get(row, 2)?);
         if schema.contains('.') || name.contains('.') {
-            self.fatal("Its name contains a dot, which separates schema and table.", "Rename the table or schema.");
+            self.fatal(
+                "Its name contains a dot, which separates schema and table.",
+                "Rename the table or schema.",
+            );
         }
         if !get::<bool>(row, 3)? {
             let owner: &str = get(row, 9)?;
@@ -194,7 +224,10 @@ impl Look {
             );
         }
         if get(row, 5)? {
-            self.warn("It is unlogged: a crash of the server empties it.", "ALTER TABLE ... SET LOGGED.");
+            self.warn(
+                "It is unlogged: a crash of the server empties it.",
+                "ALTER TABLE ... SET LOGGED.",
+            );
         }
         if get::<bool>(row, 6)? || get::<bool>(row, 7)? {
             self.fatal(
@@ -218,7 +251,11 @@ impl Look {
     }
 
     fn columns(&mut self, rows: &[Row]) -> DbResult<Columns> {
-        let mut read = Columns { columns: Vec::new(), numbers: Vec::new(), unfit_as_key: BTreeMap::new() };
+        let mut read = Columns {
+            columns: Vec::new(),
+            numbers: Vec::new(),
+            unfit_as_key: BTreeMap::new(),
+        };
         for row in rows {
             if get(row, 5)? {
                 continue;
@@ -233,7 +270,11 @@ impl Look {
                 continue;
             };
             let modifier: i32 = get(row, 9)?;
-            if (0..6).contains(&modifier) && matches!(get::<&str>(row, 7)?, "time" | "timetz" | "timestamp" | "timestamptz")
+            if (0..6).contains(&modifier)
+                && matches!(
+                    get::<&str>(row, 7)?,
+                    "time" | "timetz" | "timestamp" | "timestamptz"
+                )
             {
                 self.warn(
                     format!("Column `{name}` keeps only {modifier} digits of a second."),
@@ -241,14 +282,17 @@ impl Look {
                 );
             }
             if get(row, 14)? {
-                read.unfit_as_key.insert(number, "its collation takes different texts for equal");
+                read.unfit_as_key
+                    .insert(number, "its collation takes different texts for equal");
             }
             match kind {
                 Type::Interval => {
-                    read.unfit_as_key.insert(number, "different intervals compare as equal");
+                    read.unfit_as_key
+                        .insert(number, "different intervals compare as equal");
                 }
                 Type::Array(_) | Type::Json | Type::Jsonb => {
-                    read.unfit_as_key.insert(number, "its equal values have several spellings");
+                    read.unfit_as_key
+                        .insert(number, "its equal values have several spellings");
                 }
                 _ => {}
             }
@@ -297,8 +341,17 @@ impl Look {
                 "ALTER TABLE ... ADD PRIMARY KEY (...), if need be with a new uuid column.",
             );
         }
-        let generated = |at: &&u16| columns.columns.get(usize::from(**at)).is_some_and(|column| column.generated_key);
-        if let Some(column) = key.iter().find(generated).and_then(|&at| columns.columns.get(usize::from(at))) {
+        let generated = |at: &&u16| {
+            columns
+                .columns
+                .get(usize::from(**at))
+                .is_some_and(|column| column.generated_key)
+        };
+        if let Some(column) = key
+            .iter()
+            .find(generated)
+            .and_then(|&at| columns.columns.get(usize::from(at)))
+        {
             let name = column.name.clone();
             self.warn(
                 format!("Each office's database numbers `{name}` by itself: two offices will give one number twice."),
@@ -349,13 +402,20 @@ fn column_type(row: &Row) -> DbResult<Option<Type>> {
     let element: Option<(&str, &str)> = get::<Option<&str>>(row, 10)?.zip(get(row, 11)?);
     let (inner, place) = element.unwrap_or((name, schema));
     let kind = if get(row, 15)? {
-        Some(Type::Enum { name: plan_name(place, inner), labels: get(row, 12)? })
+        Some(Type::Enum {
+            name: plan_name(place, inner),
+            labels: get(row, 12)?,
+        })
     } else if place == "pg_catalog" {
         types::logical(inner, get(row, 9)?)
     } else {
         None
     };
-    Ok(if element.is_some() { kind.map(|kind| Type::Array(Box::new(kind))) } else { kind })
+    Ok(if element.is_some() {
+        kind.map(|kind| Type::Array(Box::new(kind)))
+    } else {
+        kind
+    })
 }
 
 fn action(code: &str) -> String {
@@ -372,14 +432,22 @@ fn action(code: &str) -> String {
 /// Whether this office's table can hold what the plan's table holds, and the other way round.
 pub(super) fn compatible(planned: &Table, found: &Inspection) -> DbResult<()> {
     let Some(local) = found.tables.iter().find(|table| table.name == planned.name) else {
-        let fatal = found.findings.iter().find(|f| f.fatal && f.table.as_deref() == Some(&planned.name));
-        let why = fatal.map_or("the table does not exist here".to_owned(), |f| format!("{} {}", f.problem, f.advice));
+        let fatal = found
+            .findings
+            .iter()
+            .find(|f| f.fatal && f.table.as_deref() == Some(&planned.name));
+        let why = fatal.map_or("the table does not exist here".to_owned(), |f| {
+            format!("{} {}", f.problem, f.advice)
+        });
         return Err(mismatch(&planned.name, why));
     };
     for (at, column) in planned.columns.iter().enumerate() {
         let name = &column.name;
         let Some(here) = local.columns.iter().find(|here| here.name == *name) else {
-            return Err(mismatch(&planned.name, format!("column `{name}` does not exist here")));
+            return Err(mismatch(
+                &planned.name,
+                format!("column `{name}` does not exist here"),
+            ));
         };
         if !same(&column.kind, &here.kind) {
             let (planned_kind, kind) = (&column.kind, &here.kind);
@@ -387,26 +455,49 @@ pub(super) fn compatible(planned: &Table, found: &Inspection) -> DbResult<()> {
             return Err(mismatch(&planned.name, message));
         }
         if !planned.is_key(at) && column.nullable != here.nullable {
-            let words = |nullable| if nullable { "may be NULL" } else { "must not be NULL" };
-            let message =
-                format!("column `{name}` {} here, and {} in the plan", words(here.nullable), words(column.nullable));
+            let words = |nullable| {
+                if nullable {
+                    "may be NULL"
+                } else {
+                    "must not be NULL"
+                }
+            };
+            let message = format!(
+                "column `{name}` {} here, and {} in the plan",
+                words(here.nullable),
+                words(column.nullable)
+            );
             return Err(mismatch(&planned.name, message));
         }
     }
-    let names = |table: &Table| table.key_columns().map(|column| column.name.clone()).collect::<Vec<_>>();
+    let names = |table: &Table| {
+        table
+            .key_columns()
+            .map(|column| column.name.clone())
+            .collect::<Vec<_>>()
+    };
     if names(planned) != names(local) {
-        let message =
-            format!("the primary key is ({}) here, and ({}) in the plan", names(local).join(", "), names(planned).join(", "));
+        let message = format!(
+            "the primary key is ({}) here, and ({}) in the plan",
+            names(local).join(", "),
+            names(planned).join(", ")
+        );
         return Err(mismatch(&planned.name, message));
     }
-    let stray = local.columns.iter().find(|here| {
-        let planned = planned.columns.iter().any(|column| column.name == here.name);
-        !planned && !here.nullable && here.default.is_none() && !here.generated_key
-    });
-    stray.map_or(Ok::<(), DatabaseError>(()), |here| {
-        let message = format!("column `{}` is not in the plan and has neither NULL nor a plain default", here.name);
-        Err(mismatch(&planned.name, message))
-    })
+    Ok(())
+}
+
+/// Whether rows of the plan's table can be inserted here: what the plan does not know must not be required.
+pub(super) fn insertable(planned: &Table, layout: &Layout) -> DbResult<()> {
+    let known = |name: &String| planned.columns.iter().any(|column| column.name == *name);
+    match layout.required.iter().find(|name| !known(name)) {
+        None => Ok(()),
+        Some(name) => {
+            let message =
+                format!("column `{name}` is not in the plan and has neither NULL nor a default");
+            Err(mismatch(&planned.name, message))
+        }
+    }
 }
 
 /// Enums are told by their labels: engines without named enums have no name for them.

@@ -8,8 +8,8 @@ use branchline_core::port::{DatabaseError, DbResult, Purpose};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
 
-use super::layout::Layout;
 use super::error::failed;
+use super::layout::Layout;
 use super::take::Taking;
 use super::tls::{Target, target};
 
@@ -60,7 +60,11 @@ impl PostgresDatabase {
     /// The engine's name and the server's version.
     pub async fn describe(&mut self) -> DbResult<(String, String)> {
         self.reconnect().await?;
-        let rows = self.client()?.simple_query("SHOW server_version").await.map_err(|e| failed(&e))?;
+        let rows = self
+            .client()?
+            .simple_query("SHOW server_version")
+            .await
+            .map_err(|e| failed(&e))?;
         let version = rows.iter().find_map(|message| match message {
             tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
             _ => None,
@@ -80,13 +84,18 @@ impl PostgresDatabase {
     pub(super) fn client(&self) -> DbResult<&Client> {
         match &self.client {
             Some(client) if !client.is_closed() => Ok(client),
-            _ => Err(DatabaseError::Unreachable("the connection is closed".to_owned())),
+            _ => Err(DatabaseError::Unreachable(
+                "the connection is closed".to_owned(),
+            )),
         }
     }
 
     /// Runs statements without parameters.
     pub(super) async fn execute(&self, sql: &str) -> DbResult<()> {
-        self.client()?.batch_execute(sql).await.map_err(|e| failed(&e))
+        self.client()?
+            .batch_execute(sql)
+            .await
+            .map_err(|e| failed(&e))
     }
 
     /// Runs a prepared query on our own tables.
@@ -97,7 +106,10 @@ impl PostgresDatabase {
         values: &[&(dyn ToSql + Sync)],
     ) -> DbResult<Vec<Row>> {
         let statement = self.statement(sql, types).await?;
-        self.client()?.query(&statement, values).await.map_err(|e| failed(&e))
+        self.client()?
+            .query(&statement, values)
+            .await
+            .map_err(|e| failed(&e))
     }
 
     /// The prepared statement with this text, prepared once for the connection.
@@ -106,7 +118,12 @@ impl PostgresDatabase {
     }
 
     /// As [`Self::statement`]; what does not fit is blamed on a table.
-    pub(super) async fn statement_on(&mut self, table: &str, sql: &str, types: &[Type]) -> DbResult<Statement> {
+    pub(super) async fn statement_on(
+        &mut self,
+        table: &str,
+        sql: &str,
+        types: &[Type],
+    ) -> DbResult<Statement> {
         if let Some(statement) = self.statements.get(sql) {
             return Ok(statement.clone());
         }
@@ -201,13 +218,19 @@ impl PostgresDatabase {
 }
 
 async fn connect(target: &Target) -> DbResult<Client> {
-    let (client, connection) = config(target).connect(target.tls.clone()).await.map_err(|e| named(target, &e))?;
+    let (client, connection) = config(target)
+        .connect(target.tls.clone())
+        .await
+        .map_err(|e| named(target, &e))?;
     tokio::spawn(async move {
         if let Err(error) = connection.await {
             tracing::debug!(error = %failed(&error), "the database connection ended");
         }
     });
-    client.batch_execute(SESSION).await.map_err(|e| failed(&e))?;
+    client
+        .batch_execute(SESSION)
+        .await
+        .map_err(|e| failed(&e))?;
     Ok(client)
 }
 
@@ -226,8 +249,21 @@ pub(super) fn config(target: &Target) -> tokio_postgres::Config {
 /// The error of a connection attempt, with the place that it was made to.
 pub(super) fn named(target: &Target, error: &tokio_postgres::Error) -> DatabaseError {
     let hosts: Vec<String> = target.config.get_hosts().iter().map(place).collect();
-    let ports: Vec<String> = target.config.get_ports().iter().map(ToString::to_string).collect();
-    let at = format!("{}:{}", hosts.join(","), if ports.is_empty() { "5432".to_owned() } else { ports.join(",") });
+    let ports: Vec<String> = target
+        .config
+        .get_ports()
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let at = format!(
+        "{}:{}",
+        hosts.join(","),
+        if ports.is_empty() {
+            "5432".to_owned()
+        } else {
+            ports.join(",")
+        }
+    );
     match failed(error) {
         DatabaseError::Unreachable(words) => DatabaseError::Unreachable(format!("{at}: {words}")),
         DatabaseError::Refused(words) => DatabaseError::Refused(format!("{at}: {words}")),

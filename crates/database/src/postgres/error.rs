@@ -18,26 +18,45 @@ pub(super) fn failed(error: &Error) -> DatabaseError {
 /// | 08, 53, 57P, closed | unreachable for now |
 /// | 22, 42, 0A000 | does not match the plan |
 pub(super) fn on_table(table: &str, error: &Error) -> DatabaseError {
-    let Some(db) = error.as_db_error() else { return transport(error) };
+    let Some(db) = error.as_db_error() else {
+        return transport(error);
+    };
     let code = db.code().code();
     let message = match db.detail() {
         Some(detail) => format!("{}: {detail}", db.message()),
         None => db.message().to_owned(),
     };
-    let named = || if table.is_empty() { db.table().unwrap_or_default().to_owned() } else { table.to_owned() };
+    let named = || {
+        if table.is_empty() {
+            db.table().unwrap_or_default().to_owned()
+        } else {
+            table.to_owned()
+        }
+    };
     match code {
         "40001" | "40P01" | "55P03" | "57014" => DatabaseError::Busy(message),
         "42501" | "3D000" | "25006" => DatabaseError::Refused(message),
-        "23503" | "23001" => DatabaseError::Constraint { table: named(), message, foreign_key: true },
-        _ if code.starts_with("23") || code == "44000" => {
-            DatabaseError::Constraint { table: named(), message, foreign_key: false }
-        }
+        "23503" | "23001" => DatabaseError::Constraint {
+            table: named(),
+            message,
+            foreign_key: true,
+        },
+        _ if code.starts_with("23") || code == "44000" => DatabaseError::Constraint {
+            table: named(),
+            message,
+            foreign_key: false,
+        },
         _ if code.starts_with("28") => DatabaseError::Refused(message),
         _ if code.starts_with("08") || code.starts_with("53") || code.starts_with("57P") => {
             DatabaseError::Unreachable(message)
         }
-        _ if !table.is_empty() && (code.starts_with("22") || code.starts_with("42") || code == "0A000") => {
-            DatabaseError::Mismatch { table: table.to_owned(), message }
+        _ if !table.is_empty()
+            && (code.starts_with("22") || code.starts_with("42") || code == "0A000") =>
+        {
+            DatabaseError::Mismatch {
+                table: table.to_owned(),
+                message,
+            }
         }
         _ => DatabaseError::Other(format!("{message} (SQLSTATE {code})")),
     }
@@ -47,9 +66,16 @@ fn transport(error: &Error) -> DatabaseError {
     let words = chain(error);
     let io = std::iter::successors(std::error::Error::source(error), |e| e.source())
         .any(|cause| cause.is::<std::io::Error>());
-    if words.contains("TLS handshake") || words.contains("authentication") || words.contains("invalid configuration") {
+    if words.contains("TLS handshake")
+        || words.contains("authentication")
+        || words.contains("invalid configuration")
+    {
         DatabaseError::Refused(words)
-    } else if error.is_closed() || io || words.starts_with("error connecting") || words.starts_with("timeout") {
+    } else if error.is_closed()
+        || io
+        || words.starts_with("error connecting")
+        || words.starts_with("timeout")
+    {
         DatabaseError::Unreachable(words)
     } else {
         DatabaseError::Other(words)

@@ -27,6 +27,8 @@ pub(super) struct Layout {
     pub(super) deferrable: bool,
     /// Whether it has unique constraints besides its key.
     pub(super) unique: bool,
+    /// Columns that an insert must name.
+    pub(super) required: Vec<String>,
     /// The foreign keys that would change children when a row of this table is deleted.
     pub(super) children: Vec<Child>,
     /// Column names with the types that texts are cast to. Without length or precision: with them, an explicit cast
@@ -51,7 +53,8 @@ impl Layout {
                     EXISTS (SELECT FROM pg_catalog.pg_constraint d
                             WHERE d.condeferrable AND c.oid IN (d.conrelid, d.confrelid)),
                     EXISTS (SELECT FROM pg_catalog.pg_index i
-                            WHERE i.indrelid = c.oid AND i.indisunique AND NOT i.indisprimary)
+                            WHERE i.indrelid = c.oid AND i.indisunique AND NOT i.indisprimary),
+                    a.attnotnull AND NOT a.atthasdef AND a.attidentity = ''
              FROM pg_catalog.pg_class c
              JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
              JOIN root r ON r.oid = a.atttypid JOIN pg_catalog.pg_type b ON b.oid = r.base
@@ -64,25 +67,48 @@ impl Layout {
             return Err(mismatch(table, "the table does not exist here"));
         };
         let (partitioned, deferrable, unique) = (get(first, 0)?, get(first, 4)?, get(first, 5)?);
-        let mut casts = HashMap::new();
+        let (mut casts, mut required) = (HashMap::new(), Vec::new());
         for row in &rows {
-            casts.insert(get::<String>(row, 1)?, format!("{}.{}", ident(get(row, 2)?), ident(get(row, 3)?)));
+            if get(row, 6)? {
+                required.push(get(row, 1)?);
+            }
+            casts.insert(
+                get::<String>(row, 1)?,
+                format!("{}.{}", ident(get(row, 2)?), ident(get(row, 3)?)),
+            );
         }
         let children = children(db, schema, name).await?;
-        Ok(Self { relation: relation(table), partitioned, deferrable, unique, children, casts })
+        Ok(Self {
+            relation: relation(table),
+            partitioned,
+            deferrable,
+            unique,
+            required,
+            children,
+            casts,
+        })
     }
 
     /// The type that a column's texts are cast to.
     pub(super) fn cast(&self, table: &Table, column: &Column) -> DbResult<&str> {
         let cast = self.casts.get(&column.name).map(String::as_str);
-        cast.ok_or_else(|| mismatch(&table.name, format!("column `{}` does not exist here", column.name)))
+        cast.ok_or_else(|| {
+            mismatch(
+                &table.name,
+                format!("column `{}` does not exist here", column.name),
+            )
+        })
     }
 
     /// The condition that joins the table's rows, as `row`, with keys unnested as `given(k0, k1, ...)`.
     pub(super) fn key_join(&self, table: &Table, row: &str) -> DbResult<String> {
         let columns = table.key_columns().enumerate();
         let equal = columns.map(|(at, column)| {
-            Ok(format!("{row}.{} = given.k{at}::{}", ident(&column.name), self.cast(table, column)?))
+            Ok(format!(
+                "{row}.{} = given.k{at}::{}",
+                ident(&column.name),
+                self.cast(table, column)?
+            ))
         });
         Ok(equal.collect::<DbResult<Vec<_>>>()?.join(" AND "))
     }
@@ -98,7 +124,11 @@ pub(super) fn given(table: &Table, first: usize, ordinal: bool) -> String {
     }
     let with = if ordinal { " WITH ORDINALITY" } else { "" };
     // Unqualified: only so does PostgreSQL take several arrays.
-    format!("unnest({}){with} AS given({})", values.join(", "), columns.join(", "))
+    format!(
+        "unnest({}){with} AS given({})",
+        values.join(", "),
+        columns.join(", ")
+    )
 }
 
 async fn children(db: &mut PostgresDatabase, schema: &str, name: &str) -> DbResult<Vec<Child>> {
@@ -120,7 +150,9 @@ async fn children(db: &mut PostgresDatabase, schema: &str, name: &str) -> DbResu
         column("f.conrelid", "f.conkey"),
         column("f.confrelid", "f.confkey"),
     );
-    let rows = db.query(&sql, &[Wire::TEXT, Wire::TEXT], &[&schema, &name]).await?;
+    let rows = db
+        .query(&sql, &[Wire::TEXT, Wire::TEXT], &[&schema, &name])
+        .await?;
     let child = |row| {
         Ok(Child {
             relation: format!("{}.{}", ident(get(row, 0)?), ident(get(row, 1)?)),
@@ -132,5 +164,8 @@ async fn children(db: &mut PostgresDatabase, schema: &str, name: &str) -> DbResu
 }
 
 pub(super) fn mismatch(table: &str, message: impl Into<String>) -> DatabaseError {
-    DatabaseError::Mismatch { table: table.to_owned(), message: message.into() }
+    DatabaseError::Mismatch {
+        table: table.to_owned(),
+        message: message.into(),
+    }
 }

@@ -12,7 +12,11 @@ pub(super) fn value(kind: &Type, expression: &str) -> Option<Value> {
     }
     let word = bare.split("::").next().unwrap_or(bare);
     let word = unwrapped(word);
-    let numeric = word.strip_prefix('-').unwrap_or(word).bytes().all(|b| b.is_ascii_digit() || b == b'.');
+    let numeric = word
+        .strip_prefix('-')
+        .unwrap_or(word)
+        .bytes()
+        .all(|b| b.is_ascii_digit() || b == b'.');
     match word {
         "true" | "false" if *kind == Type::Bool => parsed(kind, word),
         _ if numeric && !word.is_empty() && !matches!(kind, Type::Bool) => parsed(kind, word),
@@ -28,15 +32,27 @@ pub(super) fn text(value: &Value) -> String {
         Value::Int(i) => i.to_string(),
         Value::Float(f) if f.is_finite() => format!("'{f:e}'"),
         Value::Float(f) if f.is_nan() => "'NaN'".into(),
-        Value::Float(f) => if *f > 0.0 { "'Infinity'" } else { "'-Infinity'" }.into(),
+        Value::Float(f) => if *f > 0.0 {
+            "'Infinity'"
+        } else {
+            "'-Infinity'"
+        }
+        .into(),
         // An E-string has the same meaning whatever `standard_conforming_strings` is.
         Value::Text(t) => format!("E'{}'", t.replace('\\', "\\\\").replace('\'', "''")),
-        Value::Bytes(b) => format!("E'\\\\x{}'", b.iter().map(|byte| format!("{byte:02x}")).collect::<String>()),
+        Value::Bytes(b) => format!(
+            "E'\\\\x{}'",
+            b.iter()
+                .map(|byte| format!("{byte:02x}"))
+                .collect::<String>()
+        ),
     }
 }
 
 fn unwrapped(text: &str) -> &str {
-    text.strip_prefix('(').and_then(|inner| inner.strip_suffix(')')).unwrap_or(text)
+    text.strip_prefix('(')
+        .and_then(|inner| inner.strip_suffix(')'))
+        .unwrap_or(text)
 }
 
 /// The string that ends at the closing quote, where only casts follow it.
@@ -52,7 +68,8 @@ fn quoted(rest: &str) -> Option<String> {
         } else {
             let tail = &rest[at + 1..];
             let cast = |c: char| c.is_alphanumeric() || " _\".,()[]:".contains(c);
-            return ((tail.is_empty() || tail.starts_with("::")) && tail.chars().all(cast)).then_some(string);
+            return ((tail.is_empty() || tail.starts_with("::")) && tail.chars().all(cast))
+                .then_some(string);
         }
     }
     None
@@ -65,12 +82,18 @@ mod tests {
     #[test]
     fn only_plain_literals_are_defaults() {
         let text_type = Type::Text { max: None };
-        assert_eq!(value(&text_type, "'it''s'::text"), Some(Value::Text("it's".into())));
+        assert_eq!(
+            value(&text_type, "'it''s'::text"),
+            Some(Value::Text("it's".into()))
+        );
         assert_eq!(value(&text_type, "'a'::text || 'b'::text"), None);
         assert_eq!(value(&Type::Int32, "'-1'::integer"), Some(Value::Int(-1)));
         assert_eq!(value(&Type::Int32, "(-1)"), Some(Value::Int(-1)));
         assert_eq!(value(&Type::Bool, "true"), Some(Value::Bool(true)));
-        assert_eq!(value(&Type::Decimal { limits: None }, "0.00"), Some(Value::Text("0.00".into())));
+        assert_eq!(
+            value(&Type::Decimal { limits: None }, "0.00"),
+            Some(Value::Text("0.00".into()))
+        );
         assert_eq!(value(&Type::TimestampTz, "now()"), None);
         assert_eq!(value(&Type::Int64, "nextval('s'::regclass)"), None);
     }

@@ -14,7 +14,12 @@ use super::layout::{Layout, given};
 const SHORTEST: u32 = 32;
 
 /// Gives the rows with these keys, which are about to be overwritten, unique values that no row holds.
-pub(super) async fn park(db: &mut PostgresDatabase, table: &Table, layout: &Layout, keys: &[Key]) -> DbResult<()> {
+pub(super) async fn park(
+    db: &mut PostgresDatabase,
+    table: &Table,
+    layout: &Layout,
+    keys: &[Key],
+) -> DbResult<()> {
     for unique in &table.unique {
         let columns = || {
             let found = unique.iter().filter(|&&at| !table.is_key(usize::from(at)));

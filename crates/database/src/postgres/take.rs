@@ -90,9 +90,15 @@ struct Net {
     at: Moment,
 }
 
-pub(super) async fn take(db: &mut PostgresDatabase, schema: &Schema, limit: usize) -> DbResult<Portion> {
+pub(super) async fn take(
+    db: &mut PostgresDatabase,
+    schema: &Schema,
+    limit: usize,
+) -> DbResult<Portion> {
     if db.purpose() != Some(Purpose::Take) {
-        return Err(DatabaseError::Other("taking needs a transaction that was opened for it".to_owned()));
+        return Err(DatabaseError::Other(
+            "taking needs a transaction that was opened for it".to_owned(),
+        ));
     }
     let limit = limit.max(1);
     match std::mem::take(&mut db.taking) {
@@ -112,12 +118,22 @@ pub(super) async fn take(db: &mut PostgresDatabase, schema: &Schema, limit: usiz
 }
 
 /// The whole backlog where it is at most `limit` writes: one unit, in one statement.
-async fn all_of_few(db: &mut PostgresDatabase, schema: &Schema, limit: usize) -> DbResult<Option<Portion>> {
+async fn all_of_few(
+    db: &mut PostgresDatabase,
+    schema: &Schema,
+    limit: usize,
+) -> DbResult<Option<Portion>> {
     let more_than = i64::try_from(limit).unwrap_or(i64::MAX - 1) + 1;
     let rows = db.query(SMALL, &[Wire::INT8], &[&more_than]).await?;
     if rows.is_empty() {
-        let left = db.query("SELECT EXISTS (SELECT FROM branchline.capture)", &[], &[]).await?;
-        let any = left.first().map(|row| get::<bool>(row, 0)).transpose()?.unwrap_or_default();
+        let left = db
+            .query("SELECT EXISTS (SELECT FROM branchline.capture)", &[], &[])
+            .await?;
+        let any = left
+            .first()
+            .map(|row| get::<bool>(row, 0))
+            .transpose()?
+            .unwrap_or_default();
         return Ok(if any {
             None
         } else {
@@ -125,19 +141,33 @@ async fn all_of_few(db: &mut PostgresDatabase, schema: &Schema, limit: usize) ->
             Some(Portion::default())
         });
     }
-    let mut writes = rows.iter().map(|row| write(row, false)).collect::<DbResult<Vec<_>>>()?;
+    let mut writes = rows
+        .iter()
+        .map(|row| write(row, false))
+        .collect::<DbResult<Vec<_>>>()?;
     writes.sort_by_key(|write| write.at);
     db.removing += writes.len() as u64;
     let changes = changes(db, schema, net(writes)).await?;
     db.taking = Taking::Done;
-    Ok(Some(Portion { changes, open: false, more: false }))
+    Ok(Some(Portion {
+        changes,
+        open: false,
+        more: false,
+    }))
 }
 
-async fn portion(db: &mut PostgresDatabase, schema: &Schema, limit: usize, mut walk: Walk) -> DbResult<Portion> {
+async fn portion(
+    db: &mut PostgresDatabase,
+    schema: &Schema,
+    limit: usize,
+    mut walk: Walk,
+) -> DbResult<Portion> {
     if walk.staged.is_some() {
         return staged(db, schema, limit, walk).await;
     }
-    let Some(writes) = walk.unit(db, limit).await? else { return staged(db, schema, limit, walk).await };
+    let Some(writes) = walk.unit(db, limit).await? else {
+        return staged(db, schema, limit, walk).await;
+    };
     let places: Vec<Place> = writes.iter().map(|write| write.place).collect();
     db.removing += places.len() as u64;
     let remove = "DELETE FROM branchline.capture WHERE ctid = ANY ($1)";
@@ -148,18 +178,32 @@ async fn portion(db: &mut PostgresDatabase, schema: &Schema, limit: usize, mut w
     let (removed, changes) = join(client.execute(&remove, &places), reads.run(client)).await;
     removed.map_err(|e| failed(&e))?;
     let more = walk.more(db, limit).await?;
-    db.taking = if more { Taking::Walking(walk) } else { Taking::Done };
-    Ok(Portion { changes: changes?, open: false, more })
+    db.taking = if more {
+        Taking::Walking(walk)
+    } else {
+        Taking::Done
+    };
+    Ok(Portion {
+        changes: changes?,
+        open: false,
+        more,
+    })
 }
 
 impl Walk {
     /// The smallest number of whole units with at least `limit` writes (fewer at the end, or before a large unit),
     /// or `None` after staging a large one.
-    async fn unit(&mut self, db: &mut PostgresDatabase, limit: usize) -> DbResult<Option<Vec<Write>>> {
+    async fn unit(
+        &mut self,
+        db: &mut PostgresDatabase,
+        limit: usize,
+    ) -> DbResult<Option<Vec<Write>>> {
         let mut taken: Vec<Write> = Vec::new();
         let (mut reach, mut clean) = (Moment(i64::MIN), 0);
         while self.more(db, limit).await? {
-            let Some(next) = self.fetched.pop_front() else { break };
+            let Some(next) = self.fetched.pop_front() else {
+                break;
+            };
             if reach < next.at {
                 clean = taken.len();
             }
@@ -184,7 +228,9 @@ impl Walk {
     }
 
     fn give_back(&mut self, writes: impl DoubleEndedIterator<Item = Write>) {
-        writes.rev().for_each(|write| self.fetched.push_front(write));
+        writes
+            .rev()
+            .for_each(|write| self.fetched.push_front(write));
     }
 
     /// Whether a write is left; fetches when none is at hand.
@@ -200,10 +246,18 @@ impl Walk {
     }
 
     /// Walks to the end of a large unit and opens a cursor over its rows.
-    async fn stage(&mut self, db: &PostgresDatabase, limit: usize, mut reach: Moment, seen: u64) -> DbResult<()> {
+    async fn stage(
+        &mut self,
+        db: &PostgresDatabase,
+        limit: usize,
+        mut reach: Moment,
+        seen: u64,
+    ) -> DbResult<()> {
         let mut writes = seen;
         while self.more(db, limit).await? {
-            let Some(next) = self.fetched.pop_front() else { break };
+            let Some(next) = self.fetched.pop_front() else {
+                break;
+            };
             if reach < next.at {
                 self.fetched.push_front(next);
                 break;
@@ -220,7 +274,12 @@ impl Walk {
             reach.literal()
         ))
         .await?;
-        self.staged = Some(Staged { end: reach, fetched: VecDeque::new(), exhausted: false, writes });
+        self.staged = Some(Staged {
+            end: reach,
+            fetched: VecDeque::new(),
+            exhausted: false,
+            writes,
+        });
         Ok(())
     }
 }
@@ -228,13 +287,23 @@ impl Walk {
 impl Moment {
     /// The moment as an expression. Whole microseconds below 2^53 are exact in the interval's arithmetic.
     fn literal(self) -> String {
-        format!("(timestamptz '2000-01-01 00:00:00+00' + {} * interval '1 microsecond')", self.0)
+        format!(
+            "(timestamptz '2000-01-01 00:00:00+00' + {} * interval '1 microsecond')",
+            self.0
+        )
     }
 }
 
 /// The next rows of a large unit.
-async fn staged(db: &mut PostgresDatabase, schema: &Schema, limit: usize, mut walk: Walk) -> DbResult<Portion> {
-    let Some(unit) = &mut walk.staged else { return Ok(Portion::default()) };
+async fn staged(
+    db: &mut PostgresDatabase,
+    schema: &Schema,
+    limit: usize,
+    mut walk: Walk,
+) -> DbResult<Portion> {
+    let Some(unit) = &mut walk.staged else {
+        return Ok(Portion::default());
+    };
     while unit.fetched.len() <= limit && !unit.exhausted {
         let rows = fetch(db, "branchline_unit", limit + 1).await?;
         unit.exhausted = rows.len() < limit + 1;
@@ -242,23 +311,40 @@ async fn staged(db: &mut PostgresDatabase, schema: &Schema, limit: usize, mut wa
             unit.fetched.push_back(grouped(row)?);
         }
     }
-    let some = unit.fetched.drain(..limit.min(unit.fetched.len())).collect();
+    let some = unit
+        .fetched
+        .drain(..limit.min(unit.fetched.len()))
+        .collect();
     let open = !unit.fetched.is_empty();
     if !open {
         db.removing += unit.writes;
         let end = unit.end.literal();
-        db.execute(&format!("CLOSE branchline_unit; DELETE FROM branchline.capture WHERE at <= {end}")).await?;
+        db.execute(&format!(
+            "CLOSE branchline_unit; DELETE FROM branchline.capture WHERE at <= {end}"
+        ))
+        .await?;
         walk.staged = None;
     }
     let changes = changes(db, schema, some).await?;
     let more = open || walk.more(db, limit).await?;
-    db.taking = if more { Taking::Walking(walk) } else { Taking::Done };
-    Ok(Portion { changes, open, more })
+    db.taking = if more {
+        Taking::Walking(walk)
+    } else {
+        Taking::Done
+    };
+    Ok(Portion {
+        changes,
+        open,
+        more,
+    })
 }
 
 async fn fetch(db: &PostgresDatabase, cursor: &str, count: usize) -> DbResult<Vec<Row>> {
     let sql = format!("FETCH FORWARD {count} FROM {cursor}");
-    db.client()?.query_typed(&sql, &[]).await.map_err(|e| failed(&e))
+    db.client()?
+        .query_typed(&sql, &[])
+        .await
+        .map_err(|e| failed(&e))
 }
 
 fn write(row: &Row, walking: bool) -> DbResult<Write> {
@@ -267,7 +353,11 @@ fn write(row: &Row, walking: bool) -> DbResult<Write> {
         op: get(row, 1)?,
         at: get(row, 2)?,
         key: get(row, 3)?,
-        place: if walking { get(row, 4)? } else { Place::default() },
+        place: if walking {
+            get(row, 4)?
+        } else {
+            Place::default()
+        },
         reach: if walking { get(row, 5)? } else { Moment(0) },
     })
 }
@@ -281,7 +371,12 @@ fn grouped(row: &Row) -> DbResult<Net> {
     } else {
         First::Existing
     };
-    Ok(Net { table: get::<i32>(row, 0)?.unsigned_abs(), key: get(row, 1)?, first, at: get(row, 2)? })
+    Ok(Net {
+        table: get::<i32>(row, 0)?.unsigned_abs(),
+        key: get(row, 1)?,
+        first,
+        at: get(row, 2)?,
+    })
 }
 
 /// One entry for each row, in order of its first write.
@@ -300,14 +395,23 @@ fn net(writes: Vec<Write>) -> Vec<Net> {
             b'X' => First::Unknown,
             _ => First::Existing,
         };
-        rows.push(Net { table: name.0, key: name.1.clone(), first, at: write.at });
+        rows.push(Net {
+            table: name.0,
+            key: name.1.clone(),
+            first,
+            at: write.at,
+        });
         places.insert(name, rows.len() - 1);
     }
     rows
 }
 
 /// Reads the rows as they are in the snapshot.
-async fn changes(db: &mut PostgresDatabase, schema: &Schema, nets: Vec<Net>) -> DbResult<Vec<Taken>> {
+async fn changes(
+    db: &mut PostgresDatabase,
+    schema: &Schema,
+    nets: Vec<Net>,
+) -> DbResult<Vec<Taken>> {
     let reads = Reads::prepare(db, schema, nets).await?;
     reads.run(db.client()?).await
 }
@@ -327,7 +431,11 @@ struct TableRead<'s> {
 }
 
 impl<'s> Reads<'s> {
-    async fn prepare(db: &mut PostgresDatabase, schema: &'s Schema, nets: Vec<Net>) -> DbResult<Self> {
+    async fn prepare(
+        db: &mut PostgresDatabase,
+        schema: &'s Schema,
+        nets: Vec<Net>,
+    ) -> DbResult<Self> {
         let count = nets.len();
         let mut by_table: BTreeMap<TableId, Vec<(usize, Net)>> = BTreeMap::new();
         for (place, net) in nets.into_iter().enumerate() {
@@ -336,7 +444,9 @@ impl<'s> Reads<'s> {
         let mut tables = Vec::new();
         for (id, nets) in by_table {
             // A table that has left the plan: its last writes concern nobody.
-            let Some(table) = schema.table(id) else { continue };
+            let Some(table) = schema.table(id) else {
+                continue;
+            };
             let layout = db.layout(&table.name).await?;
             let sql = format!(
                 "SELECT given.place, {} FROM {} JOIN {} r ON {}",
@@ -345,8 +455,15 @@ impl<'s> Reads<'s> {
                 layout.relation,
                 layout.key_join(table, "r")?
             );
-            let statement = db.statement_on(&table.name, &sql, &types::key_types(table)).await?;
-            let mut read = TableRead { table, statement, nets: Vec::new(), keys: Vec::new() };
+            let statement = db
+                .statement_on(&table.name, &sql, &types::key_types(table))
+                .await?;
+            let mut read = TableRead {
+                table,
+                statement,
+                nets: Vec::new(),
+                keys: Vec::new(),
+            };
             for (place, net) in nets {
                 let texts: Vec<&str> = net.key.iter().map(String::as_str).collect();
                 read.keys.push(parse_key(table, &texts)?);
@@ -361,10 +478,16 @@ impl<'s> Reads<'s> {
         let rows = join_all(self.tables.iter().map(|read| read.rows(client))).await;
         let mut changes: Vec<Option<Taken>> = (0..self.count).map(|_| None).collect();
         for (read, rows) in self.tables.into_iter().zip(rows) {
-            for (((place, first, at), key), row) in read.nets.into_iter().zip(read.keys).zip(rows?) {
+            for (((place, first, at), key), row) in read.nets.into_iter().zip(read.keys).zip(rows?)
+            {
                 let effect = row.map_or(Effect::Delete(key), Effect::Put);
                 if let Some(slot) = changes.get_mut(place) {
-                    *slot = Some(Taken { table: read.table.id, effect, first, at: at.micros() });
+                    *slot = Some(Taken {
+                        table: read.table.id,
+                        effect,
+                        first,
+                        at: at.micros(),
+                    });
                 }
             }
         }
@@ -376,7 +499,9 @@ impl TableRead<'_> {
     /// The row of each key, where it exists.
     async fn rows(&self, client: &tokio_postgres::Client) -> DbResult<Vec<Option<CoreRow>>> {
         let arrays: Vec<Array<'_>> = types::key_arrays(self.table, &self.keys)?;
-        let found = client.query(&self.statement, &types::parameters(&arrays)).await;
+        let found = client
+            .query(&self.statement, &types::parameters(&arrays))
+            .await;
         let found = found.map_err(|e| on_table(&self.table.name, &e))?;
         let mut rows: Vec<Option<CoreRow>> = self.keys.iter().map(|_| None).collect();
         for row in &found {
@@ -398,8 +523,13 @@ struct Place {
 
 impl<'a> FromSql<'a> for Place {
     fn from_sql(_: &Wire, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
-        let (block, offset) = raw.split_at_checked(4).ok_or("a place of the wrong length")?;
-        Ok(Self { block: u32::from_be_bytes(block.try_into()?), offset: u16::from_be_bytes(offset.try_into()?) })
+        let (block, offset) = raw
+            .split_at_checked(4)
+            .ok_or("a place of the wrong length")?;
+        Ok(Self {
+            block: u32::from_be_bytes(block.try_into()?),
+            offset: u16::from_be_bytes(offset.try_into()?),
+        })
     }
     fn accepts(ty: &Wire) -> bool {
         *ty == Wire::TID

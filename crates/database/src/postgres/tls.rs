@@ -8,7 +8,9 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+};
 use tokio_postgres::Config;
 use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -42,13 +44,17 @@ pub(super) fn target(url: &str) -> DbResult<Target> {
         return Err(refused("its URL must start with postgres://"));
     }
     let (plain, parameters) = split(url)?;
-    let mut config: Config = plain.parse().map_err(|e| refused(format!("its URL cannot be read: {}", cause(&e))))?;
+    let mut config: Config = plain
+        .parse()
+        .map_err(|e| refused(format!("its URL cannot be read: {}", cause(&e))))?;
     let leaks = |host: &tokio_postgres::config::Host| match host {
         tokio_postgres::config::Host::Tcp(name) => name.contains('@'),
         tokio_postgres::config::Host::Unix(_) => false,
     };
     if config.get_hosts().iter().any(leaks) {
-        return Err(refused("its URL has an `@` in user or password: write it as %40"));
+        return Err(refused(
+            "its URL has an `@` in user or password: write it as %40",
+        ));
     }
     let (mode, check) = match (parameters.mode.as_deref(), &parameters.root) {
         (Some("disable"), _) => (SslMode::Disable, Check::Nothing),
@@ -69,7 +75,9 @@ pub(super) fn target(url: &str) -> DbResult<Target> {
 
 fn split(url: &str) -> DbResult<(String, Parameters)> {
     let mut parameters = Parameters::default();
-    let Some((base, query)) = url.split_once('?') else { return Ok((url.to_owned(), parameters)) };
+    let Some((base, query)) = url.split_once('?') else {
+        return Ok((url.to_owned(), parameters));
+    };
     let mut rest = Vec::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -83,9 +91,16 @@ fn split(url: &str) -> DbResult<(String, Parameters)> {
                 continue;
             }
         };
-        *field = Some(decoded(value).ok_or_else(|| refused(format!("parameter `{name}` of its URL cannot be read")))?);
+        *field = Some(
+            decoded(value)
+                .ok_or_else(|| refused(format!("parameter `{name}` of its URL cannot be read")))?,
+        );
     }
-    let plain = if rest.is_empty() { base.to_owned() } else { format!("{base}?{}", rest.join("&")) };
+    let plain = if rest.is_empty() {
+        base.to_owned()
+    } else {
+        format!("{base}?{}", rest.join("&"))
+    };
     Ok((plain, parameters))
 }
 
@@ -108,7 +123,10 @@ fn decoded(text: &str) -> Option<String> {
 fn client_config(check: Check, parameters: &Parameters) -> DbResult<ClientConfig> {
     let provider = Arc::new(ring::default_provider());
     let verifier: Arc<dyn ServerCertVerifier> = match check {
-        Check::Nothing => Arc::new(Lenient { provider: Arc::clone(&provider), chain: None }),
+        Check::Nothing => Arc::new(Lenient {
+            provider: Arc::clone(&provider),
+            chain: None,
+        }),
         _ => {
             let full = WebPkiServerVerifier::builder_with_provider(
                 Arc::new(roots(parameters.root.as_deref())?),
@@ -117,7 +135,10 @@ fn client_config(check: Check, parameters: &Parameters) -> DbResult<ClientConfig
             .build()
             .map_err(|e| refused(format!("no usable root certificate: {e}")))?;
             if check == Check::Chain {
-                Arc::new(Lenient { provider: Arc::clone(&provider), chain: Some(full) })
+                Arc::new(Lenient {
+                    provider: Arc::clone(&provider),
+                    chain: Some(full),
+                })
             } else {
                 full
             }
@@ -131,12 +152,15 @@ fn client_config(check: Check, parameters: &Parameters) -> DbResult<ClientConfig
     match (&parameters.certificate, &parameters.key) {
         (None, None) => Ok(builder.with_no_client_auth()),
         (Some(certificate), Some(key)) => {
-            let key = PrivateKeyDer::from_pem_file(key).map_err(|e| refused(format!("sslkey `{key}`: {e}")))?;
+            let key = PrivateKeyDer::from_pem_file(key)
+                .map_err(|e| refused(format!("sslkey `{key}`: {e}")))?;
             builder
                 .with_client_auth_cert(certificates("sslcert", certificate)?, key)
                 .map_err(|e| refused(format!("sslcert and sslkey do not fit: {e}")))
         }
-        _ => Err(refused("sslcert and sslkey go together in its URL: one is missing")),
+        _ => Err(refused(
+            "sslcert and sslkey go together in its URL: one is missing",
+        )),
     }
 }
 
@@ -145,7 +169,9 @@ fn roots(file: Option<&str>) -> DbResult<RootCertStore> {
     match file {
         Some(file) if file != "system" => {
             for certificate in certificates("sslrootcert", file)? {
-                store.add(certificate).map_err(|e| refused(format!("sslrootcert `{file}`: {e}")))?;
+                store
+                    .add(certificate)
+                    .map_err(|e| refused(format!("sslrootcert `{file}`: {e}")))?;
             }
         }
         _ => {
@@ -156,8 +182,12 @@ fn roots(file: Option<&str>) -> DbResult<RootCertStore> {
 }
 
 fn certificates(parameter: &str, file: &str) -> DbResult<Vec<CertificateDer<'static>>> {
-    let unreadable = |e: rustls::pki_types::pem::Error| refused(format!("{parameter} `{file}`: {e}"));
-    CertificateDer::pem_file_iter(file).map_err(unreadable)?.collect::<Result<_, _>>().map_err(unreadable)
+    let unreadable =
+        |e: rustls::pki_types::pem::Error| refused(format!("{parameter} `{file}`: {e}"));
+    CertificateDer::pem_file_iter(file)
+        .map_err(unreadable)?
+        .collect::<Result<_, _>>()
+        .map_err(unreadable)
 }
 
 /// What libpq does below `verify-full`: the chain without the name, or neither.
@@ -176,7 +206,9 @@ impl ServerCertVerifier for Lenient {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let Some(chain) = &self.chain else { return Ok(ServerCertVerified::assertion()) };
+        let Some(chain) = &self.chain else {
+            return Ok(ServerCertVerified::assertion());
+        };
         // The name is what the verifier checks last, so its failure means that the chain is good.
         match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
             Err(Error::InvalidCertificate(
@@ -192,7 +224,12 @@ impl ServerCertVerifier for Lenient {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -201,11 +238,18 @@ impl ServerCertVerifier for Lenient {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }
 

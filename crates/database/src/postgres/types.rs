@@ -24,7 +24,12 @@ pub(super) fn logical(name: &str, modifier: i32) -> Option<Type> {
         "numeric" => {
             let bits = modifier - 4;
             let scale = ((bits & 0x7ff) ^ 1024) - 1024;
-            Type::Decimal { limits: Some((u16::try_from((bits >> 16) & 0xffff).ok()?, i16::try_from(scale).ok()?)) }
+            Type::Decimal {
+                limits: Some((
+                    u16::try_from((bits >> 16) & 0xffff).ok()?,
+                    i16::try_from(scale).ok()?,
+                )),
+            }
         }
         "text" => Type::Text { max: None },
         "varchar" => Type::Text { max: length() },
@@ -53,7 +58,9 @@ pub(super) fn declaration(kind: &Type) -> String {
         Type::Float32 => "real".into(),
         Type::Float64 => "double precision".into(),
         Type::Decimal { limits: None } => "numeric".into(),
-        Type::Decimal { limits: Some((precision, scale)) } => format!("numeric({precision},{scale})"),
+        Type::Decimal {
+            limits: Some((precision, scale)),
+        } => format!("numeric({precision},{scale})"),
         Type::Text { max: None } => "text".into(),
         Type::Text { max: Some(max) } => format!("character varying({max})"),
         Type::Char { length } => format!("character({length})"),
@@ -107,7 +114,9 @@ pub(super) fn selected(kind: &Type, column: &str) -> String {
 /// The expression whose text is one for equal keys, whoever runs it under [`settings`].
 pub(super) fn key_text(kind: &Type, column: &str) -> String {
     match kind {
-        Type::Decimal { .. } => format!("pg_catalog.trim_scale({column}::pg_catalog.numeric)::pg_catalog.text"),
+        Type::Decimal { .. } => {
+            format!("pg_catalog.trim_scale({column}::pg_catalog.numeric)::pg_catalog.text")
+        }
         Type::Float32 | Type::Float64 => format!("({column} + 0)::pg_catalog.text"),
         _ => format!("{column}::pg_catalog.text"),
     }
@@ -129,13 +138,19 @@ pub(super) fn settings(kind: &Type) -> &'static [&'static str] {
 /// Reads a column selected by [`selected`].
 pub(super) fn read_value(kind: &Type, row: &Row, at: usize) -> DbResult<Value> {
     let value = match form(kind) {
-        Form::Bool => row.try_get::<_, Option<bool>>(at).map(|v| v.map(Value::Bool)),
+        Form::Bool => row
+            .try_get::<_, Option<bool>>(at)
+            .map(|v| v.map(Value::Bool)),
         Form::Int => row.try_get::<_, Option<i64>>(at).map(|v| v.map(Value::Int)),
-        Form::Float if *kind == Type::Float32 => {
-            row.try_get::<_, Option<f32>>(at).map(|v| v.map(|f| Value::Float(shortest(f))))
-        }
-        Form::Float => row.try_get::<_, Option<f64>>(at).map(|v| v.map(Value::Float)),
-        Form::Bytes => row.try_get::<_, Option<Vec<u8>>>(at).map(|v| v.map(Value::Bytes)),
+        Form::Float if *kind == Type::Float32 => row
+            .try_get::<_, Option<f32>>(at)
+            .map(|v| v.map(|f| Value::Float(shortest(f)))),
+        Form::Float => row
+            .try_get::<_, Option<f64>>(at)
+            .map(|v| v.map(Value::Float)),
+        Form::Bytes => row
+            .try_get::<_, Option<Vec<u8>>>(at)
+            .map(|v| v.map(Value::Bytes)),
         Form::Text => row.try_get::<_, Option<String>>(at).map(|v| {
             v.map(|text| match kind {
                 Type::Char { .. } => Value::Text(text.trim_end_matches(' ').to_owned()),
@@ -143,13 +158,18 @@ pub(super) fn read_value(kind: &Type, row: &Row, at: usize) -> DbResult<Value> {
             })
         }),
     };
-    Ok(value.map_err(|e| super::error::failed(&e))?.unwrap_or(Value::Null))
+    Ok(value
+        .map_err(|e| super::error::failed(&e))?
+        .unwrap_or(Value::Null))
 }
 
 /// Reads a whole row whose columns start at `first`.
 pub(super) fn read_row(table: &Table, row: &Row, first: usize) -> DbResult<CoreRow> {
     let values = table.columns.iter().enumerate();
-    values.map(|(at, column)| read_value(&column.kind, row, first + at)).collect::<DbResult<_>>().map(CoreRow)
+    values
+        .map(|(at, column)| read_value(&column.kind, row, first + at))
+        .collect::<DbResult<_>>()
+        .map(CoreRow)
 }
 
 /// The value of a text in PostgreSQL's output format.
@@ -164,8 +184,14 @@ pub(super) fn parsed(kind: &Type, text: &str) -> Option<Value> {
         Form::Float => Value::Float(text.parse().ok()?),
         Form::Bytes => {
             let digits = text.strip_prefix("\\x")?;
-            let pairs = (0..digits.len()).step_by(2).map(|at| digits.get(at..at + 2));
-            Value::Bytes(pairs.map(|pair| u8::from_str_radix(pair?, 16).ok()).collect::<Option<_>>()?)
+            let pairs = (0..digits.len())
+                .step_by(2)
+                .map(|at| digits.get(at..at + 2));
+            Value::Bytes(
+                pairs
+                    .map(|pair| u8::from_str_radix(pair?, 16).ok())
+                    .collect::<Option<_>>()?,
+            )
         }
         Form::Text => Value::Text(text.to_owned()),
     })
@@ -173,7 +199,11 @@ pub(super) fn parsed(kind: &Type, text: &str) -> Option<Value> {
 
 /// The `f64` whose shortest text is that of this `f32`: what its decimal text means to every engine.
 fn shortest(single: f32) -> f64 {
-    if single.is_finite() { single.to_string().parse().unwrap_or(f64::from(single)) } else { f64::from(single) }
+    if single.is_finite() {
+        single.to_string().parse().unwrap_or(f64::from(single))
+    } else {
+        f64::from(single)
+    }
 }
 
 /// Whether PostgreSQL would store this value as it is: on assignment it rounds decimals, floats and fractions of
@@ -181,23 +211,36 @@ fn shortest(single: f32) -> f64 {
 fn exact(kind: &Type, value: &Value) -> bool {
     match (kind, value) {
         (Type::Float32, Value::Float(f)) => f.is_nan() || shortest(*f as f32) == *f,
-        (Type::Decimal { limits: Some((_, scale)) }, Value::Text(text)) => {
-            fraction(text) <= usize::try_from(*scale).unwrap_or(0)
-        }
+        (
+            Type::Decimal {
+                limits: Some((_, scale)),
+            },
+            Value::Text(text),
+        ) => fraction(text) <= usize::try_from(*scale).unwrap_or(0),
         (Type::Text { max: Some(max) }, Value::Text(text)) => {
             let max = *max as usize;
             text.len() <= max || text.chars().count() <= max
         }
-        (Type::Time | Type::TimeTz | Type::Timestamp | Type::TimestampTz, Value::Text(text)) => fraction(text) <= 6,
+        (Type::Time | Type::TimeTz | Type::Timestamp | Type::TimestampTz, Value::Text(text)) => {
+            fraction(text) <= 6
+        }
         _ => true,
     }
 }
 
 /// The digits after the point that say something.
 fn fraction(text: &str) -> usize {
-    let Some((_, after)) = text.split_once('.') else { return 0 };
-    let end = after.find(|c: char| !c.is_ascii_digit()).unwrap_or(after.len());
-    after.get(..end).unwrap_or_default().trim_end_matches('0').len()
+    let Some((_, after)) = text.split_once('.') else {
+        return 0;
+    };
+    let end = after
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(after.len());
+    after
+        .get(..end)
+        .unwrap_or_default()
+        .trim_end_matches('0')
+        .len()
 }
 
 /// One column of many rows, as an array parameter for `unnest`.
@@ -250,13 +293,20 @@ impl<'a> Array<'a> {
         };
         gathered.ok_or_else(|| DatabaseError::Mismatch {
             table: table.name.clone(),
-            message: format!("a value of column `{}` is no {} exactly", column.name, column.kind),
+            message: format!(
+                "a value of column `{}` is no {} exactly",
+                column.name, column.kind
+            ),
         })
     }
 }
 
 impl ToSql for Array<'_> {
-    fn to_sql(&self, ty: &Wire, out: &mut BytesMut) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+    fn to_sql(
+        &self,
+        ty: &Wire,
+        out: &mut BytesMut,
+    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
         match self {
             Self::Bool(values) => values.to_sql(ty, out),
             Self::Int(values) => values.to_sql(ty, out),
@@ -267,7 +317,14 @@ impl ToSql for Array<'_> {
     }
 
     fn accepts(ty: &Wire) -> bool {
-        [Wire::BOOL_ARRAY, Wire::INT8_ARRAY, Wire::FLOAT8_ARRAY, Wire::BYTEA_ARRAY, Wire::TEXT_ARRAY].contains(ty)
+        [
+            Wire::BOOL_ARRAY,
+            Wire::INT8_ARRAY,
+            Wire::FLOAT8_ARRAY,
+            Wire::BYTEA_ARRAY,
+            Wire::TEXT_ARRAY,
+        ]
+        .contains(ty)
     }
 
     to_sql_checked!();
@@ -276,17 +333,25 @@ impl ToSql for Array<'_> {
 /// The columns of a table's key over many keys.
 pub(super) fn key_arrays<'a>(table: &Table, keys: &'a [Key]) -> DbResult<Vec<Array<'a>>> {
     let columns = table.key_columns().enumerate();
-    columns.map(|(at, column)| Array::of(table, column, keys.iter().map(|key| key.0.get(at)))).collect()
+    columns
+        .map(|(at, column)| Array::of(table, column, keys.iter().map(|key| key.0.get(at))))
+        .collect()
 }
 
 /// The parameter types of [`key_arrays`].
 pub(super) fn key_types(table: &Table) -> Vec<Wire> {
-    table.key_columns().map(|column| array_type(&column.kind)).collect()
+    table
+        .key_columns()
+        .map(|column| array_type(&column.kind))
+        .collect()
 }
 
 /// Arrays as parameters.
 pub(super) fn parameters<'p>(arrays: &'p [Array<'_>]) -> Vec<&'p (dyn ToSql + Sync)> {
-    arrays.iter().map(|array| array as &(dyn ToSql + Sync)).collect()
+    arrays
+        .iter()
+        .map(|array| array as &(dyn ToSql + Sync))
+        .collect()
 }
 
 #[cfg(test)]
@@ -300,23 +365,42 @@ mod tests {
         assert_eq!(shortest(f32::MAX), 3.4028235e38);
         for bits in (0..u32::MAX).step_by(99_991) {
             let single = f32::from_bits(bits);
-            assert!(single.is_nan() || (shortest(single) as f32).to_bits() == bits, "{single}");
+            assert!(
+                single.is_nan() || (shortest(single) as f32).to_bits() == bits,
+                "{single}"
+            );
         }
     }
 
     #[test]
     fn texts_of_keys_become_values() {
-        assert_eq!(parsed(&Type::Bytes, "\\x00ff"), Some(Value::Bytes(vec![0, 255])));
+        assert_eq!(
+            parsed(&Type::Bytes, "\\x00ff"),
+            Some(Value::Bytes(vec![0, 255]))
+        );
         assert_eq!(parsed(&Type::Bool, "true"), Some(Value::Bool(true)));
         assert_eq!(parsed(&Type::Int16, "-7"), Some(Value::Int(-7)));
-        assert_eq!(parsed(&Type::Float64, "-Infinity"), Some(Value::Float(f64::NEG_INFINITY)));
+        assert_eq!(
+            parsed(&Type::Float64, "-Infinity"),
+            Some(Value::Float(f64::NEG_INFINITY))
+        );
         assert_eq!(parsed(&Type::Int16, "x"), None);
     }
 
     #[test]
     fn numeric_modifiers_are_read_with_negative_scales() {
-        assert_eq!(logical("numeric", (12 << 16 | 2) + 4), Some(Type::Decimal { limits: Some((12, 2)) }));
-        assert_eq!(logical("numeric", (3 << 16 | (0x7ff & -2)) + 4), Some(Type::Decimal { limits: Some((3, -2)) }));
+        assert_eq!(
+            logical("numeric", (12 << 16 | 2) + 4),
+            Some(Type::Decimal {
+                limits: Some((12, 2))
+            })
+        );
+        assert_eq!(
+            logical("numeric", (3 << 16 | (0x7ff & -2)) + 4),
+            Some(Type::Decimal {
+                limits: Some((3, -2))
+            })
+        );
         assert_eq!(logical("inet", -1), None);
     }
 }

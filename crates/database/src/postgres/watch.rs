@@ -108,8 +108,10 @@ struct Look {
 
 impl Session {
     async fn open(target: &Target) -> DbResult<Self> {
-        let (client, mut connection) =
-            config(target).connect(target.tls.clone()).await.map_err(|e| named(target, &e))?;
+        let (client, mut connection) = config(target)
+            .connect(target.tls.clone())
+            .await
+            .map_err(|e| named(target, &e))?;
         let (notify, notified) = mpsc::channel(1);
         tokio::spawn(async move {
             while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
@@ -195,26 +197,55 @@ impl Session {
 
     /// Sets the flag and returns the number of the transaction that did.
     async fn set_asleep(&self, asleep: bool) -> DbResult<String> {
-        let sql = format!("UPDATE branchline.sleeper SET asleep = {asleep} RETURNING pg_catalog.pg_current_xact_id()");
-        Ok(self.first(&sql).await?.into_iter().next().flatten().unwrap_or_default())
+        let sql = format!(
+            "UPDATE branchline.sleeper SET asleep = {asleep} RETURNING pg_catalog.pg_current_xact_id()"
+        );
+        Ok(self
+            .first(&sql)
+            .await?
+            .into_iter()
+            .next()
+            .flatten()
+            .unwrap_or_default())
     }
 
     async fn look(&self, flagged: Option<&str>) -> DbResult<Look> {
         let settled = match flagged {
             Some(number) => {
-                format!("pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) > '{number}'::pg_catalog.xid8")
+                format!(
+                    "pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) > '{number}'::pg_catalog.xid8"
+                )
             }
             None => "false".to_owned(),
         };
-        let fields = self.first(&format!("SELECT EXISTS (SELECT FROM branchline.capture), {settled}")).await?;
-        let yes = |at: usize| fields.get(at).is_some_and(|field| field.as_deref() == Some("t"));
-        Ok(Look { captured: yes(0), settled: yes(1) })
+        let fields = self
+            .first(&format!(
+                "SELECT EXISTS (SELECT FROM branchline.capture), {settled}"
+            ))
+            .await?;
+        let yes = |at: usize| {
+            fields
+                .get(at)
+                .is_some_and(|field| field.as_deref() == Some("t"))
+        };
+        Ok(Look {
+            captured: yes(0),
+            settled: yes(1),
+        })
     }
 
     async fn first(&self, sql: &str) -> DbResult<Vec<Option<String>>> {
-        let messages = self.client.simple_query(sql).await.map_err(|e| failed(&e))?;
+        let messages = self
+            .client
+            .simple_query(sql)
+            .await
+            .map_err(|e| failed(&e))?;
         let row = messages.iter().find_map(|message| match message {
-            SimpleQueryMessage::Row(row) => Some((0..row.len()).map(|at| row.get(at).map(str::to_owned)).collect()),
+            SimpleQueryMessage::Row(row) => Some(
+                (0..row.len())
+                    .map(|at| row.get(at).map(str::to_owned))
+                    .collect(),
+            ),
             _ => None,
         });
         Ok(row.unwrap_or_default())

@@ -37,7 +37,11 @@ impl SqliteDatabase {
     /// Deletes first, children before parents, then puts, parents before children. Foreign keys wait for the commit;
     /// what they would *do* is not waited for but avoided: a delete that a cascade hangs on goes after the puts, which
     /// may have given the children another parent, and fails if children are left.
-    pub(super) fn write_effects(&mut self, schema: &Schema, effects: &[(TableId, Effect)]) -> DbResult<()> {
+    pub(super) fn write_effects(
+        &mut self,
+        schema: &Schema,
+        effects: &[(TableId, Effect)],
+    ) -> DbResult<()> {
         self.mark()?;
         let batches = sort(schema, effects)?;
         self.references.load(&self.connection)?;
@@ -49,7 +53,9 @@ impl SqliteDatabase {
             self.touch(table, batch.puts.iter().map(|row| table.key_of(row)))?;
             put_rows(&self.connection, table, &batch.puts)?;
         }
-        postponed.into_iter().try_for_each(|(table, key)| self.delete(table, &[key], None))
+        postponed
+            .into_iter()
+            .try_for_each(|(table, key)| self.delete(table, &[key], None))
     }
 
     /// Silences the capture triggers and defers foreign keys until the commit.
@@ -58,7 +64,9 @@ impl SqliteDatabase {
             return Ok(());
         }
         self.connection
-            .execute_batch("INSERT INTO branchline_applying(x) VALUES (1); PRAGMA defer_foreign_keys = ON")
+            .execute_batch(
+                "INSERT INTO branchline_applying(x) VALUES (1); PRAGMA defer_foreign_keys = ON",
+            )
             .map_err(failure)?;
         self.applying()?.marked = true;
         Ok(())
@@ -81,13 +89,26 @@ impl SqliteDatabase {
             .references
             .load(&self.connection)?
             .iter()
-            .filter(|reference| enforced && reference.acts && reference.parent.eq_ignore_ascii_case(&table.name))
+            .filter(|reference| {
+                enforced && reference.acts && reference.parent.eq_ignore_ascii_case(&table.name)
+            })
             .collect();
-        let delete = format!("DELETE FROM {} AS t WHERE {}", quoted(&table.name), key_equals(table));
-        let mut delete = self.connection.prepare_cached(&delete).map_err(on(&table.name))?;
+        let delete = format!(
+            "DELETE FROM {} AS t WHERE {}",
+            quoted(&table.name),
+            key_equals(table)
+        );
+        let mut delete = self
+            .connection
+            .prepare_cached(&delete)
+            .map_err(on(&table.name))?;
         for key in keys {
             match children_of(&self.connection, &acting, &key_columns, key)? {
-                None => drop(delete.execute(params_from_iter(bound(key))).map_err(on(&table.name))?),
+                None => drop(
+                    delete
+                        .execute(params_from_iter(bound(key)))
+                        .map_err(on(&table.name))?,
+                ),
                 Some(reference) => match &mut postponed {
                     Some(postponed) => postponed.push((table, key)),
                     None => return Err(left_children(reference)),
@@ -98,9 +119,14 @@ impl SqliteDatabase {
     }
 
     fn touch(&mut self, table: &Table, keys: impl Iterator<Item = Key>) -> DbResult<()> {
-        let concerned = self.references.load(&self.connection)?.iter().any(|reference| {
-            reference.child.eq_ignore_ascii_case(&table.name) || reference.parent.eq_ignore_ascii_case(&table.name)
-        });
+        let concerned = self
+            .references
+            .load(&self.connection)?
+            .iter()
+            .any(|reference| {
+                reference.child.eq_ignore_ascii_case(&table.name)
+                    || reference.parent.eq_ignore_ascii_case(&table.name)
+            });
         if concerned {
             let key_columns: Arc<[String]> = key_columns(table).into();
             let touched = &mut self.applying()?.touched;
@@ -115,10 +141,15 @@ impl SqliteDatabase {
     }
 
     pub(super) fn read_rows(&self, table: &Table, keys: &[Key]) -> DbResult<BTreeMap<Key, Row>> {
-        let mut select = self.connection.prepare_cached(&select_row(table)).map_err(on(&table.name))?;
+        let mut select = self
+            .connection
+            .prepare_cached(&select_row(table))
+            .map_err(on(&table.name))?;
         let mut found = BTreeMap::new();
         for key in keys {
-            let mut rows = select.query(params_from_iter(bound(key))).map_err(on(&table.name))?;
+            let mut rows = select
+                .query(params_from_iter(bound(key)))
+                .map_err(on(&table.name))?;
             if let Some(row) = rows.next().map_err(on(&table.name))? {
                 found.insert(key.clone(), row_at(table, row, 0)?);
             }
@@ -126,7 +157,12 @@ impl SqliteDatabase {
         Ok(found)
     }
 
-    pub(super) fn read_chunk(&self, table: &Table, after: Option<&Key>, limit: usize) -> DbResult<Vec<Row>> {
+    pub(super) fn read_chunk(
+        &self,
+        table: &Table,
+        after: Option<&Key>,
+        limit: usize,
+    ) -> DbResult<Vec<Row>> {
         let key = columns("t", table.key_columns());
         let beyond = match after {
             Some(_) => format!("WHERE ({key}) > ({}) ", places(table.key.len())),
@@ -137,8 +173,13 @@ impl SqliteDatabase {
             columns("t", table.columns.iter()),
             quoted(&table.name),
         );
-        let mut select = self.connection.prepare_cached(&select).map_err(on(&table.name))?;
-        let mut rows = select.query(params_from_iter(after.into_iter().flat_map(bound))).map_err(on(&table.name))?;
+        let mut select = self
+            .connection
+            .prepare_cached(&select)
+            .map_err(on(&table.name))?;
+        let mut rows = select
+            .query(params_from_iter(after.into_iter().flat_map(bound)))
+            .map_err(on(&table.name))?;
         let mut found = Vec::new();
         while let Some(row) = rows.next().map_err(on(&table.name))? {
             found.push(row_at(table, row, 0)?);
@@ -149,14 +190,24 @@ impl SqliteDatabase {
 
 /// The effects by table, in the schema's order; each must have the shape of its table's rows.
 fn sort<'a>(schema: &Schema, effects: &'a [(TableId, Effect)]) -> DbResult<Vec<Batch<'a>>> {
-    let places: BTreeMap<TableId, usize> = schema.tables.iter().enumerate().map(|(at, table)| (table.id, at)).collect();
+    let places: BTreeMap<TableId, usize> = schema
+        .tables
+        .iter()
+        .enumerate()
+        .map(|(at, table)| (table.id, at))
+        .collect();
     let mut batches: Vec<Batch<'a>> = schema.tables.iter().map(|_| Batch::default()).collect();
     for (id, effect) in effects {
         let Some((&at, table)) = places.get(id).zip(schema.table(*id)) else {
-            return Err(DatabaseError::Other(format!("table number {id} is not in the schema")));
+            return Err(DatabaseError::Other(format!(
+                "table number {id} is not in the schema"
+            )));
         };
         if !effect.fits(table) {
-            return Err(mismatch(&table.name, "a row to write does not have the columns and types of the plan"));
+            return Err(mismatch(
+                &table.name,
+                "a row to write does not have the columns and types of the plan",
+            ));
         }
         match effect {
             Effect::Put(row) => batches[at].puts.push(row),
@@ -167,7 +218,10 @@ fn sort<'a>(schema: &Schema, effects: &'a [(TableId, Effect)]) -> DbResult<Vec<B
 }
 
 fn key_columns(table: &Table) -> Vec<String> {
-    table.key_columns().map(|column| column.name.clone()).collect()
+    table
+        .key_columns()
+        .map(|column| column.name.clone())
+        .collect()
 }
 
 fn children_of<'a>(
@@ -187,7 +241,10 @@ fn children_of<'a>(
 fn left_children(reference: &Reference) -> DatabaseError {
     DatabaseError::Constraint {
         table: reference.child.clone(),
-        message: format!("rows still refer to a row of table `{}` that is to be deleted", reference.parent),
+        message: format!(
+            "rows still refer to a row of table `{}` that is to be deleted",
+            reference.parent
+        ),
         foreign_key: true,
     }
 }

@@ -40,17 +40,28 @@ impl SqliteDatabase {
             .prepare_cached("DELETE FROM temp.branchline_taking WHERE first <= ?1")
             .and_then(|mut done| done.execute([through]))
             .and_then(|_| {
-                let mut left =
-                    self.connection.prepare_cached("SELECT EXISTS (SELECT 1 FROM temp.branchline_taking)")?;
+                let mut left = self
+                    .connection
+                    .prepare_cached("SELECT EXISTS (SELECT 1 FROM temp.branchline_taking)")?;
                 left.query_row([], |row| row.get(0))
             })
             .map_err(failure)?;
-        Ok(Portion { changes, open: left, more: left })
+        Ok(Portion {
+            changes,
+            open: left,
+            more: left,
+        })
     }
 
     fn has_captured(&self, schema: &Schema) -> DbResult<bool> {
-        let some = format!("SELECT EXISTS (SELECT 1 FROM branchline_capture WHERE tbl IN ({}))", shared(schema));
-        self.connection.prepare_cached(&some).and_then(|mut some| some.query_row([], |row| row.get(0))).map_err(failure)
+        let some = format!(
+            "SELECT EXISTS (SELECT 1 FROM branchline_capture WHERE tbl IN ({}))",
+            shared(schema)
+        );
+        self.connection
+            .prepare_cached(&some)
+            .and_then(|mut some| some.query_row([], |row| row.get(0)))
+            .map_err(failure)
     }
 
     /// Moves what is captured of this schema's tables into `branchline_taking`, one row for each key.
@@ -70,9 +81,13 @@ impl SqliteDatabase {
 
     /// The next keys of `branchline_taking` with their present rows, and how far they reach.
     fn fetch(&self, schema: &Schema, limit: usize) -> DbResult<(Vec<Taken>, i64)> {
-        let page = format!("SELECT first, tbl, op, at, {SLOTS} FROM temp.branchline_taking ORDER BY first LIMIT ?1");
+        let page = format!(
+            "SELECT first, tbl, op, at, {SLOTS} FROM temp.branchline_taking ORDER BY first LIMIT ?1"
+        );
         let mut page = self.connection.prepare_cached(&page).map_err(failure)?;
-        let mut rows = page.query([i64::try_from(limit).unwrap_or(i64::MAX)]).map_err(failure)?;
+        let mut rows = page
+            .query([i64::try_from(limit).unwrap_or(i64::MAX)])
+            .map_err(failure)?;
         let mut selects: BTreeMap<TableId, (&Table, String)> = BTreeMap::new();
         let (mut changes, mut through) = (Vec::new(), 0);
         while let Some(row) = rows.next().map_err(failure)? {
@@ -90,9 +105,18 @@ impl SqliteDatabase {
                 Ok("X") => First::Unknown,
                 _ => First::Existing,
             };
-            let at = Micros(row.get::<_, Option<i64>>(3).map_err(failure)?.unwrap_or_default());
+            let at = Micros(
+                row.get::<_, Option<i64>>(3)
+                    .map_err(failure)?
+                    .unwrap_or_default(),
+            );
             let effect = self.present(table, select, row)?;
-            changes.push(Taken { table: id, effect, first, at });
+            changes.push(Taken {
+                table: id,
+                effect,
+                first,
+                at,
+            });
         }
         Ok((changes, through))
     }
@@ -101,10 +125,17 @@ impl SqliteDatabase {
     fn present(&self, table: &Table, select: &str, taken: &rusqlite::Row<'_>) -> DbResult<Effect> {
         let key = key_at(table, taken, KEY_AT)?;
         // Looked up by what is stored, not by its canonical form.
-        let stored: Vec<SqlValue> =
-            (KEY_AT..KEY_AT + table.key.len()).map(|at| taken.get(at)).collect::<Result<_, _>>().map_err(failure)?;
-        let mut select = self.connection.prepare_cached(select).map_err(on(&table.name))?;
-        let mut rows = select.query(params_from_iter(stored)).map_err(on(&table.name))?;
+        let stored: Vec<SqlValue> = (KEY_AT..KEY_AT + table.key.len())
+            .map(|at| taken.get(at))
+            .collect::<Result<_, _>>()
+            .map_err(failure)?;
+        let mut select = self
+            .connection
+            .prepare_cached(select)
+            .map_err(on(&table.name))?;
+        let mut rows = select
+            .query(params_from_iter(stored))
+            .map_err(on(&table.name))?;
         match rows.next().map_err(on(&table.name))? {
             Some(row) => Ok(Effect::Put(row_at(table, row, 0)?)),
             None => Ok(Effect::Delete(key)),
@@ -131,12 +162,20 @@ impl SqliteDatabase {
         }
     }
 
-    pub(super) fn captured_keys(&self, table: &Table, keys: Option<&[Key]>) -> DbResult<BTreeSet<Key>> {
+    pub(super) fn captured_keys(
+        &self,
+        table: &Table,
+        keys: Option<&[Key]>,
+    ) -> DbResult<BTreeSet<Key>> {
         let wanted: Option<BTreeSet<&Key>> = keys.map(|keys| keys.iter().collect());
         if wanted.as_ref().is_some_and(BTreeSet::is_empty) {
             return Ok(BTreeSet::new());
         }
-        let select = format!("SELECT {} FROM {} WHERE tbl = ?1", key_slots(table.key.len()), self.source());
+        let select = format!(
+            "SELECT {} FROM {} WHERE tbl = ?1",
+            key_slots(table.key.len()),
+            self.source()
+        );
         let mut select = self.connection.prepare_cached(&select).map_err(failure)?;
         let mut rows = select.query([table.id]).map_err(failure)?;
         let mut found = BTreeSet::new();
@@ -159,9 +198,17 @@ impl SqliteDatabase {
         let Some(keys) = keys else {
             let every = triggers::captured(table, "X", "t");
             let every = format!("{into} SELECT {every} FROM {} AS t", quoted(&table.name));
-            return self.connection.execute(&every, []).map(drop).map_err(on(&table.name));
+            return self
+                .connection
+                .execute(&every, [])
+                .map(drop)
+                .map_err(on(&table.name));
         };
-        let one = format!("{into} SELECT {}, 'U', {NOW}, {}", table.id, places(table.key.len()));
+        let one = format!(
+            "{into} SELECT {}, 'U', {NOW}, {}",
+            table.id,
+            places(table.key.len())
+        );
         let mut one = self.connection.prepare_cached(&one).map_err(failure)?;
         for key in keys {
             one.execute(params_from_iter(bound(key))).map_err(failure)?;
@@ -176,7 +223,10 @@ impl SqliteDatabase {
             .and_then(|mut count| {
                 count.query_row([], |row| {
                     let oldest: Option<i64> = row.get(1)?;
-                    Ok(Backlog { writes: row.get::<_, i64>(0)?.unsigned_abs(), oldest: oldest.map(Micros) })
+                    Ok(Backlog {
+                        writes: row.get::<_, i64>(0)?.unsigned_abs(),
+                        oldest: oldest.map(Micros),
+                    })
                 })
             })
             .map_err(failure)
@@ -189,5 +239,7 @@ fn shared(schema: &Schema) -> String {
 }
 
 fn outside(id: TableId) -> DatabaseError {
-    DatabaseError::Other(format!("table number {id} is captured and not in the schema"))
+    DatabaseError::Other(format!(
+        "table number {id} is captured and not in the schema"
+    ))
 }

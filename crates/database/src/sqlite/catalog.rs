@@ -47,16 +47,26 @@ impl Live {
             return Ok(None);
         }
         let indexes = indexes(connection, name).map_err(failure)?;
-        Ok(Some(Self { name: name.to_owned(), columns, indexes }))
+        Ok(Some(Self {
+            name: name.to_owned(),
+            columns,
+            indexes,
+        }))
     }
 
     pub(super) fn column(&self, name: &str) -> Option<&LiveColumn> {
-        self.columns.iter().find(|column| column.name.eq_ignore_ascii_case(name))
+        self.columns
+            .iter()
+            .find(|column| column.name.eq_ignore_ascii_case(name))
     }
 
     /// The primary key's columns in key order.
     pub(super) fn key(&self) -> Vec<&LiveColumn> {
-        let mut key: Vec<_> = self.columns.iter().filter(|column| column.key > 0).collect();
+        let mut key: Vec<_> = self
+            .columns
+            .iter()
+            .filter(|column| column.key > 0)
+            .collect();
         key.sort_by_key(|column| column.key);
         key
     }
@@ -65,35 +75,57 @@ impl Live {
     pub(super) fn numbers_rows(&self) -> bool {
         let key = self.key();
         key.len() == 1
-            && key.iter().all(|column| column.declared.eq_ignore_ascii_case("INTEGER"))
+            && key
+                .iter()
+                .all(|column| column.declared.eq_ignore_ascii_case("INTEGER"))
             && !self.indexes.iter().any(|index| index.primary)
     }
 
     /// Unique constraints besides the key over whole columns of all rows: each column with its collation.
     pub(super) fn unique_columns(&self) -> impl Iterator<Item = Vec<(&str, &str)>> {
-        self.indexes.iter().filter(|index| index.unique && !index.primary && !index.partial).filter_map(|index| {
-            index.columns.iter().map(|(column, collation)| Some((column.as_deref()?, collation.as_str()))).collect()
-        })
+        self.indexes
+            .iter()
+            .filter(|index| index.unique && !index.primary && !index.partial)
+            .filter_map(|index| {
+                index
+                    .columns
+                    .iter()
+                    .map(|(column, collation)| Some((column.as_deref()?, collation.as_str())))
+                    .collect()
+            })
     }
 
     /// A unique index that capture cannot watch for `OR REPLACE`: partial, or over an expression.
     pub(super) fn unwatched_index(&self) -> Option<&str> {
         let unwatched = |index: &&LiveIndex| {
-            index.unique && (index.partial || index.columns.iter().any(|(column, _)| column.is_none()))
+            index.unique
+                && (index.partial || index.columns.iter().any(|(column, _)| column.is_none()))
         };
-        self.indexes.iter().find(unwatched).map(|index| index.name.as_str())
+        self.indexes
+            .iter()
+            .find(unwatched)
+            .map(|index| index.name.as_str())
     }
 
     /// A collation of the primary key under which different keys are the same.
     pub(super) fn folding_key(&self) -> Option<&str> {
         let key = self.indexes.iter().find(|index| index.primary)?;
-        key.columns.iter().map(|(_, collation)| collation.as_str()).find(|collation| !is(collation, "BINARY"))
+        key.columns
+            .iter()
+            .map(|(_, collation)| collation.as_str())
+            .find(|collation| !is(collation, "BINARY"))
     }
 
     /// A collation that only the application has.
     pub(super) fn foreign_collation(&self) -> Option<&str> {
-        let collations = self.indexes.iter().flat_map(|index| &index.columns).map(|(_, collation)| collation.as_str());
-        collations.into_iter().find(|collation| !BUILT_IN.iter().any(|known| is(collation, known)))
+        let collations = self
+            .indexes
+            .iter()
+            .flat_map(|index| &index.columns)
+            .map(|(_, collation)| collation.as_str());
+        collations
+            .into_iter()
+            .find(|collation| !BUILT_IN.iter().any(|known| is(collation, known)))
     }
 }
 
@@ -121,12 +153,21 @@ fn indexes(connection: &Connection, table: &str) -> rusqlite::Result<Vec<LiveInd
     let mut list = connection.prepare_cached(
         "SELECT name, \"unique\", origin = 'pk', partial FROM pragma_index_list(?1, 'main') ORDER BY seq DESC",
     )?;
-    let mut parts = connection
-        .prepare_cached("SELECT name, coll FROM pragma_index_xinfo(?1, 'main') WHERE key = 1 ORDER BY seqno")?;
+    let mut parts = connection.prepare_cached(
+        "SELECT name, coll FROM pragma_index_xinfo(?1, 'main') WHERE key = 1 ORDER BY seqno",
+    )?;
     list.query_map([table], |row| {
         let name: String = row.get(0)?;
-        let columns = parts.query_map([&name], |part| Ok((part.get(0)?, part.get(1)?)))?.collect::<Result<_, _>>()?;
-        Ok(LiveIndex { name, unique: row.get(1)?, primary: row.get(2)?, partial: row.get(3)?, columns })
+        let columns = parts
+            .query_map([&name], |part| Ok((part.get(0)?, part.get(1)?)))?
+            .collect::<Result<_, _>>()?;
+        Ok(LiveIndex {
+            name,
+            unique: row.get(1)?,
+            primary: row.get(2)?,
+            partial: row.get(3)?,
+            columns,
+        })
     })?
     .collect()
 }

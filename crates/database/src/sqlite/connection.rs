@@ -61,18 +61,29 @@ impl SqliteDatabase {
         let path = path_of(address);
         if !create && !path.exists() {
             let path = path.display();
-            return Err(DatabaseError::Unreachable(format!("there is no database file at {path}; check the path")));
+            return Err(DatabaseError::Unreachable(format!(
+                "there is no database file at {path}; check the path"
+            )));
         }
         let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         flags.set(OpenFlags::SQLITE_OPEN_CREATE, create);
         let connection = Connection::open_with_flags(&path, flags).map_err(failure)?;
         settle(&connection).map_err(failure)?;
-        Ok(Self { connection, transaction: None, references: References::default(), unenforced: false, path })
+        Ok(Self {
+            connection,
+            transaction: None,
+            references: References::default(),
+            unenforced: false,
+            path,
+        })
     }
 
     /// The engine and its version.
     pub fn describe(&self) -> Description {
-        Description { engine: "sqlite", version: rusqlite::version().to_owned() }
+        Description {
+            engine: "sqlite",
+            version: rusqlite::version().to_owned(),
+        }
     }
 
     /// The database file.
@@ -85,39 +96,59 @@ impl SqliteDatabase {
     /// Fired, a trigger that writes to a shared table acts a second time on what it already did at the office that
     /// wrote first. Silent, a trigger that keeps a local index or audit table misses what other offices wrote.
     pub fn silence_triggers(&mut self, silent: bool) -> DbResult<()> {
-        self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, !silent).map(drop).map_err(failure)
+        self.connection
+            .set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER, !silent)
+            .map(drop)
+            .map_err(failure)
     }
 
     pub(super) fn begin_transaction(&mut self, purpose: Purpose) -> DbResult<()> {
         self.roll_back()?;
         if purpose == Purpose::Load {
             // Has no effect within a transaction, so it comes before; `enforce_again` undoes it.
-            self.connection.execute_batch("PRAGMA foreign_keys = OFF").map_err(failure)?;
+            self.connection
+                .execute_batch("PRAGMA foreign_keys = OFF")
+                .map_err(failure)?;
             self.unenforced = true;
         }
         match purpose {
-            Purpose::Take | Purpose::Apply | Purpose::Load => self.connection.execute_batch("BEGIN IMMEDIATE"),
+            Purpose::Take | Purpose::Apply | Purpose::Load => {
+                self.connection.execute_batch("BEGIN IMMEDIATE")
+            }
             // A deferred transaction has its snapshot only once it has read something.
-            Purpose::Read => self.connection.execute_batch("BEGIN; SELECT 1 FROM sqlite_master LIMIT 1"),
+            Purpose::Read => self
+                .connection
+                .execute_batch("BEGIN; SELECT 1 FROM sqlite_master LIMIT 1"),
         }
         .map_err(failure)?;
-        self.transaction = Some(Transaction { purpose, marked: false, taking: false, touched: Vec::new() });
+        self.transaction = Some(Transaction {
+            purpose,
+            marked: false,
+            taking: false,
+            touched: Vec::new(),
+        });
         Ok(())
     }
 
     pub(super) fn commit_transaction(&mut self) -> DbResult<()> {
         let Some(transaction) = &self.transaction else {
-            return Err(DatabaseError::Other("there is no transaction to commit".into()));
+            return Err(DatabaseError::Other(
+                "there is no transaction to commit".into(),
+            ));
         };
         if self.connection.is_autocommit() {
             self.transaction = None;
-            return Err(DatabaseError::Other("a trigger of the application rolled the transaction back".into()));
+            return Err(DatabaseError::Other(
+                "a trigger of the application rolled the transaction back".into(),
+            ));
         }
         if transaction.taking {
             self.put_back_untaken()?;
         }
         if transaction.marked {
-            self.connection.execute_batch("DELETE FROM branchline_applying").map_err(failure)?;
+            self.connection
+                .execute_batch("DELETE FROM branchline_applying")
+                .map_err(failure)?;
         }
         match self.connection.execute_batch("COMMIT") {
             Ok(()) => {
@@ -139,7 +170,9 @@ impl SqliteDatabase {
 
     fn enforce_again(&mut self) -> DbResult<()> {
         if self.unenforced {
-            self.connection.execute_batch("PRAGMA foreign_keys = ON").map_err(failure)?;
+            self.connection
+                .execute_batch("PRAGMA foreign_keys = ON")
+                .map_err(failure)?;
             self.unenforced = false;
         }
         Ok(())
@@ -158,16 +191,27 @@ impl SqliteDatabase {
     fn begun_for(&mut self, purposes: &[Purpose]) -> DbResult<&mut Transaction> {
         match &mut self.transaction {
             Some(transaction) if purposes.contains(&transaction.purpose) => Ok(transaction),
-            _ => Err(DatabaseError::Other(format!("this step needs a transaction begun for one of {purposes:?}"))),
+            _ => Err(DatabaseError::Other(format!(
+                "this step needs a transaction begun for one of {purposes:?}"
+            ))),
         }
     }
 
     /// Runs a catalogue step in a transaction of its own that may write.
-    pub(super) fn catalogue_write<T>(&mut self, step: impl FnOnce(&Connection) -> DbResult<T>) -> DbResult<T> {
+    pub(super) fn catalogue_write<T>(
+        &mut self,
+        step: impl FnOnce(&Connection) -> DbResult<T>,
+    ) -> DbResult<T> {
         self.roll_back()?;
-        self.connection.execute_batch("BEGIN IMMEDIATE").map_err(failure)?;
-        let result = step(&self.connection)
-            .and_then(|done| self.connection.execute_batch("COMMIT").map_err(failure).map(|()| done));
+        self.connection
+            .execute_batch("BEGIN IMMEDIATE")
+            .map_err(failure)?;
+        let result = step(&self.connection).and_then(|done| {
+            self.connection
+                .execute_batch("COMMIT")
+                .map_err(failure)
+                .map(|()| done)
+        });
         if result.is_err() {
             self.roll_back()?;
         }
@@ -175,7 +219,10 @@ impl SqliteDatabase {
     }
 
     /// Runs a catalogue step in one snapshot.
-    pub(super) fn catalogue_read<T>(&mut self, step: impl FnOnce(&Connection) -> DbResult<T>) -> DbResult<T> {
+    pub(super) fn catalogue_read<T>(
+        &mut self,
+        step: impl FnOnce(&Connection) -> DbResult<T>,
+    ) -> DbResult<T> {
         self.roll_back()?;
         self.connection.execute_batch("BEGIN").map_err(failure)?;
         let result = step(&self.connection);
@@ -184,7 +231,11 @@ impl SqliteDatabase {
     }
 
     fn name_broken_reference(&mut self, error: &rusqlite::Error) -> DatabaseError {
-        let touched = self.transaction.as_ref().map(|open| open.touched.as_slice()).unwrap_or_default();
+        let touched = self
+            .transaction
+            .as_ref()
+            .map(|open| open.touched.as_slice())
+            .unwrap_or_default();
         let broken = self
             .references
             .load(&self.connection)
@@ -192,10 +243,23 @@ impl SqliteDatabase {
             .ok()
             .flatten();
         let (table, message) = match broken {
-            Some((table, parent)) => (table, format!("{error}: a row refers to one that is not in table `{parent}`")),
-            None => (touched.first().map(|row| row.table.clone()).unwrap_or_default(), error.to_string()),
+            Some((table, parent)) => (
+                table,
+                format!("{error}: a row refers to one that is not in table `{parent}`"),
+            ),
+            None => (
+                touched
+                    .first()
+                    .map(|row| row.table.clone())
+                    .unwrap_or_default(),
+                error.to_string(),
+            ),
         };
-        DatabaseError::Constraint { table, message, foreign_key: true }
+        DatabaseError::Constraint {
+            table,
+            message,
+            foreign_key: true,
+        }
     }
 }
 

@@ -14,31 +14,55 @@ use super::triggers;
 /// Our tables. The capture's key columns have no type, so that keys keep their storage class; nothing is
 /// `AUTOINCREMENT`, which would leave `sqlite_sequence` behind.
 const OWN_TABLES: [(&str, &str); 5] = [
-    ("branchline_capture", "(tbl INTEGER, op TEXT, at INTEGER, k0, k1, k2, k3, k4, k5, k6, k7)"),
+    (
+        "branchline_capture",
+        "(tbl INTEGER, op TEXT, at INTEGER, k0, k1, k2, k3, k4, k5, k6, k7)",
+    ),
     ("branchline_applying", "(x INTEGER)"),
-    ("branchline_meta", "(name TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID"),
-    ("branchline_stream", "(stream TEXT, number INTEGER, bytes BLOB, PRIMARY KEY (stream, number))"),
-    ("branchline_note", "(tbl INTEGER, key BLOB, note BLOB, PRIMARY KEY (tbl, key)) WITHOUT ROWID"),
+    (
+        "branchline_meta",
+        "(name TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID",
+    ),
+    (
+        "branchline_stream",
+        "(stream TEXT, number INTEGER, bytes BLOB, PRIMARY KEY (stream, number))",
+    ),
+    (
+        "branchline_note",
+        "(tbl INTEGER, key BLOB, note BLOB, PRIMARY KEY (tbl, key)) WITHOUT ROWID",
+    ),
 ];
 
 /// What a foreign key may do. The plan comes from another office: nothing else becomes SQL.
-const ACTIONS: [&str; 5] = ["NO ACTION", "RESTRICT", "CASCADE", "SET NULL", "SET DEFAULT"];
+const ACTIONS: [&str; 5] = [
+    "NO ACTION",
+    "RESTRICT",
+    "CASCADE",
+    "SET NULL",
+    "SET DEFAULT",
+];
 
 /// See [`branchline_core::port::Database::prepare`].
 pub(super) fn prepare(connection: &Connection) -> DbResult<()> {
     OWN_TABLES.iter().try_for_each(|(name, shape)| {
-        connection.execute_batch(&format!("CREATE TABLE IF NOT EXISTS {name}{shape}")).map_err(failure)
+        connection
+            .execute_batch(&format!("CREATE TABLE IF NOT EXISTS {name}{shape}"))
+            .map_err(failure)
     })
 }
 
 /// See [`branchline_core::port::Database::uninstall`].
 pub(super) fn uninstall(connection: &Connection) -> DbResult<()> {
     for (name, _) in triggers::installed(connection)? {
-        connection.execute_batch(&format!("DROP TRIGGER {}", quoted(&name))).map_err(failure)?;
+        connection
+            .execute_batch(&format!("DROP TRIGGER {}", quoted(&name)))
+            .map_err(failure)?;
     }
-    OWN_TABLES
-        .iter()
-        .try_for_each(|(name, _)| connection.execute_batch(&format!("DROP TABLE IF EXISTS {name}")).map_err(failure))
+    OWN_TABLES.iter().try_for_each(|(name, _)| {
+        connection
+            .execute_batch(&format!("DROP TABLE IF EXISTS {name}"))
+            .map_err(failure)
+    })
 }
 
 /// See [`branchline_core::port::Database::create_tables`].
@@ -48,7 +72,9 @@ pub(super) fn create_tables(connection: &Connection, schema: &Schema) -> DbResul
     let mut created = Vec::new();
     for table in &ordered.tables {
         if Live::find(connection, &table.name)?.is_none() {
-            connection.execute_batch(&definition(table)?).map_err(on(&table.name))?;
+            connection
+                .execute_batch(&definition(table)?)
+                .map_err(on(&table.name))?;
             created.push(table.name.clone());
         }
     }
@@ -57,15 +83,25 @@ pub(super) fn create_tables(connection: &Connection, schema: &Schema) -> DbResul
 
 fn definition(table: &Table) -> DbResult<String> {
     if table.name.starts_with("sqlite_") || table.name.starts_with("branchline_") {
-        return Err(mismatch(&table.name, "this name belongs to SQLite or Branchline"));
+        return Err(mismatch(
+            &table.name,
+            "this name belongs to SQLite or Branchline",
+        ));
     }
     let numbered = numbered_key(table);
     let mut parts: Vec<String> = Vec::new();
     for (at, column) in table.columns.iter().enumerate() {
-        parts.push(column_definition(column, numbered == Some(at), table.is_key(at)));
+        parts.push(column_definition(
+            column,
+            numbered == Some(at),
+            table.is_key(at),
+        ));
     }
     if numbered.is_none() {
-        parts.push(format!("PRIMARY KEY ({})", list(table.key_columns().map(|column| quoted(&column.name)))));
+        parts.push(format!(
+            "PRIMARY KEY ({})",
+            list(table.key_columns().map(|column| quoted(&column.name)))
+        ));
     }
     for unique in &table.unique {
         parts.push(format!("UNIQUE ({})", named(table, unique)?));
@@ -73,27 +109,44 @@ fn definition(table: &Table) -> DbResult<String> {
     for reference in &table.foreign_keys {
         parts.push(reference_definition(table, reference)?);
     }
-    Ok(format!("CREATE TABLE {} (\n  {}\n)", quoted(&table.name), parts.join(",\n  ")))
+    Ok(format!(
+        "CREATE TABLE {} (\n  {}\n)",
+        quoted(&table.name),
+        parts.join(",\n  ")
+    ))
 }
 
 /// The column that becomes `INTEGER PRIMARY KEY`: the only key column, where it holds integers.
 fn numbered_key(table: &Table) -> Option<usize> {
-    let [at] = table.key.as_slice() else { return None };
+    let [at] = table.key.as_slice() else {
+        return None;
+    };
     let at = usize::from(*at);
-    let integer = matches!(table.columns.get(at)?.kind, Type::Int16 | Type::Int32 | Type::Int64);
+    let integer = matches!(
+        table.columns.get(at)?.kind,
+        Type::Int16 | Type::Int32 | Type::Int64
+    );
     integer.then_some(at)
 }
 
 fn column_definition(column: &Column, numbered: bool, key: bool) -> String {
     let name = quoted(&column.name);
-    let check = check(&name, &column.kind).map_or_else(String::new, |check| format!(" CHECK ({check})"));
+    let check =
+        check(&name, &column.kind).map_or_else(String::new, |check| format!(" CHECK ({check})"));
     if numbered {
         return format!("{name} INTEGER PRIMARY KEY{check}");
     }
-    let not_null = if key || !column.nullable { " NOT NULL" } else { "" };
+    let not_null = if key || !column.nullable {
+        " NOT NULL"
+    } else {
+        ""
+    };
     let default = column.default.as_ref().and_then(literal);
     let default = default.map_or_else(String::new, |literal| format!(" DEFAULT {literal}"));
-    format!("{name} {}{not_null}{default}{check}", declaration(&column.kind))
+    format!(
+        "{name} {}{not_null}{default}{check}",
+        declaration(&column.kind)
+    )
 }
 
 /// What the plan's type refuses and SQLite would take: it is refused where it is written, not at another office.
@@ -104,14 +157,19 @@ fn check(name: &str, kind: &Type) -> Option<String> {
         Type::Int32 => Some(format!("{name} BETWEEN -2147483648 AND 2147483647")),
         Type::Text { max: Some(max) } => Some(format!("length({name}) <= {max}")),
         Type::Char { length } => Some(format!("length({name}) <= {length}")),
-        Type::Enum { labels, .. } => Some(format!("{name} IN ({})", list(labels.iter().map(|label| text(label))))),
+        Type::Enum { labels, .. } => Some(format!(
+            "{name} IN ({})",
+            list(labels.iter().map(|label| text(label)))
+        )),
         _ => None,
     }
 }
 
 fn reference_definition(table: &Table, reference: &ForeignKey) -> DbResult<String> {
     let action = |action: &str| {
-        let known = ACTIONS.iter().find(|known| known.eq_ignore_ascii_case(action.trim()));
+        let known = ACTIONS
+            .iter()
+            .find(|known| known.eq_ignore_ascii_case(action.trim()));
         known.ok_or_else(|| mismatch(&table.name, format!("`{action}` is no referential action")))
     };
     Ok(format!(
@@ -125,9 +183,17 @@ fn reference_definition(table: &Table, reference: &ForeignKey) -> DbResult<Strin
 }
 
 fn named(table: &Table, columns: &[u16]) -> DbResult<String> {
-    let name = |&at: &u16| table.columns.get(usize::from(at)).map(|column| quoted(&column.name));
+    let name = |&at: &u16| {
+        table
+            .columns
+            .get(usize::from(at))
+            .map(|column| quoted(&column.name))
+    };
     let names: Option<Vec<String>> = columns.iter().map(name).collect();
-    names
-        .map(list)
-        .ok_or_else(|| DatabaseError::Other(format!("a constraint of table `{}` names no column", table.name)))
+    names.map(list).ok_or_else(|| {
+        DatabaseError::Other(format!(
+            "a constraint of table `{}` names no column",
+            table.name
+        ))
+    })
 }

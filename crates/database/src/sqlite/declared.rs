@@ -28,7 +28,9 @@ pub(super) fn logical(declared: &str) -> Result<Type, Unsuitable> {
         "DATE" | "DATE_TEXT" => Type::Date,
         "TIME" | "TIME_TEXT" => Type::Time,
         "TIMETZ_TEXT" => Type::TimeTz,
-        "DATETIME" | "TIMESTAMP" | "TIMESTAMP_TEXT" | "TIMESTAMP WITHOUT TIME ZONE" => Type::Timestamp,
+        "DATETIME" | "TIMESTAMP" | "TIMESTAMP_TEXT" | "TIMESTAMP WITHOUT TIME ZONE" => {
+            Type::Timestamp
+        }
         "TIMESTAMPTZ" | "TIMESTAMPTZ_TEXT" | "TIMESTAMP WITH TIME ZONE" => Type::TimestampTz,
         "SPAN_TEXT" => Type::Interval,
         "UUID" | "UUID_TEXT" => Type::Uuid,
@@ -39,7 +41,9 @@ pub(super) fn logical(declared: &str) -> Result<Type, Unsuitable> {
             Some(length) => Type::Char { length },
             None => Type::Text { max: None },
         },
-        "DECIMAL_TEXT" => Type::Decimal { limits: limits(&numbers) },
+        "DECIMAL_TEXT" => Type::Decimal {
+            limits: limits(&numbers),
+        },
         "DECIMAL" | "NUMERIC" | "DEC" => numeric(declared, limits(&numbers))?,
         "TEXT" | "CLOB" | "ENUM_TEXT" => Type::Text { max: None },
         _ if is_integer(&words) => Type::Int64,
@@ -52,8 +56,14 @@ pub(super) fn logical(declared: &str) -> Result<Type, Unsuitable> {
 fn split(upper: &str) -> (String, Vec<u32>) {
     let (before, rest) = upper.split_once('(').unwrap_or((upper, ""));
     let (inside, after) = rest.split_once(')').unwrap_or((rest, ""));
-    let words: Vec<&str> = before.split_whitespace().chain(after.split_whitespace()).collect();
-    let numbers = inside.split(',').map_while(|number| number.trim().parse().ok()).collect();
+    let words: Vec<&str> = before
+        .split_whitespace()
+        .chain(after.split_whitespace())
+        .collect();
+    let numbers = inside
+        .split(',')
+        .map_while(|number| number.trim().parse().ok())
+        .collect();
     (words.join(" "), numbers)
 }
 
@@ -67,10 +77,16 @@ fn numeric(declared: &str, limits: Option<(u16, i16)>) -> Result<Type, Unsuitabl
     if limits.is_some_and(|(precision, _)| precision <= EXACT_DIGITS) {
         return Ok(Type::Decimal { limits });
     }
-    let wanted = limits.map_or_else(String::new, |(precision, scale)| format!("({precision},{scale})"));
+    let wanted = limits.map_or_else(String::new, |(precision, scale)| {
+        format!("({precision},{scale})")
+    });
     Err(Unsuitable {
-        problem: format!("it is declared `{declared}`, in which SQLite rounds to floats without a word"),
-        advice: format!("declare it `DECIMAL_TEXT{wanted}`, or with a precision of at most {EXACT_DIGITS} digits"),
+        problem: format!(
+            "it is declared `{declared}`, in which SQLite rounds to floats without a word"
+        ),
+        advice: format!(
+            "declare it `DECIMAL_TEXT{wanted}`, or with a precision of at most {EXACT_DIGITS} digits"
+        ),
     })
 }
 
@@ -80,7 +96,10 @@ fn is_integer(words: &str) -> bool {
 }
 
 fn is_text(words: &str) -> bool {
-    !words.contains("INT") && ["CHAR", "CLOB", "TEXT"].iter().any(|mark| words.contains(mark))
+    !words.contains("INT")
+        && ["CHAR", "CLOB", "TEXT"]
+            .iter()
+            .any(|mark| words.contains(mark))
 }
 
 fn unknown(declared: &str) -> Unsuitable {
@@ -103,7 +122,9 @@ pub(super) fn declaration(kind: &Type) -> String {
         Type::Float32 => "FLOAT4".into(),
         Type::Float64 => "REAL".into(),
         Type::Decimal { limits: None } => "DECIMAL_TEXT".into(),
-        Type::Decimal { limits: Some((precision, scale)) } => format!("DECIMAL_TEXT({precision},{scale})"),
+        Type::Decimal {
+            limits: Some((precision, scale)),
+        } => format!("DECIMAL_TEXT({precision},{scale})"),
         Type::Text { max: None } => "TEXT".into(),
         Type::Text { max: Some(max) } => format!("VARCHAR({max})"),
         Type::Char { length } => format!("CHAR({length})"),
@@ -127,18 +148,27 @@ pub(super) fn declaration(kind: &Type) -> String {
 /// Column types here say less than the plan's: all integers are 64-bit, enums and intervals are text.
 pub fn compatible(plan: &Type, found: &Type) -> bool {
     use Type::{
-        Array, Bool, Bytes, Char, Date, Decimal, Float32, Float64, Int16, Int32, Int64, Json, Jsonb, Text, Time,
-        TimeTz, Timestamp, TimestampTz,
+        Array, Bool, Bytes, Char, Date, Decimal, Float32, Float64, Int16, Int32, Int64, Json,
+        Jsonb, Text, Time, TimeTz, Timestamp, TimestampTz,
     };
     match (plan, found) {
         _ if plan == found => true,
-        (Bool | Int16 | Int32 | Int64, Int16 | Int32 | Int64) | (Float32 | Float64, Float32 | Float64) => true,
-        (Decimal { limits: Some(plan) }, Decimal { limits: Some(found) }) => {
+        (Bool | Int16 | Int32 | Int64, Int16 | Int32 | Int64)
+        | (Float32 | Float64, Float32 | Float64) => true,
+        (
+            Decimal { limits: Some(plan) },
+            Decimal {
+                limits: Some(found),
+            },
+        ) => {
             let whole = |(precision, scale): &(u16, i16)| i32::from(*precision) - i32::from(*scale);
             plan.1 <= found.1 && whole(plan) <= whole(found)
         }
         (Decimal { .. }, Decimal { limits: None }) => true,
-        (Date | Time | TimeTz | Timestamp | TimestampTz, Date | Time | TimeTz | Timestamp | TimestampTz) => true,
+        (
+            Date | Time | TimeTz | Timestamp | TimestampTz,
+            Date | Time | TimeTz | Timestamp | TimestampTz,
+        ) => true,
         (Json | Jsonb, Json | Jsonb) | (Array(_), Array(_)) => true,
         // Text columns keep any text as it is; lengths are not enforced by SQLite.
         (Bool | Int16 | Int32 | Int64 | Float32 | Float64 | Bytes, _) => false,
@@ -159,7 +189,9 @@ mod tests {
             Type::Float32,
             Type::Float64,
             Type::Decimal { limits: None },
-            Type::Decimal { limits: Some((40, 10)) },
+            Type::Decimal {
+                limits: Some((40, 10)),
+            },
             Type::Text { max: None },
             Type::Text { max: Some(20) },
             Type::Char { length: 5 },
@@ -185,7 +217,10 @@ mod tests {
         let kinds = [
             Type::Int16,
             Type::Int32,
-            Type::Enum { name: "colour".into(), labels: vec!["red".into()] },
+            Type::Enum {
+                name: "colour".into(),
+                labels: vec!["red".into()],
+            },
             Type::Array(Box::new(Type::Int32)),
         ];
         for kind in kinds {
@@ -193,8 +228,18 @@ mod tests {
             assert!(found.is_ok_and(|found| compatible(&kind, &found)), "{kind}");
         }
         assert!(!compatible(&Type::Int32, &Type::Text { max: None }));
-        assert!(!compatible(&Type::Decimal { limits: Some((20, 2)) }, &Type::Decimal { limits: Some((10, 2)) }));
-        assert!(!compatible(&Type::Text { max: None }, &Type::Date), "a DATE column turns 007 into 7");
+        assert!(!compatible(
+            &Type::Decimal {
+                limits: Some((20, 2))
+            },
+            &Type::Decimal {
+                limits: Some((10, 2))
+            }
+        ));
+        assert!(
+            !compatible(&Type::Text { max: None }, &Type::Date),
+            "a DATE column turns 007 into 7"
+        );
         assert!(!compatible(&Type::Decimal { limits: None }, &Type::Float64));
     }
 
@@ -211,8 +256,18 @@ mod tests {
             ("character varying(20)", text(Some(20))),
             ("LONGTEXT", text(None)),
             ("character(20)", Ok(Type::Char { length: 20 })),
-            ("decimal(10, 2)", Ok(Type::Decimal { limits: Some((10, 2)) })),
-            ("numeric(5)", Ok(Type::Decimal { limits: Some((5, 0)) })),
+            (
+                "decimal(10, 2)",
+                Ok(Type::Decimal {
+                    limits: Some((10, 2)),
+                }),
+            ),
+            (
+                "numeric(5)",
+                Ok(Type::Decimal {
+                    limits: Some((5, 0)),
+                }),
+            ),
             ("double precision", Ok(Type::Float64)),
             ("timestamp with time zone", Ok(Type::TimestampTz)),
             ("timestamp(6)", Ok(Type::Timestamp)),
@@ -220,9 +275,20 @@ mod tests {
         for (declared, kind) in cases {
             assert_eq!(logical(declared), kind, "{declared}");
         }
-        for refused in ["", "STRING", "decimal(20,2)", "NUMERIC", "INTERVAL", "geometry", "ANY"] {
+        for refused in [
+            "",
+            "STRING",
+            "decimal(20,2)",
+            "NUMERIC",
+            "INTERVAL",
+            "geometry",
+            "ANY",
+        ] {
             assert!(logical(refused).is_err(), "{refused}");
         }
-        assert!(logical("decimal(20,2)").is_err_and(|refused| refused.advice.contains("DECIMAL_TEXT(20,2)")));
+        assert!(
+            logical("decimal(20,2)")
+                .is_err_and(|refused| refused.advice.contains("DECIMAL_TEXT(20,2)"))
+        );
     }
 }

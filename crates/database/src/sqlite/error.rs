@@ -17,7 +17,10 @@ pub(super) fn on(table: &str) -> impl Fn(rusqlite::Error) -> DatabaseError + '_ 
 
 /// Something in a row or column that does not match the plan.
 pub(super) fn mismatch(table: &str, message: impl Into<String>) -> DatabaseError {
-    DatabaseError::Mismatch { table: table.to_owned(), message: message.into() }
+    DatabaseError::Mismatch {
+        table: table.to_owned(),
+        message: message.into(),
+    }
 }
 
 fn sort(error: &rusqlite::Error, table: Option<&str>) -> DatabaseError {
@@ -27,7 +30,9 @@ fn sort(error: &rusqlite::Error, table: Option<&str>) -> DatabaseError {
     };
     match cause.code {
         ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => DatabaseError::Busy(message),
-        ErrorCode::CannotOpen | ErrorCode::DiskFull | ErrorCode::SystemIoFailure => DatabaseError::Unreachable(message),
+        ErrorCode::CannotOpen | ErrorCode::DiskFull | ErrorCode::SystemIoFailure => {
+            DatabaseError::Unreachable(message)
+        }
         ErrorCode::ReadOnly
         | ErrorCode::PermissionDenied
         | ErrorCode::NotADatabase
@@ -42,7 +47,9 @@ fn sort(error: &rusqlite::Error, table: Option<&str>) -> DatabaseError {
 }
 
 fn constraint(code: i32, message: String, table: Option<&str>) -> DatabaseError {
-    let Some(table) = table else { return DatabaseError::Other(message) };
+    let Some(table) = table else {
+        return DatabaseError::Other(message);
+    };
     if code == ffi::SQLITE_CONSTRAINT_DATATYPE {
         return mismatch(table, message);
     }
@@ -58,12 +65,16 @@ pub(super) fn is_taken(error: &rusqlite::Error) -> bool {
     error.sqlite_error().is_some_and(|cause| {
         matches!(
             cause.extended_code,
-            ffi::SQLITE_CONSTRAINT_UNIQUE | ffi::SQLITE_CONSTRAINT_PRIMARYKEY | ffi::SQLITE_CONSTRAINT_ROWID
+            ffi::SQLITE_CONSTRAINT_UNIQUE
+                | ffi::SQLITE_CONSTRAINT_PRIMARYKEY
+                | ffi::SQLITE_CONSTRAINT_ROWID
         )
     })
 }
 
 /// Whether a commit failed because of a foreign key.
 pub(super) fn is_foreign_key(error: &rusqlite::Error) -> bool {
-    error.sqlite_error().is_some_and(|cause| cause.extended_code == ffi::SQLITE_CONSTRAINT_FOREIGNKEY)
+    error
+        .sqlite_error()
+        .is_some_and(|cause| cause.extended_code == ffi::SQLITE_CONSTRAINT_FOREIGNKEY)
 }

@@ -16,11 +16,17 @@ pub(super) fn inspect(connection: &Connection) -> DbResult<Inspection> {
     let mut inspection = Inspection::default();
     journal(connection, &mut inspection.findings)?;
     for (name, kind) in relations(connection).map_err(failure)? {
-        let mut findings = Findings { table: &name, found: Vec::new() };
+        let mut findings = Findings {
+            table: &name,
+            found: Vec::new(),
+        };
         let table = match kind.as_str() {
             "table" => ordinary(connection, &name, &mut findings)?,
             "view" => findings.fatal("it is a view", "share the tables that it reads"),
-            _ => findings.fatal("it is a virtual table", "share an ordinary table that it is filled from"),
+            _ => findings.fatal(
+                "it is a virtual table",
+                "share an ordinary table that it is filled from",
+            ),
         };
         let fatal = findings.found.iter().any(|finding| finding.fatal);
         inspection.tables.extend(table.filter(|_| !fatal));
@@ -56,12 +62,16 @@ impl Findings<'_> {
 }
 
 fn journal(connection: &Connection, findings: &mut Vec<Finding>) -> DbResult<()> {
-    let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0)).map_err(failure)?;
+    let mode: String = connection
+        .query_row("PRAGMA journal_mode", [], |row| row.get(0))
+        .map_err(failure)?;
     if mode != "wal" {
         findings.push(Finding {
             fatal: false,
             table: None,
-            problem: format!("the journal mode is `{mode}`: readers and the writer wait for each other"),
+            problem: format!(
+                "the journal mode is `{mode}`: readers and the writer wait for each other"
+            ),
             advice: "let the application run `PRAGMA journal_mode = WAL` once, if it can".into(),
         });
     }
@@ -79,18 +89,31 @@ fn relations(connection: &Connection) -> rusqlite::Result<Vec<(String, String)>>
         .collect()
 }
 
-fn ordinary(connection: &Connection, name: &str, findings: &mut Findings<'_>) -> DbResult<Option<Table>> {
+fn ordinary(
+    connection: &Connection,
+    name: &str,
+    findings: &mut Findings<'_>,
+) -> DbResult<Option<Table>> {
     let Some(live) = Live::find(connection, name)? else {
-        return Ok(findings.fatal("its columns cannot be read", "check the database with `PRAGMA integrity_check`"));
+        return Ok(findings.fatal(
+            "its columns cannot be read",
+            "check the database with `PRAGMA integrity_check`",
+        ));
     };
     check_key(&live, findings);
     if let Some(collation) = live.foreign_collation() {
-        let problem = format!("an index uses collation `{collation}`, which only the application has");
+        let problem =
+            format!("an index uses collation `{collation}`, which only the application has");
         findings.fatal(&problem, "rebuild the index with BINARY, NOCASE or RTRIM");
     }
     if let Some(index) = live.unwatched_index() {
-        let problem = format!("rows that `INSERT OR REPLACE` removes because of index `{index}` are not captured");
-        findings.warn(&problem, "write with `ON CONFLICT DO UPDATE`, or make the index plain");
+        let problem = format!(
+            "rows that `INSERT OR REPLACE` removes because of index `{index}` are not captured"
+        );
+        findings.warn(
+            &problem,
+            "write with `ON CONFLICT DO UPDATE`, or make the index plain",
+        );
     }
     let columns = columns(&live, findings);
     check_triggers(connection, name, findings)?;
@@ -99,9 +122,15 @@ fn ordinary(connection: &Connection, name: &str, findings: &mut Findings<'_>) ->
     }
     check_rows(connection, &live, &columns, findings)?;
     let place = |name: &str| position(&columns, name);
-    let key: Vec<u16> = live.key().iter().filter_map(|column| place(&column.name)).collect();
-    let mut unique: Vec<Vec<u16>> =
-        live.unique_columns().filter_map(|set| set.iter().map(|(name, _)| place(name)).collect()).collect();
+    let key: Vec<u16> = live
+        .key()
+        .iter()
+        .filter_map(|column| place(&column.name))
+        .collect();
+    let mut unique: Vec<Vec<u16>> = live
+        .unique_columns()
+        .filter_map(|set| set.iter().map(|(name, _)| place(name)).collect())
+        .collect();
     unique.retain(|set| *set != key);
     unique.dedup();
     let foreign_keys = foreign_keys(connection, name, &columns).map_err(failure)?;
@@ -128,7 +157,9 @@ fn check_key(live: &Live, findings: &mut Findings<'_>) {
         }
     }
     if let Some(collation) = live.folding_key() {
-        let problem = format!("its primary key has collation {collation}, under which different keys are the same");
+        let problem = format!(
+            "its primary key has collation {collation}, under which different keys are the same"
+        );
         findings.fatal(&problem, "use BINARY, SQLite's default, for key columns");
     }
 }
@@ -139,7 +170,10 @@ fn columns(live: &Live, findings: &mut Findings<'_>) -> Vec<Column> {
         match logical(&column.declared) {
             Ok(kind) => columns.push(Column {
                 name: column.name.clone(),
-                default: column.default.as_deref().and_then(|sql| plain_default(&kind, sql)),
+                default: column
+                    .default
+                    .as_deref()
+                    .and_then(|sql| plain_default(&kind, sql)),
                 kind,
                 nullable: !column.not_null && column.key == 0,
                 generated_key: column.key > 0 && live.numbers_rows(),
@@ -153,7 +187,11 @@ fn columns(live: &Live, findings: &mut Findings<'_>) -> Vec<Column> {
     columns
 }
 
-fn check_triggers(connection: &Connection, name: &str, findings: &mut Findings<'_>) -> DbResult<()> {
+fn check_triggers(
+    connection: &Connection,
+    name: &str,
+    findings: &mut Findings<'_>,
+) -> DbResult<()> {
     let triggers: Vec<String> = connection
         .prepare_cached(
             "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = ?1 COLLATE NOCASE
@@ -161,39 +199,78 @@ fn check_triggers(connection: &Connection, name: &str, findings: &mut Findings<'
         )
         .and_then(|mut names| names.query_map([name], |row| row.get(0))?.collect())
         .map_err(failure)?;
-    let fires = connection.db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER).map_err(failure)?;
+    let fires = connection
+        .db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_TRIGGER)
+        .map_err(failure)?;
     for trigger in triggers {
         if fires {
-            let problem = format!("its trigger `{trigger}` also fires when changes of other offices are applied");
-            findings
-                .warn(&problem, "if it writes to shared tables, move that into the application or silence triggers");
+            let problem = format!(
+                "its trigger `{trigger}` also fires when changes of other offices are applied"
+            );
+            findings.warn(
+                &problem,
+                "if it writes to shared tables, move that into the application or silence triggers",
+            );
         } else {
-            let problem = format!("its trigger `{trigger}` does not fire when changes of other offices are applied");
-            findings.warn(&problem, "if it keeps local tables such as a search index, rebuild them from time to time");
+            let problem = format!(
+                "its trigger `{trigger}` does not fire when changes of other offices are applied"
+            );
+            findings.warn(
+                &problem,
+                "if it keeps local tables such as a search index, rebuild them from time to time",
+            );
         }
     }
     Ok(())
 }
 
 /// What only shows when the table is used: writing it needs functions that we lack, or a row has no key.
-fn check_rows(connection: &Connection, live: &Live, columns: &[Column], findings: &mut Findings<'_>) -> DbResult<()> {
+fn check_rows(
+    connection: &Connection,
+    live: &Live,
+    columns: &[Column],
+    findings: &mut Findings<'_>,
+) -> DbResult<()> {
     let table = quoted(&live.name);
     let names = list(columns.iter().map(|column| quoted(&column.name)));
-    let trial = format!("INSERT INTO {table} ({names}) VALUES ({})", places(columns.len()));
+    let trial = format!(
+        "INSERT INTO {table} ({names}) VALUES ({})",
+        places(columns.len())
+    );
     if let Err(error) = connection.prepare(&trial) {
         let problem = format!("Branchline cannot write to it: {error}");
-        findings.fatal(&problem, "triggers, checks and indexes must work without functions of the application's own");
+        findings.fatal(
+            &problem,
+            "triggers, checks and indexes must work without functions of the application's own",
+        );
         return Ok(());
     }
-    let keyless = live.key().iter().map(|column| format!("t.{} IS NULL", quoted(&column.name))).collect::<Vec<_>>();
-    let keyless = format!("SELECT EXISTS (SELECT 1 FROM {table} AS t WHERE {})", keyless.join(" OR "));
-    if connection.query_row(&keyless, [], |row| row.get(0)).map_err(failure)? {
-        findings.fatal("a row has NULL in its primary key", "give that row a key, and declare the key NOT NULL");
+    let keyless = live
+        .key()
+        .iter()
+        .map(|column| format!("t.{} IS NULL", quoted(&column.name)))
+        .collect::<Vec<_>>();
+    let keyless = format!(
+        "SELECT EXISTS (SELECT 1 FROM {table} AS t WHERE {})",
+        keyless.join(" OR ")
+    );
+    if connection
+        .query_row(&keyless, [], |row| row.get(0))
+        .map_err(failure)?
+    {
+        findings.fatal(
+            "a row has NULL in its primary key",
+            "give that row a key, and declare the key NOT NULL",
+        );
     }
     Ok(())
 }
 
-fn foreign_keys(connection: &Connection, name: &str, columns: &[Column]) -> rusqlite::Result<Vec<ForeignKey>> {
+fn foreign_keys(
+    connection: &Connection,
+    name: &str,
+    columns: &[Column],
+) -> rusqlite::Result<Vec<ForeignKey>> {
     let mut select = connection.prepare(
         "SELECT seq, \"table\", \"from\", \"to\", on_delete, on_update
          FROM pragma_foreign_key_list(?1, 'main') ORDER BY id DESC, seq",
@@ -211,8 +288,12 @@ fn foreign_keys(connection: &Connection, name: &str, columns: &[Column]) -> rusq
             });
         }
         if let Some(reference) = found.last_mut() {
-            reference.columns.extend(position(columns, &row.get::<_, String>(2)?));
-            reference.parent_columns.extend(row.get::<_, Option<String>>(3)?);
+            reference
+                .columns
+                .extend(position(columns, &row.get::<_, String>(2)?));
+            reference
+                .parent_columns
+                .extend(row.get::<_, Option<String>>(3)?);
         }
     }
     for reference in &mut found {
@@ -225,6 +306,8 @@ fn foreign_keys(connection: &Connection, name: &str, columns: &[Column]) -> rusq
 }
 
 fn position(columns: &[Column], name: &str) -> Option<u16> {
-    let at = columns.iter().position(|column| column.name.eq_ignore_ascii_case(name))?;
+    let at = columns
+        .iter()
+        .position(|column| column.name.eq_ignore_ascii_case(name))?;
     u16::try_from(at).ok()
 }

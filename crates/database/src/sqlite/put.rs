@@ -20,7 +20,9 @@ pub(super) fn put_rows(connection: &Connection, table: &Table, rows: &[&Row]) ->
     while let Some((error, rest)) = waiting {
         let before = rest.len();
         let progressed = put_free(connection, table, &rest)?;
-        let stuck = progressed.as_ref().is_some_and(|(_, left)| left.len() == before);
+        let stuck = progressed
+            .as_ref()
+            .is_some_and(|(_, left)| left.len() == before);
         if stuck && (broken_up || !move_aside(connection, table, &rest)?) {
             return Err(on(&table.name)(error));
         }
@@ -39,7 +41,9 @@ fn put_free<'a>(
     if rows.is_empty() {
         return Ok(None);
     }
-    let mut put = connection.prepare_cached(&upsert(table)).map_err(on(&table.name))?;
+    let mut put = connection
+        .prepare_cached(&upsert(table))
+        .map_err(on(&table.name))?;
     let (mut taken, mut refusal) = (Vec::new(), None);
     for row in rows {
         match put.execute(params_from_iter(row.0.iter().map(Stored))) {
@@ -63,7 +67,11 @@ fn upsert(table: &Table) -> String {
         .filter(|(at, _)| !table.is_key(*at))
         .map(|(_, column)| format!("{0} = excluded.{0}", quoted(&column.name)))
         .collect();
-    let existing = if set.is_empty() { "NOTHING".to_owned() } else { format!("UPDATE SET {}", set.join(", ")) };
+    let existing = if set.is_empty() {
+        "NOTHING".to_owned()
+    } else {
+        format!("UPDATE SET {}", set.join(", "))
+    };
     format!(
         "INSERT OR ABORT INTO {} ({}) VALUES ({}) ON CONFLICT ({}) DO {existing}",
         quoted(&table.name),
@@ -75,24 +83,48 @@ fn upsert(table: &Table) -> String {
 
 /// Gives the unique columns of these rows values nobody has. False where the table has no such columns.
 fn move_aside(connection: &Connection, table: &Table, rows: &[&Row]) -> DbResult<bool> {
-    let mut at: Vec<usize> = table.unique.iter().flatten().map(|&at| usize::from(at)).collect();
+    let mut at: Vec<usize> = table
+        .unique
+        .iter()
+        .flatten()
+        .map(|&at| usize::from(at))
+        .collect();
     at.sort_unstable();
     at.dedup();
-    let columns = at.into_iter().filter(|at| !table.is_key(*at)).filter_map(|at| table.columns.get(at));
-    let set: Vec<String> = columns.map(|column| format!("{} = {}", quoted(&column.name), unheard_of(column))).collect();
+    let columns = at
+        .into_iter()
+        .filter(|at| !table.is_key(*at))
+        .filter_map(|at| table.columns.get(at));
+    let set: Vec<String> = columns
+        .map(|column| format!("{} = {}", quoted(&column.name), unheard_of(column)))
+        .collect();
     if set.is_empty() {
         return Ok(false);
     }
-    let sql =
-        format!("UPDATE OR ABORT {} AS t SET {} WHERE {}", quoted(&table.name), set.join(", "), key_equals(table));
+    let sql = format!(
+        "UPDATE OR ABORT {} AS t SET {} WHERE {}",
+        quoted(&table.name),
+        set.join(", "),
+        key_equals(table)
+    );
     // For a moment only: the rows get their real values, checks included, before anyone can see them.
-    connection.execute_batch("PRAGMA ignore_check_constraints = ON").map_err(failure)?;
-    let moved = connection.prepare_cached(&sql).map_err(on(&table.name)).and_then(|mut aside| {
-        rows.iter().try_for_each(|row| {
-            aside.execute(params_from_iter(bound(&table.key_of(row)))).map(drop).map_err(on(&table.name))
-        })
-    });
-    connection.execute_batch("PRAGMA ignore_check_constraints = OFF").map_err(failure)?;
+    connection
+        .execute_batch("PRAGMA ignore_check_constraints = ON")
+        .map_err(failure)?;
+    let moved = connection
+        .prepare_cached(&sql)
+        .map_err(on(&table.name))
+        .and_then(|mut aside| {
+            rows.iter().try_for_each(|row| {
+                aside
+                    .execute(params_from_iter(bound(&table.key_of(row))))
+                    .map(drop)
+                    .map_err(on(&table.name))
+            })
+        });
+    connection
+        .execute_batch("PRAGMA ignore_check_constraints = OFF")
+        .map_err(failure)?;
     moved.map(|()| true)
 }
 

@@ -63,7 +63,9 @@ fn read(connection: &Connection) -> rusqlite::Result<Vec<Reference>> {
         }
         if let Some(reference) = found.last_mut() {
             reference.child_columns.push(row.get(3)?);
-            reference.parent_columns.extend(row.get::<_, Option<String>>(4)?);
+            reference
+                .parent_columns
+                .extend(row.get::<_, Option<String>>(4)?);
         }
     }
     for reference in &mut found {
@@ -92,9 +94,16 @@ impl Reference {
     }
 
     /// Whether another row refers to the row of the parent table with this key.
-    pub(super) fn has_child(&self, connection: &Connection, key_columns: &[String], key: &Key) -> DbResult<bool> {
+    pub(super) fn has_child(
+        &self,
+        connection: &Connection,
+        key_columns: &[String],
+        key: &Key,
+    ) -> DbResult<bool> {
         let itself = if self.child.eq_ignore_ascii_case(&self.parent) {
-            let same = all(key_columns.iter().map(|name| format!("c.{0} IS p.{0}", quoted(name))));
+            let same = all(key_columns
+                .iter()
+                .map(|name| format!("c.{0} IS p.{0}", quoted(name))));
             format!(" AND NOT ({same})")
         } else {
             String::new()
@@ -111,7 +120,10 @@ impl Reference {
 
     /// Whether the row of the child table with this key refers to a row that is not there.
     fn is_broken_for(&self, connection: &Connection, row: &Touched) -> DbResult<bool> {
-        let set = all(self.child_columns.iter().map(|name| format!("c.{} IS NOT NULL", quoted(name))));
+        let set = all(self
+            .child_columns
+            .iter()
+            .map(|name| format!("c.{} IS NOT NULL", quoted(name))));
         let select = format!(
             "SELECT 1 FROM {} AS c WHERE {} AND {set} AND NOT EXISTS (SELECT 1 FROM {} AS p WHERE {})",
             quoted(&self.child),
@@ -124,8 +136,17 @@ impl Reference {
 
     /// Whether children are left of the deleted row of the parent table with this key.
     fn is_left_of(&self, connection: &Connection, row: &Touched) -> DbResult<bool> {
-        let place = |parent: &String| row.key_columns.iter().position(|name| name.eq_ignore_ascii_case(parent));
-        let Some(places) = self.parent_columns.iter().map(place).collect::<Option<Vec<_>>>() else {
+        let place = |parent: &String| {
+            row.key_columns
+                .iter()
+                .position(|name| name.eq_ignore_ascii_case(parent))
+        };
+        let Some(places) = self
+            .parent_columns
+            .iter()
+            .map(place)
+            .collect::<Option<Vec<_>>>()
+        else {
             return Ok(false);
         };
         let children = self.child_columns.iter().zip(places);
@@ -151,7 +172,8 @@ pub(super) fn broken(
         for reference in references {
             let broken = (reference.child.eq_ignore_ascii_case(&row.table)
                 && reference.is_broken_for(connection, row)?)
-                || (reference.parent.eq_ignore_ascii_case(&row.table) && reference.is_left_of(connection, row)?);
+                || (reference.parent.eq_ignore_ascii_case(&row.table)
+                    && reference.is_left_of(connection, row)?);
             if broken {
                 return Ok(Some((reference.child.clone(), reference.parent.clone())));
             }
@@ -161,13 +183,20 @@ pub(super) fn broken(
 }
 
 fn key_is(alias: &str, columns: &[String]) -> String {
-    all(columns.iter().enumerate().map(|(at, name)| format!("{alias}.{} = ?{}", quoted(name), at + 1)))
+    all(columns
+        .iter()
+        .enumerate()
+        .map(|(at, name)| format!("{alias}.{} = ?{}", quoted(name), at + 1)))
 }
 
 fn exists(connection: &Connection, select: &str, key: &Key) -> DbResult<bool> {
     connection
         .prepare_cached(select)
-        .and_then(|mut select| select.query_row(params_from_iter(bound(key)), |_| Ok(())).optional())
+        .and_then(|mut select| {
+            select
+                .query_row(params_from_iter(bound(key)), |_| Ok(()))
+                .optional()
+        })
         .map(|found| found.is_some())
         .map_err(failure)
 }

@@ -48,13 +48,20 @@ pub(super) fn places(count: usize) -> String {
 
 /// `t."a" = ?1 AND t."b" = ?2` over the key columns.
 pub(super) fn key_equals(table: &Table) -> String {
-    all(table.key_columns().enumerate().map(|(at, column)| format!("t.{} = ?{}", quoted(&column.name), at + 1)))
+    all(table
+        .key_columns()
+        .enumerate()
+        .map(|(at, column)| format!("t.{} = ?{}", quoted(&column.name), at + 1)))
 }
 
 /// Reads the whole row with a key.
 pub(super) fn select_row(table: &Table) -> String {
     let columns = columns("t", table.columns.iter());
-    format!("SELECT {columns} FROM {} AS t WHERE {}", quoted(&table.name), key_equals(table))
+    format!(
+        "SELECT {columns} FROM {} AS t WHERE {}",
+        quoted(&table.name),
+        key_equals(table)
+    )
 }
 
 /// A value as a literal for DEFAULT. None where there is no plain spelling.
@@ -64,20 +71,29 @@ pub(super) fn literal(value: &Value) -> Option<String> {
         Value::Bool(truth) => Some(i64::from(*truth).to_string()),
         Value::Int(number) => Some(number.to_string()),
         Value::Float(number) if number.is_nan() => Some("'NaN'".into()),
-        Value::Float(number) if number.is_infinite() => Some(if *number > 0.0 { "9e999" } else { "-9e999" }.into()),
+        Value::Float(number) if number.is_infinite() => {
+            Some(if *number > 0.0 { "9e999" } else { "-9e999" }.into())
+        }
         Value::Float(number) => Some(format!("{number:?}")),
         Value::Text(content) if content.contains('\0') => None,
         Value::Text(content) => Some(text(content)),
-        Value::Bytes(bytes) => {
-            Some(format!("X'{}'", bytes.iter().map(|byte| format!("{byte:02X}")).collect::<String>()))
-        }
+        Value::Bytes(bytes) => Some(format!(
+            "X'{}'",
+            bytes
+                .iter()
+                .map(|byte| format!("{byte:02X}"))
+                .collect::<String>()
+        )),
     }
 }
 
 /// The value behind a DEFAULT, where it is a plain literal of the column's type.
 pub(super) fn plain_default(kind: &Type, sql: &str) -> Option<Value> {
     let sql = sql.trim();
-    let value = if let Some(inside) = sql.strip_prefix('\'').and_then(|rest| rest.strip_suffix('\'')) {
+    let value = if let Some(inside) = sql
+        .strip_prefix('\'')
+        .and_then(|rest| rest.strip_suffix('\''))
+    {
         // A lone quote within means an expression such as 'a' || 'b'.
         let content = inside.replace("''", "\u{0}");
         (!content.contains('\'')).then(|| Value::Text(content.replace('\u{0}', "'")))?
@@ -115,7 +131,9 @@ mod tests {
     #[test]
     fn only_plain_literals_are_defaults() {
         let words = Type::Text { max: None };
-        let price = Type::Decimal { limits: Some((10, 2)) };
+        let price = Type::Decimal {
+            limits: Some((10, 2)),
+        };
         let cases = [
             (&words, "'it''s'", Some(Value::Text("it's".into()))),
             (&words, "'a' || 'b'", None),

@@ -38,7 +38,13 @@ pub(super) fn row_at(table: &Table, row: &rusqlite::Row<'_>, from: usize) -> DbR
         let stored = row.get_ref(from + at).map_err(failure)?;
         let value = value(&column.kind, stored).map_err(|reason| {
             let key = described(table, row, from);
-            mismatch(&table.name, format!("column `{}` of the row with key {key} {reason}", column.name))
+            mismatch(
+                &table.name,
+                format!(
+                    "column `{}` of the row with key {key} {reason}",
+                    column.name
+                ),
+            )
         })?;
         values.push(value);
     }
@@ -51,7 +57,13 @@ pub(super) fn key_at(table: &Table, row: &rusqlite::Row<'_>, from: usize) -> DbR
     for (at, column) in table.key_columns().enumerate() {
         let stored = row.get_ref(from + at).map_err(failure)?;
         values.push(key_value(column, stored).map_err(|reason| {
-            mismatch(&table.name, format!("key column `{}` {reason}; give the row another key", column.name))
+            mismatch(
+                &table.name,
+                format!(
+                    "key column `{}` {reason}; give the row another key",
+                    column.name
+                ),
+            )
         })?);
     }
     Ok(Key(values))
@@ -66,13 +78,16 @@ fn key_value(column: &Column, stored: ValueRef<'_>) -> Result<Value, String> {
 
 /// The key of a row that cannot be read, for a person.
 fn described(table: &Table, row: &rusqlite::Row<'_>, from: usize) -> String {
-    let parts = table.key.iter().map(|&at| match row.get_ref(from + usize::from(at)) {
-        Ok(ValueRef::Null) | Err(_) => "NULL".to_owned(),
-        Ok(ValueRef::Integer(number)) => number.to_string(),
-        Ok(ValueRef::Real(number)) => number.to_string(),
-        Ok(ValueRef::Text(text)) => String::from_utf8_lossy(text).into_owned(),
-        Ok(ValueRef::Blob(bytes)) => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
-    });
+    let parts = table
+        .key
+        .iter()
+        .map(|&at| match row.get_ref(from + usize::from(at)) {
+            Ok(ValueRef::Null) | Err(_) => "NULL".to_owned(),
+            Ok(ValueRef::Integer(number)) => number.to_string(),
+            Ok(ValueRef::Real(number)) => number.to_string(),
+            Ok(ValueRef::Text(text)) => String::from_utf8_lossy(text).into_owned(),
+            Ok(ValueRef::Blob(bytes)) => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+        });
     parts.collect::<Vec<_>>().join(",")
 }
 
@@ -83,20 +98,33 @@ pub(super) fn value(kind: &Type, stored: ValueRef<'_>) -> Result<Value, String> 
         (Type::Bool, stored) => truth(stored).map(Value::Bool),
         (Type::Int16 | Type::Int32 | Type::Int64, stored) => integer(stored).map(Value::Int),
         (Type::Float32 | Type::Float64, stored) => float(stored).map(Value::Float),
-        (Type::Bytes, ValueRef::Blob(bytes) | ValueRef::Text(bytes)) => Some(Value::Bytes(bytes.to_vec())),
+        (Type::Bytes, ValueRef::Blob(bytes) | ValueRef::Text(bytes)) => {
+            Some(Value::Bytes(bytes.to_vec()))
+        }
         (Type::Bytes, _) => None,
         (kind, ValueRef::Text(text)) => {
-            let text = std::str::from_utf8(text).map_err(|_| "holds text that is not UTF-8".to_owned())?;
-            let text = if matches!(kind, Type::Char { .. }) { text.trim_end_matches(' ') } else { text };
+            let text =
+                std::str::from_utf8(text).map_err(|_| "holds text that is not UTF-8".to_owned())?;
+            let text = if matches!(kind, Type::Char { .. }) {
+                text.trim_end_matches(' ')
+            } else {
+                text
+            };
             Some(Value::Text(text.to_owned()))
         }
-        (Type::Decimal { limits }, stored) => decimal(stored, limits.map_or(0, |(_, scale)| scale)).map(Value::Text),
+        (Type::Decimal { limits }, stored) => {
+            decimal(stored, limits.map_or(0, |(_, scale)| scale)).map(Value::Text)
+        }
         // Columns of NUMERIC affinity turn a bare number into a number.
-        (Type::Json | Type::Jsonb, ValueRef::Integer(number)) => Some(Value::Text(number.to_string())),
+        (Type::Json | Type::Jsonb, ValueRef::Integer(number)) => {
+            Some(Value::Text(number.to_string()))
+        }
         (Type::Json | Type::Jsonb, ValueRef::Real(number)) if number.is_finite() => {
             Some(Value::Text(format!("{number:?}")))
         }
-        (Type::Text { .. } | Type::Char { .. }, ValueRef::Integer(number)) => Some(Value::Text(number.to_string())),
+        (Type::Text { .. } | Type::Char { .. }, ValueRef::Integer(number)) => {
+            Some(Value::Text(number.to_string()))
+        }
         _ => None,
     };
     match value {
@@ -132,7 +160,9 @@ fn integer(stored: ValueRef<'_>) -> Option<i64> {
     match stored {
         ValueRef::Integer(number) => Some(number),
         // Beyond 2^53 neighbouring integers share a float.
-        ValueRef::Real(number) if number.fract() == 0.0 && number.abs() <= 9_007_199_254_740_992.0 => {
+        ValueRef::Real(number)
+            if number.fract() == 0.0 && number.abs() <= 9_007_199_254_740_992.0 =>
+        {
             format!("{number:.0}").parse().ok()
         }
         ValueRef::Text(text) => std::str::from_utf8(text).ok()?.parse().ok(),
@@ -143,7 +173,9 @@ fn integer(stored: ValueRef<'_>) -> Option<i64> {
 fn float(stored: ValueRef<'_>) -> Option<f64> {
     match stored {
         ValueRef::Real(number) => Some(number),
-        ValueRef::Integer(number) if number.unsigned_abs() <= 1 << 53 => number.to_string().parse().ok(),
+        ValueRef::Integer(number) if number.unsigned_abs() <= 1 << 53 => {
+            number.to_string().parse().ok()
+        }
         ValueRef::Text(text) => std::str::from_utf8(text).ok()?.parse().ok(),
         _ => None,
     }
@@ -171,7 +203,9 @@ fn decimal(stored: ValueRef<'_>, scale: i16) -> Option<String> {
 fn plain_digits(scientific: &str) -> Option<String> {
     let (mantissa, exponent) = scientific.split_once('e')?;
     let exponent: i32 = exponent.parse().ok()?;
-    let (sign, mantissa) = mantissa.strip_prefix('-').map_or(("", mantissa), |rest| ("-", rest));
+    let (sign, mantissa) = mantissa
+        .strip_prefix('-')
+        .map_or(("", mantissa), |rest| ("-", rest));
     let digits = mantissa.replace('.', "");
     let digits = digits.trim_end_matches('0');
     if digits.is_empty() {
@@ -179,7 +213,10 @@ fn plain_digits(scientific: &str) -> Option<String> {
     }
     let point = exponent + 1;
     let Ok(point) = usize::try_from(point) else {
-        return Some(format!("{sign}0.{}{digits}", "0".repeat(usize::try_from(-point).ok()?)));
+        return Some(format!(
+            "{sign}0.{}{digits}",
+            "0".repeat(usize::try_from(-point).ok()?)
+        ));
     };
     Some(match point {
         0 => format!("{sign}0.{digits}"),
@@ -218,7 +255,11 @@ mod tests {
             (Type::Int64, ValueRef::Text(b"-12"), Value::Int(-12)),
             (Type::Bool, ValueRef::Text(b"TRUE"), Value::Bool(true)),
             (Type::Float64, ValueRef::Integer(3), Value::Float(3.0)),
-            (Type::Char { length: 4 }, ValueRef::Text(b"ab  "), Value::Text("ab".into())),
+            (
+                Type::Char { length: 4 },
+                ValueRef::Text(b"ab  "),
+                Value::Text("ab".into()),
+            ),
         ];
         for (kind, stored, expected) in legal {
             assert_eq!(value(&kind, stored), Ok(expected), "{kind} {stored:?}");

@@ -32,14 +32,23 @@ struct Trigger {
 pub(super) fn install(connection: &Connection, schema: &Schema) -> DbResult<()> {
     let mut wanted = Vec::new();
     for table in &schema.tables {
-        let live = Live::find(connection, &table.name)?
-            .ok_or_else(|| mismatch(&table.name, "there is no such table; create it or let `create_tables` do so"))?;
+        let live = Live::find(connection, &table.name)?.ok_or_else(|| {
+            mismatch(
+                &table.name,
+                "there is no such table; create it or let `create_tables` do so",
+            )
+        })?;
         check(table, &live)?;
         wanted.extend(definitions(table, &live));
     }
     for (name, sql) in installed(connection)? {
-        if !wanted.iter().any(|trigger| trigger.name == name && trigger.sql == sql) {
-            connection.execute_batch(&format!("DROP TRIGGER {}", quoted(&name))).map_err(failure)?;
+        if !wanted
+            .iter()
+            .any(|trigger| trigger.name == name && trigger.sql == sql)
+        {
+            connection
+                .execute_batch(&format!("DROP TRIGGER {}", quoted(&name)))
+                .map_err(failure)?;
         }
     }
     for trigger in &wanted {
@@ -57,9 +66,12 @@ pub(super) fn missing(connection: &Connection, schema: &Schema) -> DbResult<Vec<
     let mut missing = Vec::new();
     for table in &schema.tables {
         let whole = match Live::find(connection, &table.name)? {
-            Some(live) => definitions(table, &live).iter().try_fold(true, |whole, trigger| {
-                Ok(whole && present(connection, &trigger.name)?.as_deref() == Some(&trigger.sql))
-            })?,
+            Some(live) => definitions(table, &live)
+                .iter()
+                .try_fold(true, |whole, trigger| {
+                    Ok(whole
+                        && present(connection, &trigger.name)?.as_deref() == Some(&trigger.sql))
+                })?,
             None => false,
         };
         if !whole {
@@ -72,8 +84,13 @@ pub(super) fn missing(connection: &Connection, schema: &Schema) -> DbResult<Vec<
 /// All capture triggers in the database.
 pub(super) fn installed(connection: &Connection) -> DbResult<Vec<(String, String)>> {
     connection
-        .prepare_cached("SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND name GLOB ?1 || '*'")
-        .and_then(|mut all| all.query_map([PREFIX], |row| Ok((row.get(0)?, row.get(1)?)))?.collect())
+        .prepare_cached(
+            "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND name GLOB ?1 || '*'",
+        )
+        .and_then(|mut all| {
+            all.query_map([PREFIX], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect()
+        })
         .map_err(failure)
 }
 
@@ -92,29 +109,54 @@ fn check(table: &Table, live: &Live) -> DbResult<()> {
             return refuse(format!("column `{}` is missing", column.name));
         };
         match logical(&found.declared) {
-            Err(reason) => return refuse(format!("column `{}`: {}; {}", column.name, reason.problem, reason.advice)),
+            Err(reason) => {
+                return refuse(format!(
+                    "column `{}`: {}; {}",
+                    column.name, reason.problem, reason.advice
+                ));
+            }
             Ok(kind) if !compatible(&column.kind, &kind) => {
-                return refuse(format!("column `{}` is {kind} here and {} in the plan", column.name, column.kind));
+                return refuse(format!(
+                    "column `{}` is {kind} here and {} in the plan",
+                    column.name, column.kind
+                ));
             }
             Ok(_) => {}
         }
     }
-    let (plan, found) = (sorted(table.key_columns().map(|c| &c.name)), sorted(live.key().into_iter().map(|c| &c.name)));
+    let (plan, found) = (
+        sorted(table.key_columns().map(|c| &c.name)),
+        sorted(live.key().into_iter().map(|c| &c.name)),
+    );
     if plan != found {
-        return refuse(format!("its primary key is ({}) here and ({}) in the plan", found.join(", "), plan.join(", ")));
+        return refuse(format!(
+            "its primary key is ({}) here and ({}) in the plan",
+            found.join(", "),
+            plan.join(", ")
+        ));
     }
     if plan.len() > KEY_COLUMNS {
-        return refuse(format!("its primary key has more than {KEY_COLUMNS} columns"));
+        return refuse(format!(
+            "its primary key has more than {KEY_COLUMNS} columns"
+        ));
     }
     if let Some(collation) = live.folding_key() {
-        return refuse(format!("its primary key has collation {collation}, under which different keys are the same"));
+        return refuse(format!(
+            "its primary key has collation {collation}, under which different keys are the same"
+        ));
     }
     let unset = live.columns.iter().find(|found| {
-        let planned = table.columns.iter().any(|column| column.name.eq_ignore_ascii_case(&found.name));
+        let planned = table
+            .columns
+            .iter()
+            .any(|column| column.name.eq_ignore_ascii_case(&found.name));
         !planned && !found.generated && found.not_null && found.default.is_none()
     });
     match unset {
-        Some(found) => refuse(format!("column `{}` is not in the plan, NOT NULL and has no default", found.name)),
+        Some(found) => refuse(format!(
+            "column `{}` is not in the plan, NOT NULL and has no default",
+            found.name
+        )),
         None => Ok(()),
     }
 }
@@ -127,18 +169,41 @@ fn sorted<'a>(names: impl Iterator<Item = &'a String>) -> Vec<String> {
 
 /// The triggers that this table needs in its present shape.
 fn definitions(table: &Table, live: &Live) -> Vec<Trigger> {
-    let append = |op: &str, row: &str| format!("{} SELECT {}", into(table), captured(table, op, row));
-    let key: UniqueColumns<'_> = table.key_columns().map(|column| (column.name.as_str(), "BINARY")).collect();
+    let append =
+        |op: &str, row: &str| format!("{} SELECT {}", into(table), captured(table, op, row));
+    let key: UniqueColumns<'_> = table
+        .key_columns()
+        .map(|column| (column.name.as_str(), "BINARY"))
+        .collect();
     let key_changed = changed(&key);
     let sets: Vec<UniqueColumns<'_>> = std::iter::once(key).chain(live.unique_columns()).collect();
     let inserted = sets.iter().map(|set| replaced(table, set, "")).collect();
-    let updated = sets.iter().map(|set| replaced(table, set, &format!(" AND ({})", changed(set)))).collect();
+    let updated = sets
+        .iter()
+        .map(|set| replaced(table, set, &format!(" AND ({})", changed(set))))
+        .collect();
     [
         ("before_insert", "BEFORE INSERT", inserted),
         ("before_update", "BEFORE UPDATE", updated),
-        ("insert", "AFTER INSERT", format!("{}; ", append("I", "NEW"))),
-        ("update", "AFTER UPDATE", format!("{}; {} WHERE {key_changed}; ", append("U", "OLD"), append("I", "NEW"))),
-        ("delete", "AFTER DELETE", format!("{}; ", append("U", "OLD"))),
+        (
+            "insert",
+            "AFTER INSERT",
+            format!("{}; ", append("I", "NEW")),
+        ),
+        (
+            "update",
+            "AFTER UPDATE",
+            format!(
+                "{}; {} WHERE {key_changed}; ",
+                append("U", "OLD"),
+                append("I", "NEW")
+            ),
+        ),
+        (
+            "delete",
+            "AFTER DELETE",
+            format!("{}; ", append("U", "OLD")),
+        ),
     ]
     .into_iter()
     .map(|(suffix, event, body)| {
@@ -165,7 +230,10 @@ fn replaced(table: &Table, columns: &[(&str, &str)], guard: &str) -> String {
 
 /// `INSERT INTO branchline_capture(...)` with the key columns that this table uses.
 pub(super) fn into(table: &Table) -> String {
-    format!("INSERT INTO branchline_capture(tbl, op, at, {})", key_slots(table.key.len()))
+    format!(
+        "INSERT INTO branchline_capture(tbl, op, at, {})",
+        key_slots(table.key.len())
+    )
 }
 
 /// The values of one captured write, read from `row` (`NEW`, `OLD` or an alias).
@@ -175,6 +243,8 @@ pub(super) fn captured(table: &Table, op: &str, row: &str) -> String {
 }
 
 fn changed(columns: &[(&str, &str)]) -> String {
-    let differs = columns.iter().map(|(name, _)| format!("OLD.{0} IS NOT NEW.{0}", quoted(name)));
+    let differs = columns
+        .iter()
+        .map(|(name, _)| format!("OLD.{0} IS NOT NEW.{0}", quoted(name)));
     differs.collect::<Vec<_>>().join(" OR ")
 }

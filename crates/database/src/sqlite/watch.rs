@@ -31,10 +31,14 @@ pub struct Watcher {
 /// Watches the database file at a path or `sqlite:PATH` address.
 pub fn watch(address: &str) -> DbResult<Watcher> {
     let path = path_of(address);
-    let connection =
-        Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)
-            .map_err(failure)?;
-    connection.execute_batch("PRAGMA query_only = ON").map_err(failure)?;
+    let connection = Connection::open_with_flags(
+        &path,
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+    )
+    .map_err(failure)?;
+    connection
+        .execute_batch("PRAGMA query_only = ON")
+        .map_err(failure)?;
     let seen = data_version(&connection).map_err(failure)?;
     let (hints, hinted) = sync_channel(1);
     let directory = watch_directory(&path, hints);
@@ -45,7 +49,9 @@ pub fn watch(address: &str) -> DbResult<Watcher> {
             follow(&connection, seen, &hinted, &waker);
             drop(directory);
         })
-        .map_err(|error| DatabaseError::Other(format!("no thread to watch the database file: {error}")))?;
+        .map_err(|error| {
+            DatabaseError::Other(format!("no thread to watch the database file: {error}"))
+        })?;
     Ok(Watcher { wake })
 }
 
@@ -70,7 +76,9 @@ fn follow(connection: &Connection, mut seen: i64, hinted: &Receiver<()>, waker: 
 }
 
 fn data_version(connection: &Connection) -> rusqlite::Result<i64> {
-    connection.prepare_cached("PRAGMA data_version")?.query_row([], |row| row.get(0))
+    connection
+        .prepare_cached("PRAGMA data_version")?
+        .query_row([], |row| row.get(0))
 }
 
 /// Sends a hint whenever the database file, its journal or its write-ahead log changes. None where the file system
@@ -78,7 +86,11 @@ fn data_version(connection: &Connection) -> rusqlite::Result<i64> {
 fn watch_directory(path: &Path, hints: SyncSender<()>) -> Option<RecommendedWatcher> {
     let path = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     let directory = path.parent().map(Path::to_path_buf)?;
-    let ours = [suffixed(&path, ""), suffixed(&path, "-wal"), suffixed(&path, "-journal")];
+    let ours = [
+        suffixed(&path, ""),
+        suffixed(&path, "-wal"),
+        suffixed(&path, "-journal"),
+    ];
     let told = move |event: notify::Result<notify::Event>| {
         let Ok(event) = event else { return };
         let changed = !matches!(event.kind, EventKind::Access(_));

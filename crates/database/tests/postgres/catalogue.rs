@@ -10,11 +10,21 @@ use super::office::{client, office, shop};
 
 fn dump(url: &str) -> String {
     let pg_dump = servers::postgres().bin("pg_dump");
-    let done = std::process::Command::new(pg_dump).args(["-s", "-d", url]).output().unwrap();
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let done = std::process::Command::new(pg_dump)
+        .args(["-s", "-d", url])
+        .output()
+        .unwrap();
+    assert!(
+        done.status.success(),
+        "{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
     let text = String::from_utf8(done.stdout).unwrap();
     // Newer versions write a random word into these lines.
-    text.lines().filter(|line| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict")).collect::<Vec<_>>().join("\n")
+    text.lines()
+        .filter(|line| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 #[tokio::test]
@@ -33,20 +43,29 @@ async fn the_schema_dump_is_the_same_after_uninstalling() {
     let before = dump(&url);
     let mut db = PostgresDatabase::connect(&url).await.unwrap();
     db.prepare().await.unwrap();
-    let mut schema = Schema { version: 1, tables: db.inspect().await.unwrap().tables };
+    let mut schema = Schema {
+        version: 1,
+        tables: db.inspect().await.unwrap().tables,
+    };
     assert_eq!(schema.tables.len(), 3);
-    (1..).zip(&mut schema.tables).for_each(|(id, table)| table.id = id);
+    (1..)
+        .zip(&mut schema.tables)
+        .for_each(|(id, table)| table.id = id);
     db.install(&schema).await.unwrap();
     assert!(db.missing_capture(&schema).await.unwrap().is_empty());
     assert_ne!(dump(&url), before);
-    app.batch_execute("INSERT INTO sales.\"Order\" (m) VALUES ('ok'); INSERT INTO p VALUES (1)").await.unwrap();
+    app.batch_execute("INSERT INTO sales.\"Order\" (m) VALUES ('ok'); INSERT INTO p VALUES (1)")
+        .await
+        .unwrap();
     db.uninstall().await.unwrap();
     assert_eq!(dump(&url), before);
     db.uninstall().await.unwrap();
 }
 
 fn problems(findings: &[Finding], table: &str, fatal: bool) -> Vec<String> {
-    let of = findings.iter().filter(|f| f.table.as_deref() == Some(table) && f.fatal == fatal);
+    let of = findings
+        .iter()
+        .filter(|f| f.table.as_deref() == Some(table) && f.fatal == fatal);
     of.map(|f| f.problem.clone()).collect()
 }
 
@@ -69,20 +88,41 @@ async fn an_inspection_names_what_cannot_be_shared() {
     let mut db = PostgresDatabase::connect(&url).await.unwrap();
     let found = db.inspect().await.unwrap();
     for table in ["keyless", "strange", "late", "spans", "above", "below"] {
-        assert!(!problems(&found.findings, table, true).is_empty(), "{table}: {:?}", found.findings);
+        assert!(
+            !problems(&found.findings, table, true).is_empty(),
+            "{table}: {:?}",
+            found.findings
+        );
     }
     let strange = problems(&found.findings, "strange", true).join(" ");
-    assert!(strange.contains("`a`") && strange.contains("inet") && strange.contains("money"), "{strange}");
+    assert!(
+        strange.contains("`a`") && strange.contains("inet") && strange.contains("money"),
+        "{strange}"
+    );
     let warnings = problems(&found.findings, "good", false).join(" ");
-    assert!(warnings.contains("touch") && warnings.contains("numbers `id`") && warnings.contains("digits"), "{warnings}");
+    assert!(
+        warnings.contains("touch")
+            && warnings.contains("numbers `id`")
+            && warnings.contains("digits"),
+        "{warnings}"
+    );
     assert_eq!(found.tables.len(), 1);
     let good = &found.tables[0];
-    let kinds: Vec<_> = good.columns.iter().map(|column| (column.name.as_str(), column.kind.clone())).collect();
+    let kinds: Vec<_> = good
+        .columns
+        .iter()
+        .map(|column| (column.name.as_str(), column.kind.clone()))
+        .collect();
     let text = Type::Text { max: None };
     let expected = [
         ("id", Type::Int32),
         ("s", Type::Text { max: Some(7) }),
-        ("n", Type::Decimal { limits: Some((8, 3)) }),
+        (
+            "n",
+            Type::Decimal {
+                limits: Some((8, 3)),
+            },
+        ),
         ("tags", Type::Array(Box::new(text.clone()))),
         ("t", text),
         ("at", Type::Timestamp),
@@ -105,12 +145,22 @@ async fn a_role_without_rights_is_told_what_it_lacks() {
     .await
     .unwrap();
     let address = url.rsplit_once('@').unwrap().1;
-    let mut db = PostgresDatabase::connect(&format!("postgres://helper:pw@{address}")).await.unwrap();
+    let mut db = PostgresDatabase::connect(&format!("postgres://helper:pw@{address}"))
+        .await
+        .unwrap();
     let found = db.inspect().await.unwrap();
     assert!(found.tables.is_empty());
-    assert!(found.findings.iter().any(|f| f.fatal && f.table.is_none() && f.advice.contains("GRANT CREATE ON DATABASE")));
+    assert!(
+        found
+            .findings
+            .iter()
+            .any(|f| f.fatal && f.table.is_none() && f.advice.contains("GRANT CREATE ON DATABASE"))
+    );
     assert!(!problems(&found.findings, "t", true).is_empty());
-    assert!(matches!(db.prepare().await, Err(branchline_core::port::DatabaseError::Refused(_))));
+    assert!(matches!(
+        db.prepare().await,
+        Err(branchline_core::port::DatabaseError::Refused(_))
+    ));
     drop(db);
     app.batch_execute("DROP ROLE helper").await.unwrap();
 }
@@ -120,5 +170,15 @@ async fn a_table_that_differs_from_the_plan_is_refused_by_column() {
     let mut shop = shop("CREATE TABLE t (id int PRIMARY KEY, name varchar(10))").await;
     shop.schema.tables[0].columns[1].kind = Type::Text { max: None };
     let refused = shop.db.install(&shop.schema).await.unwrap_err().to_string();
-    assert!(refused.contains("`t`") && refused.contains("`name`"), "{refused}");
+    assert!(
+        refused.contains("`t`") && refused.contains("`name`"),
+        "{refused}"
+    );
+    shop.schema.tables[0].columns.pop();
+    shop.sql("ALTER TABLE t ADD extra timestamptz NOT NULL DEFAULT now()")
+        .await;
+    shop.db.install(&shop.schema).await.unwrap();
+    shop.sql("ALTER TABLE t ALTER extra DROP DEFAULT").await;
+    let refused = shop.db.install(&shop.schema).await.unwrap_err().to_string();
+    assert!(refused.contains("`extra`"), "{refused}");
 }

@@ -7,7 +7,10 @@ use branchline_testkit::servers::{self, Postgres};
 use super::office::{client, office};
 
 async fn error(url: &str) -> DatabaseError {
-    let error = PostgresDatabase::connect(url).await.err().expect("no connection");
+    let error = PostgresDatabase::connect(url)
+        .await
+        .err()
+        .expect("no connection");
     assert!(!format!("{error:?}").contains("s3cret"), "{error:?}");
     error
 }
@@ -17,14 +20,35 @@ async fn wrong_passwords_and_databases_are_refused_and_wrong_hosts_unreachable()
     let server = servers::postgres();
     let address = server.url("postgres");
     let host = address.rsplit_once('@').unwrap().1;
-    assert!(matches!(error(&format!("postgres://postgres:s3cret@{host}")).await, DatabaseError::Refused(_)));
-    assert!(matches!(error(&server.url("no_such_database")).await, DatabaseError::Refused(_)));
-    assert!(matches!(error("postgres://a:s3cret@127.0.0.1:9/x").await, DatabaseError::Unreachable(_)));
-    assert!(matches!(error("postgres://a:s3@cret@127.0.0.1:9/x").await, DatabaseError::Refused(_)));
-    assert!(matches!(error("mysql://a:s3cret@127.0.0.1/x").await, DatabaseError::Refused(_)));
-    assert!(matches!(error("postgres://a:s3cret@127.0.0.1/x?sslmode=sure").await, DatabaseError::Refused(_)));
+    assert!(matches!(
+        error(&format!("postgres://postgres:s3cret@{host}")).await,
+        DatabaseError::Refused(_)
+    ));
+    assert!(matches!(
+        error(&server.url("no_such_database")).await,
+        DatabaseError::Refused(_)
+    ));
+    assert!(matches!(
+        error("postgres://a:s3cret@127.0.0.1:9/x").await,
+        DatabaseError::Unreachable(_)
+    ));
+    assert!(matches!(
+        error("postgres://a:s3@cret@127.0.0.1:9/x").await,
+        DatabaseError::Refused(_)
+    ));
+    assert!(matches!(
+        error("mysql://a:s3cret@127.0.0.1/x").await,
+        DatabaseError::Refused(_)
+    ));
+    assert!(matches!(
+        error("postgres://a:s3cret@127.0.0.1/x?sslmode=sure").await,
+        DatabaseError::Refused(_)
+    ));
     let plain = error(&format!("{address}?sslmode=require")).await;
-    assert!(matches!(plain, DatabaseError::Refused(_)), "a server without TLS: {plain:?}");
+    assert!(
+        matches!(plain, DatabaseError::Refused(_)),
+        "a server without TLS: {plain:?}"
+    );
 }
 
 #[tokio::test]
@@ -38,7 +62,10 @@ async fn a_broken_connection_is_unreachable_until_the_next_begin() {
                 WHERE application_name = 'branchline' AND datname = current_database()";
     other.execute(kill, &[]).await.unwrap();
     let failed = db.meta("x").await;
-    assert!(matches!(failed, Err(DatabaseError::Unreachable(_))), "{failed:?}");
+    assert!(
+        matches!(failed, Err(DatabaseError::Unreachable(_))),
+        "{failed:?}"
+    );
     assert!(db.commit().await.is_err());
     db.begin(Purpose::Apply).await.unwrap();
     assert_eq!(db.meta("x").await.unwrap(), None);
@@ -47,19 +74,43 @@ async fn a_broken_connection_is_unreachable_until_the_next_begin() {
 }
 
 fn openssl(folder: &std::path::Path, arguments: &str) {
-    let done = std::process::Command::new("openssl").args(arguments.split(' ')).current_dir(folder).output().unwrap();
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let done = std::process::Command::new("openssl")
+        .args(arguments.split(' '))
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    assert!(
+        done.status.success(),
+        "{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
 }
 
 #[tokio::test]
 async fn certificates_are_checked_as_far_as_the_url_asks() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
-    openssl(folder.path(), "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=ca");
-    openssl(folder.path(), "req -x509 -newkey rsa:2048 -nodes -keyout other.key -out other.pem -days 2 -subj /CN=other");
-    openssl(folder.path(), "req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=db");
-    std::fs::write(folder.path().join("names"), "subjectAltName=DNS:localhost\n").unwrap();
-    openssl(folder.path(), "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out server.pem");
+    openssl(
+        folder.path(),
+        "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=ca",
+    );
+    openssl(
+        folder.path(),
+        "req -x509 -newkey rsa:2048 -nodes -keyout other.key -out other.pem -days 2 -subj /CN=other",
+    );
+    openssl(
+        folder.path(),
+        "req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=db",
+    );
+    std::fs::write(
+        folder.path().join("names"),
+        "subjectAltName=DNS:localhost\n",
+    )
+    .unwrap();
+    openssl(
+        folder.path(),
+        "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out server.pem",
+    );
     let mut server = Postgres::start_fast();
     let data = server.data();
     for (from, to) in [("server.pem", "server.crt"), ("server.key", "server.key")] {

@@ -7,7 +7,8 @@ use branchline_core::port::{Database, Purpose};
 
 use super::office::{Shop, shop};
 
-const SALES: &str = "CREATE TABLE sales (id uuid PRIMARY KEY, branch int, sku text, qty int, price numeric(12,2),
+const SALES: &str =
+    "CREATE TABLE sales (id uuid PRIMARY KEY, branch int, sku text, qty int, price numeric(12,2),
                      sold_at timestamptz, note text)";
 const ROWS: usize = 200_000;
 
@@ -49,7 +50,10 @@ async fn figures() {
             }
         }
         assert_eq!(count, ROWS);
-        println!("take in portions of {limit}: {} in {calls} calls", per_second(ROWS, since));
+        println!(
+            "take in portions of {limit}: {} in {calls} calls",
+            per_second(ROWS, since)
+        );
         source.db.rollback().await.unwrap();
     }
     let units = source.units(1000).await;
@@ -57,8 +61,10 @@ async fn figures() {
     let target = shop(SALES).await;
     let Shop { mut db, schema, .. } = target;
     let id = schema.tables[0].id;
-    let batches: Vec<Vec<_>> =
-        units.into_iter().map(|unit| unit.into_iter().map(|taken| (id, taken.effect)).collect()).collect();
+    let batches: Vec<Vec<_>> = units
+        .into_iter()
+        .map(|unit| unit.into_iter().map(|taken| (id, taken.effect)).collect())
+        .collect();
     for what in ["new", "existing"] {
         let since = Instant::now();
         for batch in &batches {
@@ -68,11 +74,18 @@ async fn figures() {
         }
         println!("write {what} rows: {}", per_second(ROWS, since));
     }
-    let keys: Vec<_> = batches.iter().flatten().map(|(_, effect): &(_, Effect)| effect.key(&schema.tables[0])).collect();
+    let keys: Vec<_> = batches
+        .iter()
+        .flatten()
+        .map(|(_, effect): &(_, Effect)| effect.key(&schema.tables[0]))
+        .collect();
     let since = Instant::now();
     db.begin(Purpose::Read).await.unwrap();
     for some in keys.chunks(1000) {
-        assert_eq!(db.read(&schema.tables[0], some).await.unwrap().len(), some.len());
+        assert_eq!(
+            db.read(&schema.tables[0], some).await.unwrap().len(),
+            some.len()
+        );
     }
     println!("read by key: {}", per_second(ROWS, since));
     db.rollback().await.unwrap();

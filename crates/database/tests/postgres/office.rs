@@ -18,7 +18,9 @@ pub struct PostgresOffice {
 }
 
 pub async fn office() -> PostgresOffice {
-    PostgresOffice { url: servers::postgres().fresh_database() }
+    PostgresOffice {
+        url: servers::postgres().fresh_database(),
+    }
 }
 
 pub async fn client(url: &str) -> Client {
@@ -61,7 +63,9 @@ impl Office for PostgresOffice {
         match (kind, value) {
             (_, Value::Text(text)) => text.contains('\0'),
             // Single floats travel as the value of their shortest text; what lies between would be rounded.
-            (Type::Float32, Value::Float(f)) => !f.is_nan() && (*f as f32).to_string().parse() != Ok(*f),
+            (Type::Float32, Value::Float(f)) => {
+                !f.is_nan() && (*f as f32).to_string().parse() != Ok(*f)
+            }
             _ => false,
         }
     }
@@ -77,13 +81,19 @@ impl Application for PostgresApplication {
     async fn run(&mut self, schema: &Schema, ops: &[Op]) -> Result<(), String> {
         for op in ops {
             let sql = statement(Dialect::Postgres, schema, op);
-            self.0.batch_execute(&sql).await.map_err(|e| format!("{e:?}"))?;
+            self.0
+                .batch_execute(&sql)
+                .await
+                .map_err(|e| format!("{e:?}"))?;
         }
         Ok(())
     }
 
     async fn commit(&mut self) -> Result<(), String> {
-        self.0.batch_execute("COMMIT").await.map_err(|e| format!("{e:?}"))
+        self.0
+            .batch_execute("COMMIT")
+            .await
+            .map_err(|e| format!("{e:?}"))
     }
 
     async fn roll_back(&mut self) {
@@ -111,15 +121,27 @@ pub async fn shop(sql: &str) -> Shop {
     let mut db = PostgresDatabase::connect(&url).await.unwrap();
     db.prepare().await.unwrap();
     let found = db.inspect().await.unwrap();
-    let fatal: Vec<_> = found.findings.iter().filter(|finding| finding.fatal).collect();
+    let fatal: Vec<_> = found
+        .findings
+        .iter()
+        .filter(|finding| finding.fatal)
+        .collect();
     assert!(fatal.is_empty(), "{fatal:?}");
-    let mut schema = Schema { version: 1, tables: found.tables };
+    let mut schema = Schema {
+        version: 1,
+        tables: found.tables,
+    };
     schema.sort_parents_first();
     for (id, table) in (1..).zip(&mut schema.tables) {
         table.id = id;
     }
     db.install(&schema).await.unwrap();
-    Shop { url, db, app, schema }
+    Shop {
+        url,
+        db,
+        app,
+        schema,
+    }
 }
 
 impl Shop {
@@ -136,7 +158,11 @@ impl Shop {
         self.db.begin(Purpose::Take).await.unwrap();
         let mut units = vec![Vec::new()];
         loop {
-            let Portion { changes, open, more } = self.db.take(&self.schema, limit).await.unwrap();
+            let Portion {
+                changes,
+                open,
+                more,
+            } = self.db.take(&self.schema, limit).await.unwrap();
             units.last_mut().unwrap().extend(changes);
             if !open && !more {
                 break;

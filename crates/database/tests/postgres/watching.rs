@@ -12,8 +12,18 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn asleep(app: &tokio_postgres::Client, wanted: bool) {
     let since = Instant::now();
-    while app.query_one("SELECT asleep FROM branchline.sleeper", &[]).await.unwrap().get::<_, bool>(0) != wanted {
-        assert!(since.elapsed() < PATIENCE, "the watcher is asleep: {}", !wanted);
+    while app
+        .query_one("SELECT asleep FROM branchline.sleeper", &[])
+        .await
+        .unwrap()
+        .get::<_, bool>(0)
+        != wanted
+    {
+        assert!(
+            since.elapsed() < PATIENCE,
+            "the watcher is asleep: {}",
+            !wanted
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -29,11 +39,17 @@ async fn a_write_wakes_a_sleeping_watcher_at_once() {
         while watcher.wake.try_recv().is_ok() {}
         shop.sql(&format!("INSERT INTO t VALUES ({id})")).await;
         let committed = Instant::now();
-        tokio::time::timeout(PATIENCE, watcher.wake.recv()).await.unwrap().unwrap();
+        tokio::time::timeout(PATIENCE, watcher.wake.recv())
+            .await
+            .unwrap()
+            .unwrap();
         fastest = fastest.min(committed.elapsed());
         shop.taken().await;
     }
-    assert!(fastest < Duration::from_millis(300), "notified, not polled: {fastest:?}");
+    assert!(
+        fastest < Duration::from_millis(300),
+        "notified, not polled: {fastest:?}"
+    );
     println!("woken {fastest:?} after the commit");
     asleep(&shop.app, true).await;
     drop(watcher);
@@ -45,11 +61,16 @@ async fn a_transaction_older_than_the_sleep_is_not_missed_for_long() {
     let mut shop = shop("CREATE TABLE t (id bigint PRIMARY KEY)").await;
     let mut watcher = watch(&shop.url).await.unwrap();
     let old = client(&shop.url).await;
-    old.batch_execute("BEGIN; INSERT INTO t VALUES (1)").await.unwrap();
+    old.batch_execute("BEGIN; INSERT INTO t VALUES (1)")
+        .await
+        .unwrap();
     asleep(&shop.app, true).await;
     while watcher.wake.try_recv().is_ok() {}
     old.batch_execute("COMMIT").await.unwrap();
-    tokio::time::timeout(PATIENCE, watcher.wake.recv()).await.unwrap().unwrap();
+    tokio::time::timeout(PATIENCE, watcher.wake.recv())
+        .await
+        .unwrap()
+        .unwrap();
     assert_eq!(shop.taken().await.len(), 1);
 }
 
@@ -62,7 +83,10 @@ async fn a_watcher_returns_after_its_connection_broke() {
     let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
                 WHERE datname = current_database() AND query LIKE '%pg_snapshot_xmin%' AND pid <> pg_backend_pid()";
     assert_eq!(shop.app.execute(kill, &[]).await.unwrap(), 1);
-    tokio::time::timeout(PATIENCE, watcher.wake.recv()).await.unwrap().unwrap();
+    tokio::time::timeout(PATIENCE, watcher.wake.recv())
+        .await
+        .unwrap()
+        .unwrap();
     let mut db = shop.db;
     db.uninstall().await.unwrap();
 }

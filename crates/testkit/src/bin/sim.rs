@@ -6,7 +6,8 @@ use std::time::Instant;
 use branchline_testkit::sim::{Engine, Options, simulate};
 
 fn main() -> ExitCode {
-    let (mut seeds, mut first, mut engine, mut loud, mut keep_going) = (100, 0, Engine::Memory, false, false);
+    let (mut seeds, mut first, mut engine, mut loud, mut keep_going) =
+        (100, 0, Engine::Memory, false, false);
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut number = || arguments.next().and_then(|text| text.parse::<u64>().ok());
@@ -33,7 +34,12 @@ fn main() -> ExitCode {
     let begun = Instant::now();
     let (mut failed, mut conflicts, mut crashes, mut reincarnations) = (0_u64, 0, 0, 0);
     for seed in first..first + seeds {
-        let outcome = simulate(&Options { seed, engine, sabotage: None, loud });
+        let outcome = simulate(&Options {
+            seed,
+            engine,
+            sabotage: None,
+            loud,
+        });
         conflicts += outcome.conflicts;
         crashes += outcome.crashes;
         reincarnations += outcome.reincarnations;
@@ -42,7 +48,14 @@ fn main() -> ExitCode {
             if keep_going {
                 println!("seed {seed}: {failure}");
             } else {
-                println!("{}", if loud { format!("seed {seed}: {failure}") } else { outcome.report(engine) });
+                println!(
+                    "{}",
+                    if loud {
+                        format!("seed {seed}: {failure}")
+                    } else {
+                        outcome.report(engine)
+                    }
+                );
                 return ExitCode::FAILURE;
             }
         }
@@ -52,5 +65,9 @@ fn main() -> ExitCode {
         "{seeds} seeds from {first}, {failed} failed; {crashes} crashes, {conflicts} conflicts, {reincarnations} new incarnations; {:.1} seeds/s",
         seeds as f64 / seconds
     );
-    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if failed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }

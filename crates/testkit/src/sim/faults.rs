@@ -138,7 +138,13 @@ impl<'w> Faulty<'w> {
     /// Wraps a database for one call of a machine.
     pub fn new(disk: &'w mut Disk, plan: &'w mut Plan, desk: Desk<'w>) -> Self {
         disk.set_now(desk.now);
-        Self { disk, plan, desk, open: None, done: Vec::new() }
+        Self {
+            disk,
+            plan,
+            desk,
+            open: None,
+            done: Vec::new(),
+        }
     }
 
     /// What goes wrong before this step. Returns whether the process dies after it.
@@ -151,7 +157,9 @@ impl<'w> Faulty<'w> {
         }
         if count_down(&mut self.plan.busy) {
             self.plan.hindered = true;
-            return Err(DatabaseError::Busy("another transaction, on purpose".into()));
+            return Err(DatabaseError::Busy(
+                "another transaction, on purpose".into(),
+            ));
         }
         let mut late = false;
         if let Some((left, after)) = &mut self.plan.crash {
@@ -205,9 +213,11 @@ impl<'w> Faulty<'w> {
             Some(purpose) if sees_others && memory => {
                 for redo in &self.done {
                     if let Redo::Write(effects, schema) = redo {
-                        self.desk.locked.extend(effects.iter().filter_map(|(id, effect)| {
-                            Some((*id, effect.key(schema.table(*id)?)))
-                        }));
+                        self.desk
+                            .locked
+                            .extend(effects.iter().filter_map(|(id, effect)| {
+                                Some((*id, effect.key(schema.table(*id)?)))
+                            }));
                     }
                 }
                 inner!(self, db => db.rollback())?;
@@ -216,12 +226,24 @@ impl<'w> Faulty<'w> {
                 inner!(self, db => db.begin(purpose))?;
                 for redo in std::mem::take(&mut self.done) {
                     match &redo {
-                        Redo::Write(effects, schema) => inner!(self, db => db.write(schema, effects))?,
-                        Redo::SetMeta(name, value) => inner!(self, db => db.set_meta(name, value.as_deref()))?,
-                        Redo::Append(stream, entries) => inner!(self, db => db.append(stream, entries))?,
-                        Redo::Trim(stream, through) => inner!(self, db => db.trim(stream, *through))?,
-                        Redo::SetNotes(table, notes) => inner!(self, db => db.set_notes(table, notes))?,
-                        Redo::Recapture(table, keys) => inner!(self, db => db.recapture(table, keys.as_deref()))?,
+                        Redo::Write(effects, schema) => {
+                            inner!(self, db => db.write(schema, effects))?
+                        }
+                        Redo::SetMeta(name, value) => {
+                            inner!(self, db => db.set_meta(name, value.as_deref()))?
+                        }
+                        Redo::Append(stream, entries) => {
+                            inner!(self, db => db.append(stream, entries))?
+                        }
+                        Redo::Trim(stream, through) => {
+                            inner!(self, db => db.trim(stream, *through))?
+                        }
+                        Redo::SetNotes(table, notes) => {
+                            inner!(self, db => db.set_notes(table, notes))?
+                        }
+                        Redo::Recapture(table, keys) => {
+                            inner!(self, db => db.recapture(table, keys.as_deref()))?
+                        }
                     }
                 }
                 Ok(())
@@ -265,7 +287,9 @@ impl Database for Faulty<'_> {
     async fn take(&mut self, schema: &Schema, limit: usize) -> DbResult<Portion> {
         let mut portion = step!(self, db => db.take(schema, limit))?;
         for taken in &mut portion.changes {
-            let Some(table) = schema.table(taken.table) else { continue };
+            let Some(table) = schema.table(taken.table) else {
+                continue;
+            };
             let row = (taken.table, taken.effect.key(table));
             // An engine that stamps by the machine's clock would make a run differ from its repetition.
             if matches!(self.disk, Disk::Sqlite(_)) {
@@ -313,7 +337,12 @@ impl Database for Faulty<'_> {
         step!(self, db => db.read(table, keys))
     }
 
-    async fn chunk(&mut self, table: &Table, after: Option<&Key>, limit: usize) -> DbResult<Vec<Row>> {
+    async fn chunk(
+        &mut self,
+        table: &Table,
+        after: Option<&Key>,
+        limit: usize,
+    ) -> DbResult<Vec<Row>> {
         step!(self, db => db.chunk(table, after, limit))
     }
 
@@ -365,7 +394,11 @@ impl Database for Faulty<'_> {
         step!(self, db => db.extent(stream))
     }
 
-    async fn notes(&mut self, table: &Table, keys: Option<&[Key]>) -> DbResult<BTreeMap<Key, Vec<u8>>> {
+    async fn notes(
+        &mut self,
+        table: &Table,
+        keys: Option<&[Key]>,
+    ) -> DbResult<BTreeMap<Key, Vec<u8>>> {
         step!(self, db => db.notes(table, keys))
     }
 

@@ -66,7 +66,9 @@ impl Journal {
 
     /// All rows ever written, with their writes in order.
     pub fn rows(&self) -> impl Iterator<Item = (&RowName, &[WriteId])> {
-        self.rows.iter().map(|(row, writes)| (row, writes.as_slice()))
+        self.rows
+            .iter()
+            .map(|(row, writes)| (row, writes.as_slice()))
     }
 
     /// A write.
@@ -81,7 +83,9 @@ impl Journal {
 
     /// Whether a delete took back what the same office had inserted, so that nobody else need ever know.
     pub fn took_back(&self, id: WriteId) -> bool {
-        let Some(office) = self.write(id).map(|write| write.office) else { return false };
+        let Some(office) = self.write(id).map(|write| write.office) else {
+            return false;
+        };
         let mut at = Some(id);
         while let Some(id) = at {
             match self.write(id) {

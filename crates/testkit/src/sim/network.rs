@@ -88,7 +88,14 @@ impl Network {
     /// Puts a message into a queue.
     pub fn store(&mut self, to: usize, bytes: Bytes) -> u64 {
         let number = self.number();
-        self.stored.insert(number, Stored { to, bytes, handed: None });
+        self.stored.insert(
+            number,
+            Stored {
+                to,
+                bytes,
+                handed: None,
+            },
+        );
         number
     }
 
@@ -121,14 +128,21 @@ impl Network {
         end.flights = Default::default();
         end.last_arrival = [0; 2];
         self.deliveries.retain(|_, delivery| delivery.link != link);
-        for message in self.stored.values_mut().filter(|message| message.to == link) {
+        for message in self
+            .stored
+            .values_mut()
+            .filter(|message| message.to == link)
+        {
             message.handed = None;
         }
     }
 
     /// The messages that lie in an office's queue and are not handed out.
     pub fn waiting(&self, office: usize) -> Vec<u64> {
-        let waiting = self.stored.iter().filter(|(_, message)| message.to == office && message.handed.is_none());
+        let waiting = self
+            .stored
+            .iter()
+            .filter(|(_, message)| message.to == office && message.handed.is_none());
         waiting.map(|(&number, _)| number).collect()
     }
 }

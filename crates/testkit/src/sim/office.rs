@@ -24,7 +24,10 @@ use branchline_core::value::Value;
 /// Runs a future that never waits.
 pub fn run<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
-    match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+    match future
+        .as_mut()
+        .poll(&mut Context::from_waker(Waker::noop()))
+    {
         Poll::Ready(value) => value,
         Poll::Pending => panic!("a step of the simulation waited for something"),
     }
@@ -58,7 +61,9 @@ fn connect(path: &std::path::Path) -> (SqliteDatabase, rusqlite::Connection) {
     let database = SqliteDatabase::open(&path.display().to_string(), true).expect("the file opens");
     let application = rusqlite::Connection::open(path).expect("the file opens");
     application
-        .execute_batch("PRAGMA busy_timeout = 0; PRAGMA foreign_keys = ON; PRAGMA synchronous = OFF")
+        .execute_batch(
+            "PRAGMA busy_timeout = 0; PRAGMA foreign_keys = ON; PRAGMA synchronous = OFF",
+        )
         .expect("settings");
     (database, application)
 }
@@ -71,7 +76,11 @@ impl Disk {
             Some(folder) => {
                 let path = folder.join(format!("{name}.db"));
                 let (database, application) = connect(&path);
-                Self::Sqlite(Box::new(File { database, application, path }))
+                Self::Sqlite(Box::new(File {
+                    database,
+                    application,
+                    path,
+                }))
             }
         }
     }
@@ -104,7 +113,9 @@ impl Disk {
     pub fn restore(&mut self, image: &Image) {
         match (&mut *self, image) {
             (Self::Memory(database), Image::Memory(snapshot)) => database.restore(snapshot),
-            (Self::Sqlite(file), Image::Sqlite(bytes)) => std::fs::write(&file.path, bytes).expect("the file writes"),
+            (Self::Sqlite(file), Image::Sqlite(bytes)) => {
+                std::fs::write(&file.path, bytes).expect("the file writes")
+            }
             _ => panic!("an image of another engine"),
         }
         self.reopen();
@@ -139,7 +150,9 @@ impl Disk {
 
     /// A committed row, as the application sees it.
     pub fn row(&mut self, table: &Table, key: &Key) -> Option<Row> {
-        self.rows(table).into_iter().find(|row| table.key_of(row) == *key)
+        self.rows(table)
+            .into_iter()
+            .find(|row| table.key_of(row) == *key)
     }
 
     /// All committed rows, in key order.
@@ -148,12 +161,18 @@ impl Disk {
             Self::Memory(database) => database.rows(&table.name),
             Self::Sqlite(file) => {
                 let select = format!("SELECT * FROM {} ORDER BY 1", quoted(&table.name));
-                let Ok(mut select) = file.application.prepare(&select) else { return Vec::new() };
+                let Ok(mut select) = file.application.prepare(&select) else {
+                    return Vec::new();
+                };
                 let width = table.columns.len();
                 let rows = select.query_map([], |row| {
-                    (0..width).map(|at| row.get::<_, SqlValue>(at)).collect::<Result<Vec<_>, _>>()
+                    (0..width)
+                        .map(|at| row.get::<_, SqlValue>(at))
+                        .collect::<Result<Vec<_>, _>>()
                 });
-                let row = |row: Result<Vec<SqlValue>, _>| Row(row.expect("a row").into_iter().map(plain).collect());
+                let row = |row: Result<Vec<SqlValue>, _>| {
+                    Row(row.expect("a row").into_iter().map(plain).collect())
+                };
                 rows.expect("rows").map(row).collect()
             }
         }

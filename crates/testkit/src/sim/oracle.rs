@@ -34,7 +34,9 @@ pub fn money(world: &mut World, office: usize) -> Result<(), String> {
     if !world.offices[office].joined {
         return Ok(());
     }
-    let Some(table) = world.schema.table(ACCOUNTS).cloned() else { return Ok(()) };
+    let Some(table) = world.schema.table(ACCOUNTS).cloned() else {
+        return Ok(());
+    };
     let rows = world.offices[office].disk.rows(&table);
     for owner in 0..world.offices.len() {
         if world.offices[owner].restored || !world.offices[owner].joined {
@@ -43,7 +45,13 @@ pub fn money(world: &mut World, office: usize) -> Result<(), String> {
         let amounts: Vec<i64> = accounts_of(owner)
             .iter()
             .filter_map(|key| rows.iter().find(|row| table.key_of(row) == *key))
-            .filter_map(|row| if let Value::Int(amount) = row.0[2] { Some(amount) } else { None })
+            .filter_map(|row| {
+                if let Value::Int(amount) = row.0[2] {
+                    Some(amount)
+                } else {
+                    None
+                }
+            })
             .collect();
         if !amounts.is_empty() && (amounts.len() != 2 || amounts.iter().sum::<i64>() != SUM) {
             return Err(format!(
@@ -75,16 +83,24 @@ pub fn read_log(world: &mut World) -> Result<(), String> {
             let entry = own_entry(&stored.bytes).map_err(|error| error.to_string())?;
             let reader = &mut world.log;
             if entry.position != reader.last.next() || stored.number != entry.position.0 {
-                return Err(format!("the log has a gap: {} follows {}", entry.position, reader.last));
+                return Err(format!(
+                    "the log has a gap: {} follows {}",
+                    entry.position, reader.last
+                ));
             }
             if entry.previous != reader.chain {
                 return Err(format!("the log's chain breaks at {}", entry.position));
             }
             reader.last = entry.position;
             reader.chain = envelope::chain(&stored.bytes);
-            let LogBody::Changes(body) = entry.body else { continue };
+            let LogBody::Changes(body) = entry.body else {
+                continue;
+            };
             if let Some(answer) = body.answers {
-                let last = reader.answered.entry((answer.branch.clone(), answer.incarnation)).or_default();
+                let last = reader
+                    .answered
+                    .entry((answer.branch.clone(), answer.incarnation))
+                    .or_default();
                 if answer.batch != last.next() {
                     return Err(format!(
                         "not exactly once (P2): log entry {} answers batch {} of {}, after batch {last}",
@@ -94,7 +110,9 @@ pub fn read_log(world: &mut World) -> Result<(), String> {
                 *last = answer.batch;
             }
             for logged in body.changes {
-                let Some(table) = world.schema.table(logged.table) else { continue };
+                let Some(table) = world.schema.table(logged.table) else {
+                    continue;
+                };
                 let row = (logged.table, logged.effect.key(table));
                 let content = match logged.effect {
                     Effect::Put(row) => Some(row),
@@ -115,8 +133,12 @@ struct Holdings {
 }
 
 fn holdings(world: &mut World, office: usize) -> Result<Holdings, String> {
-    let mut found =
-        Holdings { rows: BTreeMap::new(), held: BTreeSet::new(), other_notes: 0, records: Vec::new() };
+    let mut found = Holdings {
+        rows: BTreeMap::new(),
+        held: BTreeSet::new(),
+        other_notes: 0,
+        records: Vec::new(),
+    };
     let tables = world.schema.tables.clone();
     for table in &tables {
         for row in world.offices[office].disk.rows(table) {
@@ -129,7 +151,12 @@ fn holdings(world: &mut World, office: usize) -> Result<Holdings, String> {
                 db.begin(Purpose::Read).await?;
                 let mut notes: Vec<(TableId, Key, Vec<u8>)> = Vec::new();
                 for table in &tables {
-                    notes.extend(db.notes(table, None).await?.into_iter().map(|(key, note)| (table.id, key, note)));
+                    notes.extend(
+                        db.notes(table, None)
+                            .await?
+                            .into_iter()
+                            .map(|(key, note)| (table.id, key, note)),
+                    );
                 }
                 let records = db.entries(CONFLICTS, 0, usize::MAX / 2).await?;
                 db.rollback().await?;
@@ -138,7 +165,9 @@ fn holdings(world: &mut World, office: usize) -> Result<Holdings, String> {
         })
         .map_err(|error| error.to_string())?;
     for record in records {
-        found.records.push(books::decode(&record.bytes).map_err(|error| error.to_string())?);
+        found
+            .records
+            .push(books::decode(&record.bytes).map_err(|error| error.to_string())?);
     }
     for (table, key, note) in notes {
         if office == 0 {
@@ -153,7 +182,10 @@ fn holdings(world: &mut World, office: usize) -> Result<Holdings, String> {
 }
 
 fn named(world: &World, row: &RowName) -> String {
-    let table = world.schema.table(row.0).map_or("?", |table| table.name.as_str());
+    let table = world
+        .schema
+        .table(row.0)
+        .map_or("?", |table| table.name.as_str());
     format!("{table} {}", row.1.to_json())
 }
 
@@ -179,27 +211,51 @@ pub fn at_rest(world: &mut World) -> Result<(), String> {
             }
         }
         if there.other_notes > 0 {
-            return Err(format!("{name} is at rest with {} rows deferred", there.other_notes));
+            return Err(format!(
+                "{name} is at rest with {} rows deferred",
+                there.other_notes
+            ));
         }
-        if let Some(record) = there.records.iter().find(|record| !ids.contains(&record.id)) {
-            return Err(format!("{name} lists conflict {} that the head does not", record.id));
+        if let Some(record) = there
+            .records
+            .iter()
+            .find(|record| !ids.contains(&record.id))
+        {
+            return Err(format!(
+                "{name} lists conflict {} that the head does not",
+                record.id
+            ));
         }
         for row in &there.held {
-            if !head.records.iter().any(|record| named_by(world, record, row)) {
-                return Err(format!("{} is held at {name} and not listed at the head", named(world, row)));
+            if !head
+                .records
+                .iter()
+                .any(|record| named_by(world, record, row))
+            {
+                return Err(format!(
+                    "{} is held at {name} and not listed at the head",
+                    named(world, row)
+                ));
             }
         }
     }
     for (row, content) in &world.log.rows {
         if head.rows.get(row) != content.as_ref() {
-            return Err(format!("{} differs from its last log entry: {content:?}", named(world, row)));
+            return Err(format!(
+                "{} differs from its last log entry: {content:?}",
+                named(world, row)
+            ));
         }
     }
     nothing_lost(world, &head)
 }
 
 fn named_by(world: &World, record: &ConflictRecord, row: &RowName) -> bool {
-    world.schema.table_named(&record.table).is_some_and(|table| table.id == row.0) && record.key == row.1
+    world
+        .schema
+        .table_named(&record.table)
+        .is_some_and(|table| table.id == row.0)
+        && record.key == row.1
 }
 
 /// P1: every write is in the rows, or was seen and followed by another, or is listed.
@@ -220,11 +276,16 @@ fn nothing_lost(world: &World, head: &Holdings) -> Result<(), String> {
         let present = head.rows.get(row);
         let present_maker = present.and_then(maker);
         if present.is_some() && !present_maker.is_some_and(|id| writes.contains(&id)) {
-            return Err(format!("{} holds what nobody wrote: {present:?}", named(world, row)));
+            return Err(format!(
+                "{} holds what nobody wrote: {present:?}",
+                named(world, row)
+            ));
         }
         let mut tips = 0;
         for &id in writes {
-            let Some(write) = world.journal.write(id) else { continue };
+            let Some(write) = world.journal.write(id) else {
+                continue;
+            };
             if world.journal.is_followed(id) {
                 if present_maker == Some(id) && !restored && row.0 != RATES {
                     return Err(format!(
@@ -239,14 +300,25 @@ fn nothing_lost(world: &World, head: &Holdings) -> Result<(), String> {
                 false
             } else if write.delete {
                 let reinserted = writes.iter().any(|&later| {
-                    later > id && world.journal.write(later).is_some_and(|later| !later.delete && later.on.is_none())
+                    later > id
+                        && world
+                            .journal
+                            .write(later)
+                            .is_some_and(|later| !later.delete && later.on.is_none())
                 });
-                present.is_some() && !reinserted && !listed_deletes.contains(row) && !world.journal.took_back(id)
+                present.is_some()
+                    && !reinserted
+                    && !listed_deletes.contains(row)
+                    && !world.journal.took_back(id)
             } else {
                 present_maker != Some(id) && !listed.contains(&id)
             };
             if lost {
-                let kind = if write.delete { "the delete" } else { "the write" };
+                let kind = if write.delete {
+                    "the delete"
+                } else {
+                    "the write"
+                };
                 return Err(format!(
                     "lost (P1): {kind} w{id} of {} on {} is neither there nor listed; the row is {present:?}",
                     world.offices[write.office].name,
@@ -255,7 +327,10 @@ fn nothing_lost(world: &World, head: &Holdings) -> Result<(), String> {
             }
         }
         if tips == 0 && !writes.is_empty() {
-            return Err(format!("the model is wrong: {} has no last write", named(world, row)));
+            return Err(format!(
+                "the model is wrong: {} has no last write",
+                named(world, row)
+            ));
         }
     }
     Ok(())
@@ -268,12 +343,18 @@ pub fn verification(world: &World, verification: &Verification) -> Result<(), St
             return Err(format!("{} did not answer the comparison", branch.name));
         }
         if !branch.is_equal() {
-            return Err(format!("the comparison finds a difference at {}: {:?}", branch.name, branch.tables));
+            return Err(format!(
+                "the comparison finds a difference at {}: {:?}",
+                branch.name, branch.tables
+            ));
         }
     }
     let joined = world.offices.len() - 1;
     if verification.branches.len() != joined {
-        return Err(format!("the comparison speaks of {} of {joined} branches", verification.branches.len()));
+        return Err(format!(
+            "the comparison speaks of {} of {joined} branches",
+            verification.branches.len()
+        ));
     }
     Ok(())
 }

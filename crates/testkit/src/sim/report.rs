@@ -18,14 +18,18 @@ pub struct Story {
 impl Story {
     /// An empty story, told aloud or not.
     pub fn new(loud: bool) -> Self {
-        Self { loud, ..Self::default() }
+        Self {
+            loud,
+            ..Self::default()
+        }
     }
 
     /// Notes an action at a virtual time.
     pub fn tell(&mut self, now: i64, what: &str) {
         for byte in now.to_le_bytes().iter().chain(what.as_bytes()) {
             // FNV-1a.
-            self.fingerprint = (self.fingerprint ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+            self.fingerprint =
+                (self.fingerprint ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
         }
         self.told += 1;
         let line = format!("{:>10.3} s  {what}", now as f64 / 1e6);

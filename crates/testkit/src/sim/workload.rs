@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use branchline_core::change::{Key, Row};
 use branchline_core::identity::Micros;
-use branchline_core::schema::{Column, ConflictRule, Direction, ForeignKey, InsertRule, Schema, Table, TableId};
+use branchline_core::schema::{
+    Column, ConflictRule, Direction, ForeignKey, InsertRule, Schema, Table, TableId,
+};
 use branchline_core::value::{Type, Value};
 use rand::RngExt;
 use rand::rngs::Xoshiro256PlusPlus;
@@ -25,7 +27,13 @@ pub const RATES: TableId = 8;
 pub const SUM: i64 = 1000;
 
 fn column(name: &str, kind: Type, nullable: bool) -> Column {
-    Column { name: name.into(), kind, nullable, default: None, generated_key: false }
+    Column {
+        name: name.into(),
+        kind,
+        nullable,
+        default: None,
+        generated_key: false,
+    }
 }
 
 fn table(id: TableId, name: &str, conflict: ConflictRule, insert: InsertRule) -> Table {
@@ -79,7 +87,10 @@ const SHARED_KEYS: i64 = 6;
 /// The keys of an office's two accounts.
 pub fn accounts_of(office: usize) -> [Key; 2] {
     let first = office as i64 * 2;
-    [Key(vec![Value::Int(first)]), Key(vec![Value::Int(first + 1)])]
+    [
+        Key(vec![Value::Int(first)]),
+        Key(vec![Value::Int(first + 1)]),
+    ]
 }
 
 /// The write that made a row what it is.
@@ -136,13 +147,19 @@ impl Desk<'_> {
         }
         disk.write_now(self.schema, &draft.ops, self.now).ok()?;
         let words = draft.writes.iter().map(|((table, key), id, write)| {
-            let name = self.schema.table(*table).map_or("?", |table| table.name.as_str());
-            let on = write.on.map_or_else(|| "nothing".into(), |on| format!("w{on}"));
+            let name = self
+                .schema
+                .table(*table)
+                .map_or("?", |table| table.name.as_str());
+            let on = write
+                .on
+                .map_or_else(|| "nothing".into(), |on| format!("w{on}"));
             let what = if write.delete { "deletes" } else { "puts" };
             format!("w{id} {what} {name} {} on {on}", key.to_json())
         });
         let words = words.collect::<Vec<_>>().join(", ");
-        self.times.extend(draft.rows.into_keys().map(|row| (row, self.now)));
+        self.times
+            .extend(draft.rows.into_keys().map(|row| (row, self.now)));
         self.journal.commit(draft.writes);
         Some(words)
     }
@@ -157,24 +174,40 @@ impl Desk<'_> {
     fn put(&mut self, disk: &mut Disk, draft: &mut Draft, row: RowName, extra: Value) {
         let present = self.present(disk, draft, &row);
         let id = self.journal.draw();
-        let new = Row(vec![row.1.0[0].clone(), Value::Text(format!("w{id}")), extra]);
+        let new = Row(vec![
+            row.1.0[0].clone(),
+            Value::Text(format!("w{id}")),
+            extra,
+        ]);
         draft.ops.push(match &present {
             Some(_) => Op::Update(row.0, row.1.clone(), new.clone()),
             None => Op::Insert(row.0, new.clone()),
         });
-        let write = Write { office: self.office, delete: false, on: present.as_ref().and_then(maker), undone: false };
+        let write = Write {
+            office: self.office,
+            delete: false,
+            on: present.as_ref().and_then(maker),
+            undone: false,
+        };
         draft.writes.push((row.clone(), id, write));
         draft.rows.insert(row, Some(new));
     }
 
     fn delete(&mut self, disk: &mut Disk, draft: &mut Draft, row: RowName) {
-        let Some(present) = self.present(disk, draft, &row) else { return };
+        let Some(present) = self.present(disk, draft, &row) else {
+            return;
+        };
         let id = self.journal.draw();
         draft.ops.push(Op::Delete(row.0, row.1.clone()));
         draft.writes.push((
             row.clone(),
             id,
-            Write { office: self.office, delete: true, on: maker(&present), undone: false },
+            Write {
+                office: self.office,
+                delete: true,
+                on: maker(&present),
+                undone: false,
+            },
         ));
         draft.rows.insert(row, None);
     }
@@ -195,7 +228,11 @@ impl Desk<'_> {
         if self.rng.random_ratio(1, 4) {
             self.delete(disk, draft, row);
         } else {
-            let extra = if self.rng.random_ratio(1, 4) { Value::Null } else { Value::Int(key * 3) };
+            let extra = if self.rng.random_ratio(1, 4) {
+                Value::Null
+            } else {
+                Value::Int(key * 3)
+            };
             self.put(disk, draft, row, extra);
         }
     }

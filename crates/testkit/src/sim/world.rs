@@ -116,7 +116,12 @@ impl World {
         let fanout = rng.random_bool(0.5);
         let folder = (options.engine != Engine::Memory).then(|| {
             let shared = std::path::Path::new("/dev/shm");
-            if shared.is_dir() { tempfile::tempdir_in(shared) } else { tempfile::tempdir() }.expect("a folder")
+            if shared.is_dir() {
+                tempfile::tempdir_in(shared)
+            } else {
+                tempfile::tempdir()
+            }
+            .expect("a folder")
         });
         let mut offices = Vec::new();
         for index in 0..=branches {
@@ -125,14 +130,24 @@ impl World {
                 Engine::Sqlite => true,
                 Engine::Mixed => rng.random_bool(0.5),
             };
-            let name = if index == 0 { "ho".to_owned() } else { format!("b{index}") };
-            let folder = folder.as_ref().map(tempfile::TempDir::path).filter(|_| sqlite);
+            let name = if index == 0 {
+                "ho".to_owned()
+            } else {
+                format!("b{index}")
+            };
+            let folder = folder
+                .as_ref()
+                .map(tempfile::TempDir::path)
+                .filter(|_| sqlite);
             offices.push(Office {
                 disk: Disk::new(folder, &name),
                 name: OfficeName::new(name).expect("a legal name"),
                 machine: None,
                 skew: 0,
-                plan: Plan { sabotage: options.sabotage, ..Plan::default() },
+                plan: Plan {
+                    sabotage: options.sabotage,
+                    ..Plan::default()
+                },
                 times: BTreeMap::new(),
                 lives: 0,
                 founded: false,
@@ -175,7 +190,8 @@ impl World {
     }
 
     fn tell(&mut self, what: impl AsRef<str>) {
-        self.story.tell(self.now - 1_800_000_000 * SECOND, what.as_ref());
+        self.story
+            .tell(self.now - 1_800_000_000 * SECOND, what.as_ref());
     }
 
     /// Ends the run with a failure, unless it has failed already.
@@ -186,7 +202,8 @@ impl World {
 
     fn at(&mut self, delay: i64, event: Event) {
         self.scheduled += 1;
-        self.agenda.insert((self.now + delay.max(0), self.scheduled), event);
+        self.agenda
+            .insert((self.now + delay.max(0), self.scheduled), event);
     }
 
     /// A delay of up to so many microseconds.
@@ -199,7 +216,11 @@ impl World {
     }
 
     /// The database of an office without any fault, for what is done beside its machine.
-    pub fn with_database<T>(&mut self, office: usize, act: impl FnOnce(&mut Faulty<'_>, Micros) -> T) -> T {
+    pub fn with_database<T>(
+        &mut self,
+        office: usize,
+        act: impl FnOnce(&mut Faulty<'_>, Micros) -> T,
+    ) -> T {
         let mut plan = Plan::default();
         self.with_plan(office, &mut plan, act)
     }
@@ -228,7 +249,11 @@ impl World {
 
     fn identity(&self, index: usize) -> IdentityBook {
         let name = self.offices[index].name.clone();
-        IdentityBook { secret_key: secret(self.seed, name.as_str()), name, head: index == 0 }
+        IdentityBook {
+            secret_key: secret(self.seed, name.as_str()),
+            name,
+            head: index == 0,
+        }
     }
 
     fn set_up(&mut self) {
@@ -248,7 +273,11 @@ impl World {
         self.offices[0].joined = true;
         self.at(0, Event::Restart(0));
         for branch in 1..self.offices.len() {
-            let late = if self.one_in(2) { self.up_to(15 * SECOND) } else { self.up_to(SECOND) };
+            let late = if self.one_in(2) {
+                self.up_to(15 * SECOND)
+            } else {
+                self.up_to(SECOND)
+            };
             if self.one_in(3) {
                 // It has rows of its own before it joins.
                 let made = self.with_database(branch, |db, _| run(db.create_tables(&schema)));
@@ -273,7 +302,11 @@ impl World {
         self.phase = Phase::Storm;
         self.storm_end = self.now + length;
         let chance = |rng: &mut Xoshiro256PlusPlus, from: u32, to: u32| {
-            if rng.random_bool(0.5) { rng.random_range(from..to) } else { 0 }
+            if rng.random_bool(0.5) {
+                rng.random_range(from..to)
+            } else {
+                0
+            }
         };
         self.weather = Weather {
             loss: chance(&mut self.rng, 3, 40),
@@ -293,13 +326,18 @@ impl World {
         ] {
             let one_in = if name == "restore" { 5 } else { 2 };
             if self.one_in(one_in) {
-                let count = self.rng.random_range(1..if name.starts_with("arm") { 40 } else { 8 });
+                let count = self
+                    .rng
+                    .random_range(1..if name.starts_with("arm") { 40 } else { 8 });
                 drawn.push((name, count, event));
             }
         }
         if self.network.fanout {
             for (name, event) in [
-                ("broker stops", (|_| Event::BrokerStop) as fn(usize) -> Event),
+                (
+                    "broker stops",
+                    (|_| Event::BrokerStop) as fn(usize) -> Event,
+                ),
                 ("broker is emptied", |_| Event::BrokerEmpty),
             ] {
                 if self.one_in(3) {
@@ -309,8 +347,15 @@ impl World {
         }
         let weather = format!("{:?}", self.weather);
         let names: Vec<&str> = drawn.iter().map(|(name, _, _)| *name).collect();
-        let wiring = if self.network.fanout { "fanout" } else { "direct" };
-        self.tell(format!("a storm of {} s: {wiring}, {weather}, {names:?}", length / SECOND));
+        let wiring = if self.network.fanout {
+            "fanout"
+        } else {
+            "direct"
+        };
+        self.tell(format!(
+            "a storm of {} s: {wiring}, {weather}, {names:?}",
+            length / SECOND
+        ));
         for (_, count, event) in drawn {
             for _ in 0..count {
                 let office = self.rng.random_range(0..self.offices.len());
@@ -330,13 +375,17 @@ impl World {
     /// Runs to the end.
     pub fn run(&mut self) {
         while self.failure.is_none() {
-            let Some((&at, _)) = self.agenda.first_key_value() else { break };
+            let Some((&at, _)) = self.agenda.first_key_value() else {
+                break;
+            };
             if self.phase == Phase::Storm && at.0 > self.storm_end {
                 self.now = self.storm_end;
                 self.calm();
                 continue;
             }
-            let Some(((time, _), event)) = self.agenda.pop_first() else { break };
+            let Some(((time, _), event)) = self.agenda.pop_first() else {
+                break;
+            };
             self.now = time;
             if !self.happen(event) {
                 break;
@@ -377,7 +426,11 @@ impl World {
             self.at(delay, event);
         }
         for office in &mut self.offices {
-            office.plan = Plan { sabotage: office.plan.sabotage, strikes: office.plan.strikes, ..Plan::default() };
+            office.plan = Plan {
+                sabotage: office.plan.sabotage,
+                strikes: office.plan.strikes,
+                ..Plan::default()
+            };
         }
         self.at(0, Event::BrokerStart);
         for link in 0..self.offices.len() {
@@ -420,7 +473,11 @@ impl World {
             Event::HalfCut(link) => {
                 if self.network.links[link].up {
                     let deaf = self.rng.random_bool(0.5);
-                    let what = if deaf { "hears nothing" } else { "is not heard" };
+                    let what = if deaf {
+                        "hears nothing"
+                    } else {
+                        "is not heard"
+                    };
                     self.tell(format!("{} {what}", self.offices[link].name));
                     self.network.links[link].deaf = deaf;
                     self.network.links[link].mute = !deaf;
@@ -442,7 +499,11 @@ impl World {
             Event::Jump(office) => {
                 let far = if self.one_in(3) { 365 * 86_400 } else { 3_600 };
                 let skew = self.rng.random_range(-far * SECOND..=far * SECOND);
-                self.tell(format!("the clock of {} is now {} s off", self.offices[office].name, skew / SECOND));
+                self.tell(format!(
+                    "the clock of {} is now {} s off",
+                    self.offices[office].name,
+                    skew / SECOND
+                ));
                 self.offices[office].skew = skew;
             }
             Event::Found(branch) => self.found(branch),
@@ -632,7 +693,10 @@ impl World {
     }
 
     fn has_room(&self, office: usize) -> bool {
-        self.offices[office].machine.as_ref().is_some_and(Machine::has_room)
+        self.offices[office]
+            .machine
+            .as_ref()
+            .is_some_and(Machine::has_room)
     }
 
     fn arrive(&mut self, link: usize, way: Way, epoch: u64) {
@@ -645,13 +709,22 @@ impl World {
             self.at(20 * MS, Event::Arrive(link, way, epoch));
             return;
         }
-        let Some(bytes) = self.network.links[link].flights[way as usize].pop_front() else { return };
-        let token = self.network.hand_out(Delivery { office, link, epoch, message: None });
+        let Some(bytes) = self.network.links[link].flights[way as usize].pop_front() else {
+            return;
+        };
+        let token = self.network.hand_out(Delivery {
+            office,
+            link,
+            epoch,
+            message: None,
+        });
         self.take_in(office, &bytes, token);
     }
 
     fn hand(&mut self, message: u64) {
-        let Some(stored) = self.network.stored.get(&message) else { return };
+        let Some(stored) = self.network.stored.get(&message) else {
+            return;
+        };
         let (office, bytes) = (stored.to, stored.bytes.clone());
         let link = &self.network.links[office];
         if stored.handed.is_some() || !link.up || link.deaf {
@@ -665,14 +738,23 @@ impl World {
         if let Some(stored) = self.network.stored.get_mut(&message) {
             stored.handed = Some(epoch);
         }
-        let token = self.network.hand_out(Delivery { office, link: office, epoch, message: Some(message) });
+        let token = self.network.hand_out(Delivery {
+            office,
+            link: office,
+            epoch,
+            message: Some(message),
+        });
         self.take_in(office, &bytes, token);
     }
 
     /// Does what a machine asks for.
     fn drain(&mut self, office: usize) {
         let mut outputs = VecDeque::new();
-        while let Some(output) = self.offices[office].machine.as_mut().and_then(Machine::output) {
+        while let Some(output) = self.offices[office]
+            .machine
+            .as_mut()
+            .and_then(Machine::output)
+        {
             outputs.push_back(output);
         }
         for output in outputs {
@@ -690,7 +772,9 @@ impl World {
         match &notice {
             Notice::Conflict { .. } => self.conflicts += u64::from(office == 0),
             Notice::Reincarnated => self.reincarnations += 1,
-            Notice::RefusedByHead(why) => self.fail(format!("{} was refused: {why}", self.offices[office].name)),
+            Notice::RefusedByHead(why) => {
+                self.fail(format!("{} was refused: {why}", self.offices[office].name))
+            }
             Notice::Verified(verification) => self.verified = Some(verification.clone()),
             Notice::ClockOff(..) | Notice::Taken { .. } => {}
             _ => {}
@@ -699,12 +783,17 @@ impl World {
     }
 
     fn name(&mut self, token: Token, name: &OfficeName) {
-        let Some(delivery) = self.network.deliveries.get(&token).copied() else { return };
+        let Some(delivery) = self.network.deliveries.get(&token).copied() else {
+            return;
+        };
         if self.network.fanout || self.network.links[delivery.link].epoch != delivery.epoch {
             return;
         }
         if self.offices[delivery.link].name != *name {
-            self.fail(format!("a connection of {} was named {name}", self.offices[delivery.link].name));
+            self.fail(format!(
+                "a connection of {} was named {name}",
+                self.offices[delivery.link].name
+            ));
         }
         self.network.links[delivery.link].named = true;
         if let Some(Machine::Head(head)) = &mut self.offices[0].machine {
@@ -713,7 +802,9 @@ impl World {
     }
 
     fn close(&mut self, token: Token) {
-        let Some(delivery) = self.network.deliveries.get(&token).copied() else { return };
+        let Some(delivery) = self.network.deliveries.get(&token).copied() else {
+            return;
+        };
         let link = &self.network.links[delivery.link];
         if !self.network.fanout && link.epoch == delivery.epoch {
             let after = link.last_arrival[Way::Down as usize] - self.now + MS;
@@ -723,14 +814,21 @@ impl World {
 
     fn send(&mut self, from: usize, to: &To, bytes: &Bytes) {
         self.tell_sent(from, to, bytes);
-        let resend = || matches!(envelope::open(bytes).and_then(|opened| opened.read_own()), Ok(Message::Resend(_)));
+        let resend = || {
+            matches!(
+                envelope::open(bytes).and_then(|opened| opened.read_own()),
+                Ok(Message::Resend(_))
+            )
+        };
         if self.offices[from].plan.sabotage == Some(Sabotage::ResendIgnored) && resend() {
             return;
         }
         let receivers: Vec<usize> = match to {
             To::Head => vec![0],
             To::Everyone => (1..self.offices.len()).collect(),
-            To::Branch(name) => (1..self.offices.len()).filter(|&branch| self.offices[branch].name == *name).collect(),
+            To::Branch(name) => (1..self.offices.len())
+                .filter(|&branch| self.offices[branch].name == *name)
+                .collect(),
         };
         for receiver in receivers {
             if self.network.fanout {
@@ -742,9 +840,13 @@ impl World {
     }
 
     fn tell_sent(&mut self, from: usize, to: &To, bytes: &Bytes) {
-        let Ok(message) = envelope::open(bytes).and_then(|opened| opened.read_own()) else { return };
+        let Ok(message) = envelope::open(bytes).and_then(|opened| opened.read_own()) else {
+            return;
+        };
         let words = match &message {
-            Message::Batch(batch) => format!("batch {} of {:?}", batch.number, short(&batch.incarnation)),
+            Message::Batch(batch) => {
+                format!("batch {} of {:?}", batch.number, short(&batch.incarnation))
+            }
             Message::Log(entry) => format!("log entry {}", entry.position),
             Message::Hello(hello) => format!(
                 "hello: incarnation {}, frozen {}, applied {}",
@@ -759,7 +861,10 @@ impl World {
                 welcome.last
             ),
             Message::Applied(_) | Message::Position(_) => return,
-            Message::Chunk(chunk) => format!("chunk of table {} at {}", chunk.request.table, chunk.position),
+            Message::Chunk(chunk) => format!(
+                "chunk of table {} at {}",
+                chunk.request.table, chunk.position
+            ),
             other => format!("{other:?}"),
         };
         self.tell(format!("{} sends {to:?} {words}", self.offices[from].name));
@@ -767,7 +872,11 @@ impl World {
 
     /// A message over a branch's connection: in order and whole, or not at all.
     fn fly(&mut self, from: usize, to: usize, bytes: &Bytes) {
-        let (link, way) = if to == 0 { (from, Way::Up) } else { (to, Way::Down) };
+        let (link, way) = if to == 0 {
+            (from, Way::Up)
+        } else {
+            (to, Way::Down)
+        };
         let latency = 1 + self.up_to(40 * MS);
         let now = self.now;
         let end = &mut self.network.links[link];
@@ -791,10 +900,18 @@ impl World {
         if !link.up || link.mute || !self.offices[to].founded || self.one_in(self.weather.loss) {
             return;
         }
-        let copies = if self.one_in(self.weather.duplication) { 2 } else { 1 };
+        let copies = if self.one_in(self.weather.duplication) {
+            2
+        } else {
+            1
+        };
         for _ in 0..copies {
             let delay = if self.one_in(self.weather.delay) {
-                let most = if self.one_in(3) { 21 * 86_400 * SECOND } else { 10 * SECOND };
+                let most = if self.one_in(3) {
+                    21 * 86_400 * SECOND
+                } else {
+                    10 * SECOND
+                };
                 self.up_to(most)
             } else {
                 MS + self.up_to(30 * MS)
@@ -871,7 +988,11 @@ impl World {
         self.offices[office].machine = None;
         self.offices[office].disk.reopen();
         self.offices[office].working = false;
-        let links = if office == 0 && !self.network.fanout { 1..self.offices.len() } else { office..office + 1 };
+        let links = if office == 0 && !self.network.fanout {
+            1..self.offices.len()
+        } else {
+            office..office + 1
+        };
         for link in links {
             self.unlink(link);
         }
@@ -886,8 +1007,14 @@ impl World {
         }
         self.offices[office].lives += 1;
         self.offices[office].working = false;
-        let session = Digest::of(format!("{} {office} {}", self.seed, self.offices[office].lives).as_bytes()).0;
-        let wiring = if self.network.fanout { Wiring::Fanout } else { Wiring::Direct };
+        let session =
+            Digest::of(format!("{} {office} {}", self.seed, self.offices[office].lives).as_bytes())
+                .0;
+        let wiring = if self.network.fanout {
+            Wiring::Fanout
+        } else {
+            Wiring::Direct
+        };
         let mut plan = std::mem::take(&mut self.offices[office].plan);
         let loaded = self.with_plan(office, &mut plan, |db, now| {
             if office == 0 {
@@ -896,7 +1023,10 @@ impl World {
                 run(Branch::load(db, session)).map(|branch| Machine::Branch(Box::new(branch)))
             }
         });
-        let (dead, hindered) = (std::mem::take(&mut plan.dead), std::mem::take(&mut plan.hindered));
+        let (dead, hindered) = (
+            std::mem::take(&mut plan.dead),
+            std::mem::take(&mut plan.hindered),
+        );
         let raced = plan.raced.take();
         self.offices[office].plan = plan;
         if let Some(what) = raced {
@@ -918,7 +1048,10 @@ impl World {
                 self.offices[office].disk.reopen();
                 self.at(SECOND, Event::Restart(office));
             }
-            Err(error) => self.fail(format!("{} does not start: {error}", self.offices[office].name)),
+            Err(error) => self.fail(format!(
+                "{} does not start: {error}",
+                self.offices[office].name
+            )),
         }
     }
 
@@ -928,12 +1061,16 @@ impl World {
         let code = secret(self.seed, &format!("code of {name}"));
         let expires = Micros(i64::MAX);
         let invited = self.with_database(0, |db, _| run(seats::invite(db, &name, code, expires)));
-        invited.expect("the head's database works").expect("the branch is new");
+        invited
+            .expect("the head's database works")
+            .expect("the branch is new");
         let enrolment = Enrolment {
             identity: self.identity(branch),
             incarnation: Incarnation(Digest::of(format!("{} {name}", self.seed).as_bytes()).0),
             head_name: self.offices[0].name.clone(),
-            head_key: SigningKey::from_bytes(&self.identity(0).secret_key).verifying_key().to_bytes(),
+            head_key: SigningKey::from_bytes(&self.identity(0).secret_key)
+                .verifying_key()
+                .to_bytes(),
             secret: code,
         };
         let founded = self.with_database(branch, |db, _| {
@@ -949,9 +1086,14 @@ impl World {
     }
 
     fn restore(&mut self, office: usize) {
-        let Some((image, since)) = self.offices[office].image.take() else { return };
+        let Some((image, since)) = self.offices[office].image.take() else {
+            return;
+        };
         self.kill(office, "stops, since its disk is broken");
-        self.tell(format!("{} is restored from its backup", self.offices[office].name));
+        self.tell(format!(
+            "{} is restored from its backup",
+            self.offices[office].name
+        ));
         self.offices[office].disk.restore(&image);
         self.offices[office].restored = true;
         self.offices[office].joined = false;
@@ -968,7 +1110,9 @@ impl World {
                     db.begin(Purpose::Read).await?;
                     let even = match &machine {
                         Machine::Head(head) => head.is_even(db).await,
-                        Machine::Branch(branch) => Ok(branch.state().connected && branch.is_even(db).await?),
+                        Machine::Branch(branch) => {
+                            Ok(branch.state().connected && branch.is_even(db).await?)
+                        }
                     };
                     db.rollback().await?;
                     even
@@ -981,7 +1125,9 @@ impl World {
             self.offices[index].machine = Some(machine);
             match even {
                 Ok(true) => {}
-                Ok(false) => return Err(format!("{} is not even: {state}", self.offices[index].name)),
+                Ok(false) => {
+                    return Err(format!("{} is not even: {state}", self.offices[index].name));
+                }
                 Err(error) => return Err(format!("{}: {error}", self.offices[index].name)),
             }
         }
@@ -993,7 +1139,9 @@ impl World {
         let even = self.is_even();
         match (self.phase, even) {
             (Phase::Storm, _) => return true,
-            (Phase::Rest { since } | Phase::Verify { since }, Err(why)) if self.now > since + REST_BOUND => {
+            (Phase::Rest { since } | Phase::Verify { since }, Err(why))
+                if self.now > since + REST_BOUND =>
+            {
                 self.fail(format!("stuck: {why}"));
                 return false;
             }

@@ -33,7 +33,10 @@ struct Book {
 impl Settled {
     /// Forgets the older connection: its deliveries come again.
     pub(super) fn begin(&self, session: u64) {
-        *lock(&self.book) = Book { session, ..Book::default() };
+        *lock(&self.book) = Book {
+            session,
+            ..Book::default()
+        };
     }
 
     fn delivered(&self, session: u64, tag: u64) -> Receipt {
@@ -68,8 +71,14 @@ impl Book {
     /// not acknowledged before, or the broker closes the channel.
     fn take(&mut self) -> Acks {
         let mut below = std::mem::take(&mut self.settled);
-        let above = self.outstanding.first().map_or_else(BTreeSet::new, |first| below.split_off(first));
-        Acks { up_to: below.last().copied(), single: above.into_iter().collect() }
+        let above = self
+            .outstanding
+            .first()
+            .map_or_else(BTreeSet::new, |first| below.split_off(first));
+        Acks {
+            up_to: below.last().copied(),
+            single: above.into_iter().collect(),
+        }
     }
 }
 
@@ -87,28 +96,54 @@ pub(super) async fn deliver(
             Err(error) => return broker.sort(&error, "consuming"),
         };
         let receipt = settled.delivered(session, delivery.delivery_tag);
-        let user = delivery.properties.user_id().as_ref().map(ToString::to_string);
+        let user = delivery
+            .properties
+            .user_id()
+            .as_ref()
+            .map(ToString::to_string);
         if delivery.data.len() > MAX_ENVELOPE_BYTES {
-            tracing::warn!(user, bytes = delivery.data.len(), "dropped a message larger than any envelope");
+            tracing::warn!(
+                user,
+                bytes = delivery.data.len(),
+                "dropped a message larger than any envelope"
+            );
             settled.settle(&receipt);
             continue;
         }
         let bytes = Bytes::from(delivery.data);
-        if !workshop.tell(Event::Arrived { bytes, sender: None, user, connection: 0, receipt }).await {
+        if !workshop
+            .tell(Event::Arrived {
+                bytes,
+                sender: None,
+                user,
+                connection: 0,
+                receipt,
+            })
+            .await
+        {
             return LinkError::Closed;
         }
     }
     let queue = deliveries.queue();
-    LinkError::Down(format!("{} ended the delivery from `{queue}`; was the queue deleted?", broker.place))
+    LinkError::Down(format!(
+        "{} ended the delivery from `{queue}`; was the queue deleted?",
+        broker.place
+    ))
 }
 
 /// Acknowledges what is settled until the channel fails.
-pub(super) async fn acknowledge(channel: &Channel, broker: &Broker, settled: &Settled) -> LinkError {
+pub(super) async fn acknowledge(
+    channel: &Channel,
+    broker: &Broker,
+    settled: &Settled,
+) -> LinkError {
     loop {
         settled.changed.notified().await;
         let Acks { up_to, single } = settled.take();
         let all = up_to.map(|tag| channel.basic_ack(tag, BasicAckOptions { multiple: true }));
-        let rest = single.into_iter().map(|tag| channel.basic_ack(tag, BasicAckOptions { multiple: false }));
+        let rest = single
+            .into_iter()
+            .map(|tag| channel.basic_ack(tag, BasicAckOptions { multiple: false }));
         if let Err(error) = try_join_all(all.into_iter().chain(rest)).await {
             return broker.sort(&error, "acknowledging");
         }
@@ -133,12 +168,34 @@ mod tests {
             let _ = settled.delivered(7, tag);
         }
         settle(&settled, 7, &[2, 1, 4, 4]);
-        assert_eq!(settled.take(), Acks { up_to: Some(2), single: vec![4] });
+        assert_eq!(
+            settled.take(),
+            Acks {
+                up_to: Some(2),
+                single: vec![4]
+            }
+        );
         settle(&settled, 7, &[3]);
-        assert_eq!(settled.take(), Acks { up_to: Some(3), single: vec![] });
+        assert_eq!(
+            settled.take(),
+            Acks {
+                up_to: Some(3),
+                single: vec![]
+            }
+        );
         settle(&settled, 6, &[5]);
-        assert_eq!(settled.take(), Acks::default(), "a receipt of an older connection");
+        assert_eq!(
+            settled.take(),
+            Acks::default(),
+            "a receipt of an older connection"
+        );
         settle(&settled, 7, &[5, 6]);
-        assert_eq!(settled.take(), Acks { up_to: Some(6), single: vec![] });
+        assert_eq!(
+            settled.take(),
+            Acks {
+                up_to: Some(6),
+                single: vec![]
+            }
+        );
     }
 }

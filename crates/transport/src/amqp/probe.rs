@@ -1,6 +1,8 @@
 //! What `doctor` asks the broker. Nothing is declared, no message is stored.
 
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueDeclareOptions};
+use lapin::options::{
+    BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions, QueueDeclareOptions,
+};
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Connection, ErrorKind, ExchangeKind};
 
@@ -21,11 +23,19 @@ pub struct ProbeFinding {
 
 impl ProbeFinding {
     fn good(message: impl Into<String>) -> Self {
-        Self { ok: true, message: message.into(), advice: None }
+        Self {
+            ok: true,
+            message: message.into(),
+            advice: None,
+        }
     }
 
     fn bad(message: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self { ok: false, message: message.into(), advice: Some(advice.into()) }
+        Self {
+            ok: false,
+            message: message.into(),
+            advice: Some(advice.into()),
+        }
     }
 }
 
@@ -37,7 +47,12 @@ pub fn branch_permissions(vhost: &str, user: &str, head_exchange: &str, queue: &
 
 fn escape(name: &str) -> String {
     name.chars()
-        .flat_map(|c| (!c.is_ascii_alphanumeric() && !matches!(c, '_' | '-')).then_some('\\').into_iter().chain([c]))
+        .flat_map(|c| {
+            (!c.is_ascii_alphanumeric() && !matches!(c, '_' | '-'))
+                .then_some('\\')
+                .into_iter()
+                .chain([c])
+        })
         .collect()
 }
 
@@ -45,14 +60,26 @@ fn escape(name: &str) -> String {
 pub async fn probe(settings: &AmqpSettings) -> Vec<ProbeFinding> {
     let broker = match Broker::of(settings) {
         Ok(broker) => broker,
-        Err(error) => return vec![ProbeFinding::bad(error.to_string(), "correct the [amqp] settings")],
+        Err(error) => {
+            return vec![ProbeFinding::bad(
+                error.to_string(),
+                "correct the [amqp] settings",
+            )];
+        }
     };
     let connection = match broker.connect_soon("doctor").await {
         Ok(connection) => connection,
         Err(error) => return vec![unreachable(&error)],
     };
-    let mut findings = vec![ProbeFinding::good(format!("{} lets this office in", broker.place))];
-    let rest = Probe { settings, broker: &broker, connection: &connection };
+    let mut findings = vec![ProbeFinding::good(format!(
+        "{} lets this office in",
+        broker.place
+    ))];
+    let rest = Probe {
+        settings,
+        broker: &broker,
+        connection: &connection,
+    };
     match tokio::time::timeout(REACH, rest.run()).await {
         Ok(rest) => findings.extend(rest),
         Err(_) => findings.push(unreachable(&broker.silent())),
@@ -63,7 +90,9 @@ pub async fn probe(settings: &AmqpSettings) -> Vec<ProbeFinding> {
 
 fn unreachable(error: &LinkError) -> ProbeFinding {
     let advice = match error {
-        LinkError::Refused(_) => "give the user its password and rights on the vhost, or correct the URL",
+        LinkError::Refused(_) => {
+            "give the user its password and rights on the vhost, or correct the URL"
+        }
         _ => "start the broker, or correct the URL; look for a firewall between",
     };
     ProbeFinding::bad(error.to_string(), advice)
@@ -111,10 +140,21 @@ impl Probe<'_> {
 
     /// Each question has a channel of its own: a refusal closes it.
     async fn exchange(&self, name: &str) -> ProbeFinding {
-        let passive = ExchangeDeclareOptions { passive: true, durable: true, ..Default::default() };
+        let passive = ExchangeDeclareOptions {
+            passive: true,
+            durable: true,
+            ..Default::default()
+        };
         let asked = async {
             let channel = self.connection.create_channel().await?;
-            channel.exchange_declare(name.into(), ExchangeKind::Fanout, passive, FieldTable::default()).await
+            channel
+                .exchange_declare(
+                    name.into(),
+                    ExchangeKind::Fanout,
+                    passive,
+                    FieldTable::default(),
+                )
+                .await
         };
         if let Err(error) = asked.await {
             return self.failed(&error, &format!("the exchange `{name}`"));
@@ -123,10 +163,20 @@ impl Probe<'_> {
             return ProbeFinding::good(format!("the exchange `{name}` exists"));
         }
         // A passive question does not compare the kind. Asking again for what exists compares, and makes nothing.
-        let same = ExchangeDeclareOptions { durable: true, ..Default::default() };
+        let same = ExchangeDeclareOptions {
+            durable: true,
+            ..Default::default()
+        };
         let asked = async {
             let channel = self.connection.create_channel().await?;
-            channel.exchange_declare(name.into(), ExchangeKind::Fanout, same, FieldTable::default()).await
+            channel
+                .exchange_declare(
+                    name.into(),
+                    ExchangeKind::Fanout,
+                    same,
+                    FieldTable::default(),
+                )
+                .await
         };
         match asked.await {
             Ok(()) => ProbeFinding::good(format!("the exchange `{name}` exists, durable, fanout")),
@@ -136,15 +186,23 @@ impl Probe<'_> {
 
     async fn queue(&self) -> ProbeFinding {
         let name = self.settings.queue.as_str();
-        let passive = QueueDeclareOptions { passive: true, durable: true, ..Default::default() };
+        let passive = QueueDeclareOptions {
+            passive: true,
+            durable: true,
+            ..Default::default()
+        };
         let asked = async {
             let channel = self.connection.create_channel().await?;
-            channel.queue_declare(name.into(), passive, FieldTable::default()).await
+            channel
+                .queue_declare(name.into(), passive, FieldTable::default())
+                .await
         };
         match asked.await {
             Ok(queue) => {
                 let (messages, readers) = (queue.message_count(), queue.consumer_count());
-                ProbeFinding::good(format!("the queue `{name}` exists: {messages} messages, {readers} readers"))
+                ProbeFinding::good(format!(
+                    "the queue `{name}` exists: {messages} messages, {readers} readers"
+                ))
             }
             Err(error) => self.failed(&error, &format!("the queue `{name}`")),
         }
@@ -153,12 +211,20 @@ impl Probe<'_> {
     /// Publishes what RabbitMQ must refuse after it has checked the right to write, and before it stores anything: an
     /// expiration that is no number, from a user that is not this one.
     async fn may_publish(&self, exchange: &str) -> ProbeFinding {
-        let refused = BasicProperties::default().with_expiration("never".into()).with_user_id("-".into());
+        let refused = BasicProperties::default()
+            .with_expiration("never".into())
+            .with_user_id("-".into());
         let asked = async {
             let channel = self.connection.create_channel().await?;
-            channel.confirm_select(ConfirmSelectOptions::default()).await?;
+            channel
+                .confirm_select(ConfirmSelectOptions::default())
+                .await?;
             let options = BasicPublishOptions::default();
-            channel.basic_publish(exchange.into(), "".into(), options, b"", refused).await?.await.map(|_| ())
+            channel
+                .basic_publish(exchange.into(), "".into(), options, b"", refused)
+                .await?
+                .await
+                .map(|_| ())
         };
         match asked.await {
             Ok(()) => ProbeFinding::good(format!("messages to `{exchange}` are taken")),
@@ -172,14 +238,18 @@ impl Probe<'_> {
     fn failed(&self, error: &lapin::Error, what: &str) -> ProbeFinding {
         let message = format!("{what}: {error}");
         match told(error) {
-            Some(403) => ProbeFinding::bad(message, format!("give the user its rights: {}", self.rights())),
+            Some(403) => ProbeFinding::bad(
+                message,
+                format!("give the user its rights: {}", self.rights()),
+            ),
             Some(404) => ProbeFinding::bad(
                 message,
                 "the head declares the exchanges when it runs, and a branch's queue when it is invited",
             ),
-            Some(406) => {
-                ProbeFinding::bad(message, "it exists with other properties: delete it, the head declares it anew")
-            }
+            Some(406) => ProbeFinding::bad(
+                message,
+                "it exists with other properties: delete it, the head declares it anew",
+            ),
             _ => ProbeFinding::bad(message, "try again; if it stays, read the broker's log"),
         }
     }

@@ -49,19 +49,33 @@ async fn send(
     published: mpsc::Sender<Unconfirmed>,
 ) -> LinkError {
     let mut group = Vec::with_capacity(GROUP);
-    let properties =
-        BasicProperties::default().with_delivery_mode(PERSISTENT).with_user_id(broker.user.as_str().into());
+    let properties = BasicProperties::default()
+        .with_delivery_mode(PERSISTENT)
+        .with_user_id(broker.user.as_str().into());
     while parcels.recv_many(&mut group, GROUP).await > 0 {
         let publishes = group.iter().map(|queued| {
             let (exchange, key) = route(&queued.parcel.to);
-            let mandatory = BasicPublishOptions { mandatory: true, ..Default::default() };
-            channel.basic_publish(exchange.into(), key.into(), mandatory, &queued.parcel.bytes, properties.clone())
+            let mandatory = BasicPublishOptions {
+                mandatory: true,
+                ..Default::default()
+            };
+            channel.basic_publish(
+                exchange.into(),
+                key.into(),
+                mandatory,
+                &queued.parcel.bytes,
+                properties.clone(),
+            )
         });
         let confirms = join_all(publishes).await;
         for (confirm, queued) in confirms.into_iter().zip(group.drain(..)) {
             match confirm {
                 Ok(confirm) => {
-                    let sent = Unconfirmed { confirm, to: queued.parcel.to, _room: queued.room };
+                    let sent = Unconfirmed {
+                        confirm,
+                        to: queued.parcel.to,
+                        _room: queued.room,
+                    };
                     if published.send(sent).await.is_err() {
                         return LinkError::Closed;
                     }
@@ -73,7 +87,11 @@ async fn send(
     LinkError::Closed
 }
 
-async fn confirm(broker: &Broker, mut unconfirmed: mpsc::Receiver<Unconfirmed>, workshop: &Workshop) -> LinkError {
+async fn confirm(
+    broker: &Broker,
+    mut unconfirmed: mpsc::Receiver<Unconfirmed>,
+    workshop: &Workshop,
+) -> LinkError {
     let mut unroutable = HashSet::new();
     while let Some(sent) = unconfirmed.recv().await {
         match sent.confirm.await {

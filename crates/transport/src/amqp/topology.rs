@@ -1,6 +1,8 @@
 //! What the head declares: exchanges, its own queue, and a queue for each branch.
 
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::options::{
+    ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ExchangeKind};
 
@@ -19,7 +21,9 @@ const DELIVERY_LIMIT: i64 = 1_000_000;
 /// whenever it connects.
 pub async fn declare_head(settings: &AmqpSettings) -> Result<(), LinkError> {
     if !matches!(settings.role, Role::Head { .. }) {
-        return Err(LinkError::Settings("only the head declares exchanges".into()));
+        return Err(LinkError::Settings(
+            "only the head declares exchanges".into(),
+        ));
     }
     let broker = Broker::of(settings)?;
     let connection = broker.connect_soon("declare").await?;
@@ -28,15 +32,39 @@ pub async fn declare_head(settings: &AmqpSettings) -> Result<(), LinkError> {
     declared
 }
 
-/// Declares a branch's queue and binds it, so that the branch itself needs no right to do so.
-pub async fn declare_branch(settings: &AmqpSettings, queue: &str) -> Result<(), LinkError> {
-    let broker = Broker::of(&AmqpSettings { queue: queue.into(), ..settings.clone() })?;
+/// Declares branches' queues and binds them, so that the branches themselves need no right to do so. What exists is
+/// left as it is.
+pub async fn declare_branches(settings: &AmqpSettings, queues: &[String]) -> Result<(), LinkError> {
+    for queue in queues {
+        Broker::of(&AmqpSettings {
+            queue: queue.clone(),
+            ..settings.clone()
+        })?;
+    }
+    let broker = Broker::of(settings)?;
     let connection = broker.connect_soon("declare").await?;
     let declared = async {
         let channel = channel(&connection, &broker).await?;
         exchange(&channel, &broker, &settings.branches_exchange).await?;
-        let bounds = [("x-max-length-bytes", AMQPValue::LongLongInt(BRANCH_QUEUE_BYTES)), overflow("drop-head")];
-        bound_queue(&channel, &broker, queue, &settings.branches_exchange, arguments(settings.queue_kind, bounds)).await
+        for queue in queues {
+            let bounds = [
+                (
+                    "x-max-length-bytes",
+                    AMQPValue::LongLongInt(BRANCH_QUEUE_BYTES),
+                ),
+                overflow("drop-head"),
+            ];
+            let arguments = arguments(settings.queue_kind, bounds);
+            bound_queue(
+                &channel,
+                &broker,
+                queue,
+                &settings.branches_exchange,
+                arguments,
+            )
+            .await?;
+        }
+        Ok(())
     };
     let declared = declared.await;
     leave(&connection).await;
@@ -45,12 +73,18 @@ pub async fn declare_branch(settings: &AmqpSettings, queue: &str) -> Result<(), 
 
 /// Deletes a branch's queue with all that is in it. A queue that does not exist is no error.
 pub async fn delete_branch(settings: &AmqpSettings, queue: &str) -> Result<(), LinkError> {
-    let broker = Broker::of(&AmqpSettings { queue: queue.into(), ..settings.clone() })?;
+    let broker = Broker::of(&AmqpSettings {
+        queue: queue.into(),
+        ..settings.clone()
+    })?;
     let connection = broker.connect_soon("declare").await?;
     let deleted = async {
         let channel = channel(&connection, &broker).await?;
-        let deleted = channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await;
-        let deleted = deleted.map_err(|error| broker.sort_setup(&error, &format!("deleting the queue `{queue}`")));
+        let deleted = channel
+            .queue_delete(queue.into(), QueueDeleteOptions::default())
+            .await;
+        let deleted = deleted
+            .map_err(|error| broker.sort_setup(&error, &format!("deleting the queue `{queue}`")));
         deleted.map(|_| ())
     };
     let deleted = deleted.await;
@@ -67,21 +101,47 @@ pub(super) async fn declare_on(
     let channel = channel(connection, broker).await?;
     exchange(&channel, broker, &settings.head_exchange).await?;
     exchange(&channel, broker, &settings.branches_exchange).await?;
-    let bounds = [("x-max-length-bytes", AMQPValue::LongLongInt(HEAD_QUEUE_BYTES)), overflow("reject-publish")];
+    let bounds = [
+        (
+            "x-max-length-bytes",
+            AMQPValue::LongLongInt(HEAD_QUEUE_BYTES),
+        ),
+        overflow("reject-publish"),
+    ];
     let arguments = arguments(settings.queue_kind, bounds);
-    bound_queue(&channel, broker, &settings.queue, &settings.head_exchange, arguments).await?;
+    bound_queue(
+        &channel,
+        broker,
+        &settings.queue,
+        &settings.head_exchange,
+        arguments,
+    )
+    .await?;
     let _ = channel.close(200, "OK".into()).await;
     Ok(())
 }
 
 async fn channel(connection: &Connection, broker: &Broker) -> Result<Channel, LinkError> {
-    connection.create_channel().await.map_err(|error| broker.sort(&error, "opening a channel"))
+    connection
+        .create_channel()
+        .await
+        .map_err(|error| broker.sort(&error, "opening a channel"))
 }
 
 async fn exchange(channel: &Channel, broker: &Broker, name: &str) -> Result<(), LinkError> {
-    let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
-    let declared = channel.exchange_declare(name.into(), ExchangeKind::Fanout, durable, FieldTable::default());
-    declared.await.map_err(|error| broker.sort_setup(&error, &format!("declaring the exchange `{name}`")))
+    let durable = ExchangeDeclareOptions {
+        durable: true,
+        ..Default::default()
+    };
+    let declared = channel.exchange_declare(
+        name.into(),
+        ExchangeKind::Fanout,
+        durable,
+        FieldTable::default(),
+    );
+    declared
+        .await
+        .map_err(|error| broker.sort_setup(&error, &format!("declaring the exchange `{name}`")))
 }
 
 async fn bound_queue(
@@ -91,12 +151,25 @@ async fn bound_queue(
     exchange: &str,
     arguments: FieldTable,
 ) -> Result<(), LinkError> {
-    let durable = QueueDeclareOptions { durable: true, ..Default::default() };
-    let declared = channel.queue_declare(queue.into(), durable, arguments).await;
-    declared.map_err(|error| broker.sort_setup(&error, &format!("declaring the queue `{queue}`")))?;
+    let durable = QueueDeclareOptions {
+        durable: true,
+        ..Default::default()
+    };
+    let declared = channel
+        .queue_declare(queue.into(), durable, arguments)
+        .await;
+    declared
+        .map_err(|error| broker.sort_setup(&error, &format!("declaring the queue `{queue}`")))?;
     let (plain, none) = (QueueBindOptions::default(), FieldTable::default());
-    let bound = channel.queue_bind(queue.into(), exchange.into(), "".into(), plain, none).await;
-    bound.map_err(|error| broker.sort_setup(&error, &format!("binding the queue `{queue}` to `{exchange}`")))
+    let bound = channel
+        .queue_bind(queue.into(), exchange.into(), "".into(), plain, none)
+        .await;
+    bound.map_err(|error| {
+        broker.sort_setup(
+            &error,
+            &format!("binding the queue `{queue}` to `{exchange}`"),
+        )
+    })
 }
 
 fn overflow(policy: &str) -> (&'static str, AMQPValue) {
@@ -109,8 +182,14 @@ fn arguments(kind: QueueKind, bounds: [(&'static str, AMQPValue); 2]) -> FieldTa
         table.insert(key.into(), value);
     }
     if kind == QueueKind::Quorum {
-        table.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
-        table.insert("x-delivery-limit".into(), AMQPValue::LongLongInt(DELIVERY_LIMIT));
+        table.insert(
+            "x-queue-type".into(),
+            AMQPValue::LongString("quorum".into()),
+        );
+        table.insert(
+            "x-delivery-limit".into(),
+            AMQPValue::LongLongInt(DELIVERY_LIMIT),
+        );
     }
     table
 }

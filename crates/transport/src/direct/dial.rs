@@ -46,9 +46,19 @@ pub fn dial(settings: DialSettings) -> Result<Link, LinkError> {
     let target = Target::of(settings)?;
     let (workshop, events) = Workshop::new();
     let port = Arc::new(Port::new());
-    let sender = LinkSender(Way::One { port: Arc::clone(&port), end: End::Branch, settled: None });
+    let sender = LinkSender(Way::One {
+        port: Arc::clone(&port),
+        end: End::Branch,
+        settled: None,
+    });
     let link = workshop.link(events, sender);
-    let dialler = Dialler { target, workshop: workshop.clone(), port, connection: 0, told: None };
+    let dialler = Dialler {
+        target,
+        workshop: workshop.clone(),
+        port,
+        connection: 0,
+        told: None,
+    };
     workshop.tasks.spawn(dialler.run());
     Ok(link)
 }
@@ -63,16 +73,23 @@ struct Target {
 
 impl Target {
     fn of(settings: DialSettings) -> Result<Self, LinkError> {
-        let wrong = |what: &str| LinkError::Settings(format!("the head's address `{}`: {what}", settings.url));
-        let url: Uri =
-            settings.url.parse().map_err(|_| wrong("is not a URL like wss://head.example:7443/branchline"))?;
+        let wrong = |what: &str| {
+            LinkError::Settings(format!("the head's address `{}`: {what}", settings.url))
+        };
+        let url: Uri = settings
+            .url
+            .parse()
+            .map_err(|_| wrong("is not a URL like wss://head.example:7443/branchline"))?;
         let encrypted = match url.scheme_str() {
             Some("wss") => true,
             Some("ws") => false,
             _ => return Err(wrong("must begin with wss://")),
         };
         let host = url.host().ok_or_else(|| wrong("names no host"))?;
-        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let host = host
+            .trim_start_matches('[')
+            .trim_end_matches(']')
+            .to_owned();
         if !encrypted && !loopback(&host) {
             return Err(wrong("ws:// is for this machine only; use wss://"));
         }
@@ -80,7 +97,12 @@ impl Target {
             return Err(wrong("must end in /branchline"));
         }
         let port = url.port_u16().unwrap_or(if encrypted { 443 } else { 80 });
-        Ok(Self { settings, host, port, encrypted })
+        Ok(Self {
+            settings,
+            host,
+            port,
+            encrypted,
+        })
     }
 }
 
@@ -151,7 +173,11 @@ impl Dialler {
         }
         tracing::info!(head = %self.target.settings.url, "link to the head up");
         let workshop = &self.workshop;
-        let inbox = Inbox { workshop, connection: self.connection, standing: None };
+        let inbox = Inbox {
+            workshop,
+            connection: self.connection,
+            standing: None,
+        };
         let stop = async {
             tokio::select! {
                 () = workshop.stop.cancelled() => LinkError::Closed,
@@ -171,17 +197,22 @@ impl Target {
     async fn reach(&self) -> Result<Reached, LinkError> {
         let url = &self.settings.url;
         let down = |error: std::io::Error| LinkError::Down(format!("cannot reach {url}: {error}"));
-        let stream = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(down)?;
+        let stream = TcpStream::connect((self.host.as_str(), self.port))
+            .await
+            .map_err(down)?;
         stream.set_nodelay(true).map_err(down)?;
         if !self.encrypted {
             return Ok(Reached::Plain(Box::new(self.upgrade(stream).await?)));
         }
         let name = ServerName::try_from(self.host.clone());
-        let name = name.map_err(|_| LinkError::Settings(format!("`{}` is not a host name", self.host)))?;
+        let name =
+            name.map_err(|_| LinkError::Settings(format!("`{}` is not a host name", self.host)))?;
         let connector = TlsConnector::from(tls::client_config(&self.settings.trust)?);
-        let stream = connector.connect(name, stream).await.map_err(|error| match tls::is_about_trust(&error) {
-            true => self.untrusted(&error),
-            false => down(error),
+        let stream = connector.connect(name, stream).await.map_err(|error| {
+            match tls::is_about_trust(&error) {
+                true => self.untrusted(&error),
+                false => down(error),
+            }
         })?;
         Ok(Reached::Tls(Box::new(self.upgrade(stream).await?)))
     }
@@ -193,7 +224,10 @@ impl Target {
                  with a new code, else someone sits in between",
                 self.settings.url
             ),
-            _ => format!("the certificate of {} is not trusted: {error}", self.settings.url),
+            _ => format!(
+                "the certificate of {} is not trusted: {error}",
+                self.settings.url
+            ),
         })
     }
 

@@ -55,19 +55,29 @@ impl Registry {
         book.last += 1;
         let connection = book.last;
         book.open.insert(connection, Entry { outlet, standing });
-        Seat { connection, parcels, standing: watched }
+        Seat {
+            connection,
+            parcels,
+            standing: watched,
+        }
     }
 
     /// Gives a connection to a branch. Its older connection ends.
     pub(crate) fn name(&self, connection: u64, name: OfficeName) {
         let mut book = lock(&self.0);
-        let Some(entry) = book.open.get(&connection) else { return };
+        let Some(entry) = book.open.get(&connection) else {
+            return;
+        };
         if *entry.standing.borrow() == Standing::Ended {
             return;
         }
         entry.standing.send_replace(Standing::Named(name.clone()));
         book.names.retain(|_, named| *named != connection);
-        if let Some(older) = book.names.insert(name, connection).and_then(|older| book.open.get(&older)) {
+        if let Some(older) = book
+            .names
+            .insert(name, connection)
+            .and_then(|older| book.open.get(&older))
+        {
             end(older);
         }
     }
@@ -80,24 +90,43 @@ impl Registry {
 
     /// Tells that a branch has come, if the connection is still its present one. Under the lock, so that the owner
     /// hears of comings and goings in the order in which they happened.
-    pub(crate) fn tell_up(&self, connection: u64, name: &OfficeName, room: mpsc::Permit<'_, Event>) {
+    pub(crate) fn tell_up(
+        &self,
+        connection: u64,
+        name: &OfficeName,
+        room: mpsc::Permit<'_, Event>,
+    ) {
         let book = lock(&self.0);
         if book.names.get(name) == Some(&connection) {
-            room.send(Event::Up { peer: Some(name.clone()) });
+            room.send(Event::Up {
+                peer: Some(name.clone()),
+            });
         }
     }
 
     /// Takes a connection out; tells so if it was a branch's present one.
-    pub(crate) fn leave(&self, connection: u64, reason: LinkError, room: Option<mpsc::Permit<'_, Event>>) {
+    pub(crate) fn leave(
+        &self,
+        connection: u64,
+        reason: LinkError,
+        room: Option<mpsc::Permit<'_, Event>>,
+    ) {
         let mut book = lock(&self.0);
         if let Some(entry) = book.open.remove(&connection) {
             end(&entry);
         }
-        let whose = book.names.iter().find(|(_, named)| **named == connection).map(|(name, _)| name.clone());
+        let whose = book
+            .names
+            .iter()
+            .find(|(_, named)| **named == connection)
+            .map(|(name, _)| name.clone());
         if let Some(name) = whose {
             book.names.remove(&name);
             if let Some(room) = room {
-                room.send(Event::Down { peer: Some(name), reason });
+                room.send(Event::Down {
+                    peer: Some(name),
+                    reason,
+                });
             }
         }
     }
@@ -118,14 +147,24 @@ impl Registry {
             return Err(LinkError::Closed);
         }
         if let Destination::Branch(name) = &parcel.to {
-            let entry = book.names.get(name).and_then(|connection| book.open.get(connection));
-            let entry = entry.ok_or_else(|| LinkError::Down(format!("the branch `{name}` is not connected")))?;
+            let entry = book
+                .names
+                .get(name)
+                .and_then(|connection| book.open.get(connection));
+            let entry = entry
+                .ok_or_else(|| LinkError::Down(format!("the branch `{name}` is not connected")))?;
             return Ok(Some(entry.outlet.clone()));
         }
         for (name, connection) in &book.names {
-            match book.open.get(connection).map(|entry| entry.outlet.try_push(parcel.clone())) {
+            match book
+                .open
+                .get(connection)
+                .map(|entry| entry.outlet.try_push(parcel.clone()))
+            {
                 Some(Err(error @ LinkError::TooLarge { .. })) => return Err(error),
-                Some(Err(error)) => tracing::debug!(%name, %error, "a branch goes without an envelope for everyone"),
+                Some(Err(error)) => {
+                    tracing::debug!(%name, %error, "a branch goes without an envelope for everyone")
+                }
                 Some(Ok(())) | None => {}
             }
         }

@@ -38,7 +38,9 @@ pub struct ServeSettings {
 
 impl fmt::Debug for ServeSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServeSettings").field("address", &self.address).finish_non_exhaustive()
+        f.debug_struct("ServeSettings")
+            .field("address", &self.address)
+            .finish_non_exhaustive()
     }
 }
 
@@ -47,11 +49,18 @@ impl fmt::Debug for ServeSettings {
 /// is closed.
 pub async fn serve(settings: ServeSettings) -> Result<(Link, SocketAddr), LinkError> {
     let acceptor = match &settings.certificate {
-        Some((cert_pem, key_pem)) => Some(TlsAcceptor::from(tls::server_config(cert_pem, key_pem)?)),
+        Some((cert_pem, key_pem)) => {
+            Some(TlsAcceptor::from(tls::server_config(cert_pem, key_pem)?))
+        }
         None if loopback(&settings.address.ip().to_string()) => None,
-        None => return Err(LinkError::Settings("listening beyond loopback addresses needs a certificate".into())),
+        None => {
+            return Err(LinkError::Settings(
+                "listening beyond loopback addresses needs a certificate".into(),
+            ));
+        }
     };
-    let refused = |error| LinkError::Refused(format!("cannot listen on {}: {error}", settings.address));
+    let refused =
+        |error| LinkError::Refused(format!("cannot listen on {}: {error}", settings.address));
     let listener = TcpListener::bind(settings.address).await.map_err(refused)?;
     let bound = listener.local_addr().map_err(refused)?;
     let (workshop, events) = Workshop::new();
@@ -82,7 +91,9 @@ impl Hall {
         let stop = self.workshop.stop.clone();
         let accepting = async {
             loop {
-                let Ok(unnamed) = Arc::clone(&self.unnamed).acquire_owned().await else { return };
+                let Ok(unnamed) = Arc::clone(&self.unnamed).acquire_owned().await else {
+                    return;
+                };
                 match listener.accept().await {
                     Ok((stream, from)) => self.admit(stream, from, unnamed),
                     Err(error) => {
@@ -124,23 +135,44 @@ impl Hall {
 
     async fn shake_hands(&self, stream: TcpStream) -> Result<Connection, String> {
         let shaking = async {
-            stream.set_nodelay(true).map_err(|error| error.to_string())?;
+            stream
+                .set_nodelay(true)
+                .map_err(|error| error.to_string())?;
             let Some(acceptor) = &self.acceptor else {
                 return Ok(Connection::Plain(Box::new(upgrade(stream).await?)));
             };
-            let stream = acceptor.accept(stream).await.map_err(|error| error.to_string())?;
+            let stream = acceptor
+                .accept(stream)
+                .await
+                .map_err(|error| error.to_string())?;
             Ok(Connection::Tls(Box::new(upgrade(stream).await?)))
         };
-        timeout(HANDSHAKE, shaking).await.unwrap_or_else(|_| Err("it took too long".into()))
+        timeout(HANDSHAKE, shaking)
+            .await
+            .unwrap_or_else(|_| Err("it took too long".into()))
     }
 
     async fn keep<S>(&self, socket: WebSocketStream<S>, unnamed: OwnedSemaphorePermit)
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let Seat { connection, parcels, standing } = self.registry.enter();
-        let inbox = Inbox { workshop: &self.workshop, connection, standing: Some(standing.clone()) };
-        let reason = talk::talk(socket, parcels, inbox, self.attend(connection, standing, unnamed)).await;
+        let Seat {
+            connection,
+            parcels,
+            standing,
+        } = self.registry.enter();
+        let inbox = Inbox {
+            workshop: &self.workshop,
+            connection,
+            standing: Some(standing.clone()),
+        };
+        let reason = talk::talk(
+            socket,
+            parcels,
+            inbox,
+            self.attend(connection, standing, unnamed),
+        )
+        .await;
         tracing::debug!(connection, %reason, "a connection ended");
         self.registry.leave(connection, reason, self.room().await);
     }
@@ -160,8 +192,13 @@ impl Hall {
         mut standing: watch::Receiver<Standing>,
         unnamed: OwnedSemaphorePermit,
     ) -> LinkError {
-        match timeout(UNNAMED, standing.wait_for(|now| *now != Standing::Unnamed)).await.map(|now| now.is_ok()) {
-            Err(_) => return LinkError::Down("the connection did not say whose it is in time".into()),
+        match timeout(UNNAMED, standing.wait_for(|now| *now != Standing::Unnamed))
+            .await
+            .map(|now| now.is_ok())
+        {
+            Err(_) => {
+                return LinkError::Down("the connection did not say whose it is in time".into());
+            }
             Ok(false) => return LinkError::Closed,
             Ok(true) => {}
         }
@@ -198,7 +235,9 @@ async fn upgrade<S>(stream: S) -> Result<WebSocketStream<S>, String>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    accept_hdr_async_with_config(stream, only_our_path, Some(talk::limits())).await.map_err(|error| error.to_string())
+    accept_hdr_async_with_config(stream, only_our_path, Some(talk::limits()))
+        .await
+        .map_err(|error| error.to_string())
 }
 
 #[allow(clippy::result_large_err)] // the shape that the handshake asks for

@@ -42,12 +42,23 @@ pub(super) struct Inbox<'a> {
 impl Inbox<'_> {
     /// Hands an envelope to the owner; `false` when there is none any more.
     async fn arrived(&self, bytes: Bytes) -> bool {
-        let sender = self.standing.as_ref().and_then(|standing| match &*standing.borrow() {
-            Standing::Named(name) => Some(name.clone()),
-            _ => None,
-        });
+        let sender = self
+            .standing
+            .as_ref()
+            .and_then(|standing| match &*standing.borrow() {
+                Standing::Named(name) => Some(name.clone()),
+                _ => None,
+            });
         let (connection, receipt) = (self.connection, Receipt::NONE);
-        self.workshop.tell(Event::Arrived { bytes, sender, user: None, connection, receipt }).await
+        self.workshop
+            .tell(Event::Arrived {
+                bytes,
+                sender,
+                user: None,
+                connection,
+                receipt,
+            })
+            .await
     }
 }
 
@@ -72,13 +83,21 @@ where
     reason
 }
 
-async fn read(mut stream: impl StreamExt<Item = Result<Message, Error>> + Unpin, inbox: Inbox<'_>) -> LinkError {
+async fn read(
+    mut stream: impl StreamExt<Item = Result<Message, Error>> + Unpin,
+    inbox: Inbox<'_>,
+) -> LinkError {
     loop {
         let message = match timeout(SILENCE, stream.next()).await {
             Ok(Some(Ok(message))) => message,
             Ok(Some(Err(error))) => return sort(&error),
             Ok(None) => return LinkError::Down("the peer closed the connection".into()),
-            Err(_) => return LinkError::Down(format!("the peer was silent for {} seconds", SILENCE.as_secs())),
+            Err(_) => {
+                return LinkError::Down(format!(
+                    "the peer was silent for {} seconds",
+                    SILENCE.as_secs()
+                ));
+            }
         };
         match message {
             Message::Binary(bytes) => {
@@ -88,12 +107,17 @@ async fn read(mut stream: impl StreamExt<Item = Result<Message, Error>> + Unpin,
             }
             Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
             Message::Close(_) => return LinkError::Down("the peer closed the connection".into()),
-            Message::Text(_) => return LinkError::Down("the peer speaks something else: it sent text".into()),
+            Message::Text(_) => {
+                return LinkError::Down("the peer speaks something else: it sent text".into());
+            }
         }
     }
 }
 
-async fn write<S>(sink: &mut SplitSink<WebSocketStream<S>, Message>, mut parcels: mpsc::Receiver<Queued>) -> LinkError
+async fn write<S>(
+    sink: &mut SplitSink<WebSocketStream<S>, Message>,
+    mut parcels: mpsc::Receiver<Queued>,
+) -> LinkError
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -132,9 +156,9 @@ where
 
 fn sort(error: &Error) -> LinkError {
     match error {
-        Error::Capacity(_) => {
-            LinkError::Down(format!("the peer sent more than {MAX_ENVELOPE_BYTES} bytes in one envelope"))
-        }
+        Error::Capacity(_) => LinkError::Down(format!(
+            "the peer sent more than {MAX_ENVELOPE_BYTES} bytes in one envelope"
+        )),
         Error::ConnectionClosed | Error::AlreadyClosed | Error::Protocol(_) => {
             LinkError::Down(format!("the peer closed the connection: {error}"))
         }

@@ -11,7 +11,8 @@ use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signat
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, ServerConfig,
+    SignatureScheme,
 };
 
 use super::Trust;
@@ -70,45 +71,68 @@ pub struct Certificate {
 
 impl fmt::Debug for Certificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Certificate").field("pin", &self.pin).finish_non_exhaustive()
+        f.debug_struct("Certificate")
+            .field("pin", &self.pin)
+            .finish_non_exhaustive()
     }
 }
 
 /// Makes a self-signed certificate for these host names and addresses. It does not expire: branches trust its pin, and
 /// their clocks may be wrong.
 pub fn make_certificate(names: &[String]) -> Result<Certificate, LinkError> {
-    let failed = |error| LinkError::Settings(format!("no certificate can be made for {names:?}: {error}"));
+    let failed =
+        |error| LinkError::Settings(format!("no certificate can be made for {names:?}: {error}"));
     let key = rcgen::KeyPair::generate().map_err(failed)?;
     let mut params = rcgen::CertificateParams::new(names).map_err(failed)?;
-    params.distinguished_name.push(rcgen::DnType::CommonName, "Branchline head");
+    params
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, "Branchline head");
     let certificate = params.self_signed(&key).map_err(failed)?;
     let pin = Pin::of(certificate.der());
-    Ok(Certificate { cert_pem: certificate.pem(), key_pem: key.serialize_pem(), pin })
+    Ok(Certificate {
+        cert_pem: certificate.pem(),
+        key_pem: key.serialize_pem(),
+        pin,
+    })
 }
 
 /// The pin of a certificate file's first certificate.
 pub fn pin_of(cert_pem: &str) -> Result<Pin, LinkError> {
     let certificate = CertificateDer::from_pem_slice(cert_pem.as_bytes());
-    certificate.map(|der| Pin::of(&der)).map_err(|error| LinkError::Settings(format!("not a PEM certificate: {error}")))
+    certificate
+        .map(|der| Pin::of(&der))
+        .map_err(|error| LinkError::Settings(format!("not a PEM certificate: {error}")))
 }
 
 pub(super) fn server_config(cert_pem: &str, key_pem: &str) -> Result<Arc<ServerConfig>, LinkError> {
-    let wrong = |error: &dyn fmt::Display| LinkError::Settings(format!("the head's certificate or key: {error}"));
+    let wrong = |error: &dyn fmt::Display| {
+        LinkError::Settings(format!("the head's certificate or key: {error}"))
+    };
     let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(cert_pem.as_bytes()).collect();
     let chain = chain.map_err(|error| wrong(&error))?;
     let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(|error| wrong(&error))?;
-    let config = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
-    let config = config.map_err(|error| wrong(&error))?.with_no_client_auth().with_single_cert(chain, key);
+    let config =
+        ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    let config = config
+        .map_err(|error| wrong(&error))?
+        .with_no_client_auth()
+        .with_single_cert(chain, key);
     Ok(Arc::new(config.map_err(|error| wrong(&error))?))
 }
 
 pub(super) fn client_config(trust: &Trust) -> Result<Arc<ClientConfig>, LinkError> {
-    let config = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    let config =
+        ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
     let config = config.map_err(|error| LinkError::Settings(error.to_string()))?;
     let config = match trust {
         Trust::Pin(pin) => {
-            let verifier = PinVerifier { pin: *pin, provider: provider() };
-            config.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
+            let verifier = PinVerifier {
+                pin: *pin,
+                provider: provider(),
+            };
+            config
+                .dangerous()
+                .with_custom_certificate_verifier(Arc::new(verifier))
         }
         Trust::CaFile(file) => config.with_root_certificates(roots_of(file)?),
         Trust::System => config.with_root_certificates(system_roots()?),
@@ -117,8 +141,9 @@ pub(super) fn client_config(trust: &Trust) -> Result<Arc<ClientConfig>, LinkErro
 }
 
 fn roots_of(file: &Path) -> Result<RootCertStore, LinkError> {
-    let wrong =
-        |error: &dyn fmt::Display| LinkError::Refused(format!("the authorities in {}: {error}", file.display()));
+    let wrong = |error: &dyn fmt::Display| {
+        LinkError::Refused(format!("the authorities in {}: {error}", file.display()))
+    };
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(file).map_err(|error| wrong(&error))? {
         let certificate = certificate.map_err(|error| wrong(&error))?;
@@ -131,14 +156,18 @@ fn system_roots() -> Result<RootCertStore, LinkError> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if roots.is_empty() {
-        return Err(LinkError::Refused("this system trusts no authority; name a CA file or a pin".into()));
+        return Err(LinkError::Refused(
+            "this system trusts no authority; name a CA file or a pin".into(),
+        ));
     }
     Ok(roots)
 }
 
 /// Whether a failed handshake is about trust, which waiting does not mend.
 pub(super) fn is_about_trust(error: &io::Error) -> bool {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
+    let inner = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<Error>());
     matches!(inner, Some(Error::InvalidCertificate(_)))
 }
 
@@ -171,7 +200,12 @@ impl ServerCertVerifier for PinVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -180,10 +214,17 @@ impl ServerCertVerifier for PinVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            cert,
+            dss,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
     }
 }

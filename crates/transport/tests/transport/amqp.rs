@@ -2,8 +2,8 @@ use std::time::{Duration, Instant};
 
 use branchline_testkit::servers::{RabbitMq, rabbitmq};
 use branchline_transport::amqp::{
-    AmqpSettings, QueueKind, Role, TlsFiles, branch_permissions, declare_branch, declare_head, delete_branch, open,
-    probe,
+    AmqpSettings, QueueKind, Role, TlsFiles, branch_permissions, declare_branches, declare_head,
+    delete_branch, open, probe,
 };
 use branchline_transport::{Destination, Event, Link, LinkError};
 
@@ -27,7 +27,12 @@ fn settings(url: String, role: Role) -> AmqpSettings {
 }
 
 fn head(url: String) -> AmqpSettings {
-    settings(url, Role::Head { branch_queue_prefix: "branchline.".into() })
+    settings(
+        url,
+        Role::Head {
+            branch_queue_prefix: "branchline.".into(),
+        },
+    )
 }
 
 fn branch(url: String, who: &str) -> AmqpSettings {
@@ -43,7 +48,14 @@ async fn opened(settings: AmqpSettings) -> Link {
 /// A branch's user with exactly the rights that it needs.
 fn branch_user(server: &RabbitMq, vhost: &str, who: &str) -> String {
     let user = format!("{vhost}-{who}");
-    server.add_user(&user, "secret", vhost, "^$", "^branchline\\.head$", &format!("^branchline\\.{who}$"));
+    server.add_user(
+        &user,
+        "secret",
+        vhost,
+        "^$",
+        "^branchline\\.head$",
+        &format!("^branchline\\.{who}$"),
+    );
     server.url(&user, "secret", vhost)
 }
 
@@ -52,24 +64,43 @@ async fn envelopes_go_both_ways_with_the_least_rights() {
     for queue_kind in [QueueKind::Classic, QueueKind::Quorum] {
         let server = rabbitmq();
         let vhost = server.fresh_vhost();
-        let head_settings = AmqpSettings { queue_kind, ..head(server.admin_url_of(&vhost)) };
+        let head_settings = AmqpSettings {
+            queue_kind,
+            ..head(server.admin_url_of(&vhost))
+        };
         let mut head = opened(head_settings.clone()).await;
-        declare_branch(&head_settings, "branchline.b1").await.unwrap();
-        declare_branch(&head_settings, "branchline.b2").await.unwrap();
+        declare_branches(&head_settings, &["branchline.b1".into()])
+            .await
+            .unwrap();
+        declare_branches(&head_settings, &["branchline.b2".into()])
+            .await
+            .unwrap();
         let url = branch_user(server, &vhost, "b1");
         let mut one = opened(branch(url, "b1")).await;
         let mut two = opened(branch(server.admin_url_of(&vhost), "b2")).await;
 
-        head.sender.send(parcel(Destination::Everyone, "all")).await.unwrap();
-        head.sender.send(parcel(Destination::Branch(name("b2")), "one")).await.unwrap();
+        head.sender
+            .send(parcel(Destination::Everyone, "all"))
+            .await
+            .unwrap();
+        head.sender
+            .send(parcel(Destination::Branch(name("b2")), "one"))
+            .await
+            .unwrap();
         for link in [&mut one, &mut two] {
             let all = came(link).await;
-            assert_eq!((&all.bytes[..], all.user.as_deref()), (&b"all"[..], Some("guest")));
+            assert_eq!(
+                (&all.bytes[..], all.user.as_deref()),
+                (&b"all"[..], Some("guest"))
+            );
             link.sender.settle(all.receipt);
         }
         assert_eq!(came(&mut two).await.bytes, "one");
         for number in 0..500u16 {
-            one.sender.send(parcel(Destination::Head, number.to_be_bytes().to_vec())).await.unwrap();
+            one.sender
+                .send(parcel(Destination::Head, number.to_be_bytes().to_vec()))
+                .await
+                .unwrap();
         }
         for number in 0..500u16 {
             let up = came(&mut head).await;
@@ -77,8 +108,12 @@ async fn envelopes_go_both_ways_with_the_least_rights() {
             assert_eq!(up.user, Some(format!("{vhost}-b1")));
             head.sender.settle(up.receipt);
         }
-        delete_branch(&head_settings, "branchline.b1").await.unwrap();
-        delete_branch(&head_settings, "branchline.b1").await.unwrap();
+        delete_branch(&head_settings, "branchline.b1")
+            .await
+            .unwrap();
+        delete_branch(&head_settings, "branchline.b1")
+            .await
+            .unwrap();
         let (_, reason) = down(&mut one).await;
         assert!(reason.to_string().contains("branchline.b1"), "{reason}");
     }
@@ -90,11 +125,16 @@ async fn what_is_not_settled_comes_again_after_a_reconnect() {
     let vhost = server.fresh_vhost();
     let head_settings = head(server.admin_url_of(&vhost));
     let mut head = opened(head_settings.clone()).await;
-    declare_branch(&head_settings, "branchline.b1").await.unwrap();
+    declare_branches(&head_settings, &["branchline.b1".into()])
+        .await
+        .unwrap();
     let settings = branch(server.admin_url_of(&vhost), "b1");
     let mut link = opened(settings.clone()).await;
     for number in 0..4u8 {
-        head.sender.send(parcel(Destination::Everyone, vec![number])).await.unwrap();
+        head.sender
+            .send(parcel(Destination::Everyone, vec![number]))
+            .await
+            .unwrap();
     }
     let mut stale = Vec::new();
     for number in 0..4u8 {
@@ -113,7 +153,10 @@ async fn what_is_not_settled_comes_again_after_a_reconnect() {
     let mut link = opened(settings).await;
     assert_eq!(came(&mut link).await.bytes[..], [0]);
     assert_eq!(came(&mut link).await.bytes[..], [3]);
-    head.sender.send(parcel(Destination::Everyone, "last")).await.unwrap();
+    head.sender
+        .send(parcel(Destination::Everyone, "last"))
+        .await
+        .unwrap();
     assert_eq!(came(&mut link).await.bytes, "last");
     head.events.close();
 }
@@ -124,9 +167,19 @@ fn wait_until_unacknowledged(settings: &AmqpSettings, left: usize) {
     let vhost = settings.url.rsplit('/').next().unwrap().to_owned();
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
-        let listed = server.ctl(&["-q", "list_queues", "-p", &vhost, "name", "messages_unacknowledged"]);
+        let listed = server.ctl(&[
+            "-q",
+            "list_queues",
+            "-p",
+            &vhost,
+            "name",
+            "messages_unacknowledged",
+        ]);
         let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
-        if listed.lines().any(|line| line.starts_with(&settings.queue) && line.ends_with(&format!("\t{left}"))) {
+        if listed
+            .lines()
+            .any(|line| line.starts_with(&settings.queue) && line.ends_with(&format!("\t{left}")))
+        {
             return;
         }
         assert!(Instant::now() < deadline, "the broker still says: {listed}");
@@ -139,19 +192,27 @@ async fn a_broker_that_blocks_stops_and_starts_heals() {
     let ctl = |arguments: &[&str]| tokio::task::block_in_place(|| server.ctl(arguments));
     let settings = head(server.admin_url());
     declare_head(&settings).await.unwrap();
-    declare_branch(&settings, "branchline.b1").await.unwrap();
+    declare_branches(&settings, &["branchline.b1".into()])
+        .await
+        .unwrap();
     let mut head = opened(settings).await;
     let mut branch = opened(branch(server.admin_url(), "b1")).await;
 
     ctl(&["set_vm_memory_high_watermark", "0.000001"]);
     let blocked = async {
         loop {
-            if let Err(error) = head.sender.send(parcel(Destination::Everyone, "waits")).await {
+            if let Err(error) = head
+                .sender
+                .send(parcel(Destination::Everyone, "waits"))
+                .await
+            {
                 return error;
             }
         }
     };
-    let error = tokio::time::timeout(Duration::from_secs(30), blocked).await.expect("a blocked broker hangs nobody");
+    let error = tokio::time::timeout(Duration::from_secs(30), blocked)
+        .await
+        .expect("a blocked broker hangs nobody");
     assert!(matches!(error, LinkError::Down(_)), "{error}");
     ctl(&["set_vm_memory_high_watermark", "0.4"]);
     let arrived = came(&mut branch).await;
@@ -162,11 +223,22 @@ async fn a_broker_that_blocks_stops_and_starts_heals() {
     let (_, reason) = down(&mut head).await;
     assert!(!reason.needs_a_person(), "{reason}");
     let started = Instant::now();
-    assert!(head.sender.send(parcel(Destination::Everyone, "lost")).await.is_err());
-    assert!(started.elapsed() < Duration::from_secs(1), "a link that is down answers at once");
+    assert!(
+        head.sender
+            .send(parcel(Destination::Everyone, "lost"))
+            .await
+            .is_err()
+    );
+    assert!(
+        started.elapsed() < Duration::from_secs(1),
+        "a link that is down answers at once"
+    );
     tokio::task::block_in_place(|| server.start_app());
     assert_eq!(up(&mut head).await, None);
-    head.sender.send(parcel(Destination::Everyone, "again")).await.unwrap();
+    head.sender
+        .send(parcel(Destination::Everyone, "again"))
+        .await
+        .unwrap();
     loop {
         match next(&mut branch).await {
             Event::Arrived { bytes, receipt, .. } => {
@@ -187,17 +259,33 @@ async fn who_has_no_right_is_refused_and_doctor_says_what_to_do() {
     let vhost = server.fresh_vhost();
     let head_settings = head(server.admin_url_of(&vhost));
     let findings = probe(&head_settings).await;
-    assert!(findings.iter().any(|finding| !finding.ok && finding.message.contains("branchline.head")), "{findings:?}");
+    assert!(
+        findings
+            .iter()
+            .any(|finding| !finding.ok && finding.message.contains("branchline.head")),
+        "{findings:?}"
+    );
     declare_head(&head_settings).await.unwrap();
-    declare_branch(&head_settings, "branchline.b1").await.unwrap();
+    declare_branches(&head_settings, &["branchline.b1".into()])
+        .await
+        .unwrap();
     let findings = probe(&head_settings).await;
-    assert!(findings.len() == 5 && findings.iter().all(|finding| finding.ok), "{findings:?}");
+    assert!(
+        findings.len() == 5 && findings.iter().all(|finding| finding.ok),
+        "{findings:?}"
+    );
 
     let wrong_password = branch(server.url("guest", "wr0ng-secret", &vhost), "b1");
     let mut link = open(wrong_password.clone()).unwrap();
     let (_, reason) = down(&mut link).await;
-    assert!(matches!(&reason, LinkError::Refused(text) if !text.contains("wr0ng-secret")), "{reason}");
-    assert_eq!(link.sender.send(parcel(Destination::Head, "x")).await, Err(reason));
+    assert!(
+        matches!(&reason, LinkError::Refused(text) if !text.contains("wr0ng-secret")),
+        "{reason}"
+    );
+    assert_eq!(
+        link.sender.send(parcel(Destination::Head, "x")).await,
+        Err(reason)
+    );
     assert!(!format!("{wrong_password:?}").contains("wr0ng-secret"));
 
     let user = format!("{vhost}-b1");
@@ -207,15 +295,33 @@ async fn who_has_no_right_is_refused_and_doctor_says_what_to_do() {
     let (_, reason) = down(&mut link).await;
     assert!(reason.needs_a_person(), "{reason}");
     let line = branch_permissions(&vhost, &user, "branchline.head", "branchline.b1");
-    assert!(line.ends_with(r"'^$' '^branchline\.head$' '^branchline\.b1$'"), "{line}");
+    assert!(
+        line.ends_with(r"'^$' '^branchline\.head$' '^branchline\.b1$'"),
+        "{line}"
+    );
     let findings = probe(&settings).await;
     assert!(
-        findings.iter().any(|finding| finding.advice.as_ref().is_some_and(|advice| advice.contains(&line))),
+        findings.iter().any(|finding| finding
+            .advice
+            .as_ref()
+            .is_some_and(|advice| advice.contains(&line))),
         "{findings:?}"
     );
 
-    server.ctl(&["set_permissions", "-p", &vhost, &user, "^$", "^branchline\\.head$", "^branchline\\.b1$"]);
-    assert_eq!(up(&mut link).await, None, "the link still tries, and heals when the right is given");
+    server.ctl(&[
+        "set_permissions",
+        "-p",
+        &vhost,
+        &user,
+        "^$",
+        "^branchline\\.head$",
+        "^branchline\\.b1$",
+    ]);
+    assert_eq!(
+        up(&mut link).await,
+        None,
+        "the link still tries, and heals when the right is given"
+    );
     let findings = probe(&settings).await;
     assert!(findings.iter().all(|finding| finding.ok), "{findings:?}");
     let no_host = branch("amqp://guest:guest@127.0.0.1:1/x".into(), "b1");
@@ -243,13 +349,21 @@ async fn rates() {
     for queue_kind in [QueueKind::Classic, QueueKind::Quorum] {
         let server = rabbitmq();
         let vhost = server.fresh_vhost();
-        let head_settings = AmqpSettings { queue_kind, ..head(server.admin_url_of(&vhost)) };
+        let head_settings = AmqpSettings {
+            queue_kind,
+            ..head(server.admin_url_of(&vhost))
+        };
         let mut head = opened(head_settings.clone()).await;
         let payload = bytes::Bytes::from(vec![7; 32 * 1024]);
-        declare_branch(&head_settings, "branchline.b1").await.unwrap();
+        declare_branches(&head_settings, &["branchline.b1".into()])
+            .await
+            .unwrap();
         let started = Instant::now();
         for _ in 0..MESSAGES {
-            head.sender.send(parcel(Destination::Everyone, payload.clone())).await.unwrap();
+            head.sender
+                .send(parcel(Destination::Everyone, payload.clone()))
+                .await
+                .unwrap();
         }
         let published = started.elapsed();
         let mut link = opened(branch(server.admin_url_of(&vhost), "b1")).await;
@@ -260,7 +374,11 @@ async fn rates() {
         }
         let consumed = started.elapsed();
         let rate = |elapsed: Duration| f64::from(MESSAGES) / elapsed.as_secs_f64();
-        println!("{queue_kind:?}: published {:.0}/s, consumed {:.0}/s", rate(published), rate(consumed));
+        println!(
+            "{queue_kind:?}: published {:.0}/s, consumed {:.0}/s",
+            rate(published),
+            rate(consumed)
+        );
         head.events.close();
     }
 }

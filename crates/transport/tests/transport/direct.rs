@@ -16,25 +16,47 @@ fn certificate() -> Certificate {
 
 async fn listen(address: &str, certificate: &Certificate) -> (Link, SocketAddr) {
     let pair = Some((certificate.cert_pem.clone(), certificate.key_pem.clone()));
-    serve(ServeSettings { address: address.parse().unwrap(), certificate: pair }).await.unwrap()
+    serve(ServeSettings {
+        address: address.parse().unwrap(),
+        certificate: pair,
+    })
+    .await
+    .unwrap()
 }
 
 async fn listen_plainly() -> (Link, SocketAddr) {
-    serve(ServeSettings { address: "127.0.0.1:0".parse().unwrap(), certificate: None }).await.unwrap()
+    serve(ServeSettings {
+        address: "127.0.0.1:0".parse().unwrap(),
+        certificate: None,
+    })
+    .await
+    .unwrap()
 }
 
 fn call(address: SocketAddr, trust: Trust) -> Link {
-    dial(DialSettings { url: format!("wss://{address}/branchline"), trust }).unwrap()
+    dial(DialSettings {
+        url: format!("wss://{address}/branchline"),
+        trust,
+    })
+    .unwrap()
 }
 
 fn call_plainly(address: SocketAddr) -> Link {
-    dial(DialSettings { url: format!("ws://{address}/branchline"), trust: Trust::System }).unwrap()
+    dial(DialSettings {
+        url: format!("ws://{address}/branchline"),
+        trust: Trust::System,
+    })
+    .unwrap()
 }
 
 /// Says hello and lets the head name the connection.
 async fn introduce(head: &mut Link, branch: &mut Link, who: &str) -> u64 {
     assert_eq!(up(branch).await, None);
-    branch.sender.send(parcel(Destination::Head, who.to_owned())).await.unwrap();
+    branch
+        .sender
+        .send(parcel(Destination::Head, who.to_owned()))
+        .await
+        .unwrap();
     let hello = came(head).await;
     assert_eq!((&hello.bytes[..], &hello.sender), (who.as_bytes(), &None));
     head.sender.name_peer(hello.connection, name(who));
@@ -43,35 +65,63 @@ async fn introduce(head: &mut Link, branch: &mut Link, who: &str) -> u64 {
 }
 
 async fn raw(address: SocketAddr) -> tokio_tungstenite::WebSocketStream<tokio::net::TcpStream> {
-    let request = format!("ws://{address}/branchline").into_client_request().unwrap();
+    let request = format!("ws://{address}/branchline")
+        .into_client_request()
+        .unwrap();
     let stream = tokio::net::TcpStream::connect(address).await.unwrap();
-    tokio_tungstenite::client_async(request, stream).await.unwrap().0
+    tokio_tungstenite::client_async(request, stream)
+        .await
+        .unwrap()
+        .0
 }
 
 /// Waits until the peer has closed.
-async fn ended(mut socket: impl StreamExt<Item = Result<Message, tokio_tungstenite::tungstenite::Error>> + Unpin) {
+async fn ended(
+    mut socket: impl StreamExt<Item = Result<Message, tokio_tungstenite::tungstenite::Error>> + Unpin,
+) {
     let end = async { while let Some(Ok(_)) = socket.next().await {} };
-    tokio::time::timeout(PATIENCE, end).await.expect("the connection is closed");
+    tokio::time::timeout(PATIENCE, end)
+        .await
+        .expect("the connection is closed");
 }
 
 #[tokio::test]
 async fn envelopes_go_both_ways_over_tls_with_a_pin() {
     let certificate = certificate();
     assert_eq!(pin_of(&certificate.cert_pem), Ok(certificate.pin));
-    assert_eq!(certificate.pin.to_string().parse::<Pin>(), Ok(certificate.pin));
+    assert_eq!(
+        certificate.pin.to_string().parse::<Pin>(),
+        Ok(certificate.pin)
+    );
     let (mut head, address) = listen("127.0.0.1:0", &certificate).await;
     let mut branch = call(address, Trust::Pin(certificate.pin));
     introduce(&mut head, &mut branch, "b1").await;
 
-    branch.sender.send(parcel(Destination::Head, vec![7; MAX_ENVELOPE_BYTES])).await.unwrap();
+    branch
+        .sender
+        .send(parcel(Destination::Head, vec![7; MAX_ENVELOPE_BYTES]))
+        .await
+        .unwrap();
     let big = came(&mut head).await;
-    assert_eq!((big.bytes.len(), big.sender), (MAX_ENVELOPE_BYTES, Some(name("b1"))));
-    head.sender.send(parcel(Destination::Branch(name("b1")), "one")).await.unwrap();
-    head.sender.send(parcel(Destination::Everyone, "all")).await.unwrap();
+    assert_eq!(
+        (big.bytes.len(), big.sender),
+        (MAX_ENVELOPE_BYTES, Some(name("b1")))
+    );
+    head.sender
+        .send(parcel(Destination::Branch(name("b1")), "one"))
+        .await
+        .unwrap();
+    head.sender
+        .send(parcel(Destination::Everyone, "all"))
+        .await
+        .unwrap();
     assert_eq!(came(&mut branch).await.bytes, "one");
     assert_eq!(came(&mut branch).await.bytes, "all");
 
-    let nobody = head.sender.send(parcel(Destination::Branch(name("b2")), "one")).await;
+    let nobody = head
+        .sender
+        .send(parcel(Destination::Branch(name("b2")), "one"))
+        .await;
     assert!(matches!(nobody, Err(LinkError::Down(_))));
     branch.close().await;
     assert_eq!(down(&mut head).await.0, Some(name("b1")));
@@ -95,8 +145,14 @@ async fn another_certificate_than_the_pinned_one_is_refused() {
     let (_head, address) = listen("127.0.0.1:0", &certificate()).await;
     let mut branch = call(address, Trust::Pin(certificate().pin));
     let (_, reason) = down(&mut branch).await;
-    assert!(matches!(&reason, LinkError::Refused(text) if text.contains("another certificate")), "{reason}");
-    assert_eq!(branch.sender.send(parcel(Destination::Head, "x")).await, Err(reason));
+    assert!(
+        matches!(&reason, LinkError::Refused(text) if text.contains("another certificate")),
+        "{reason}"
+    );
+    assert_eq!(
+        branch.sender.send(parcel(Destination::Head, "x")).await,
+        Err(reason)
+    );
 }
 
 #[tokio::test]
@@ -105,13 +161,20 @@ async fn an_oversized_envelope_is_refused_at_both_ends() {
     let mut branch = call_plainly(address);
     introduce(&mut head, &mut branch, "b1").await;
     let bytes = MAX_ENVELOPE_BYTES + 1;
-    let sent = branch.sender.send(parcel(Destination::Head, vec![0; bytes])).await;
+    let sent = branch
+        .sender
+        .send(parcel(Destination::Head, vec![0; bytes]))
+        .await;
     assert_eq!(sent, Err(LinkError::TooLarge { bytes }));
 
     let mut hostile = raw(address).await;
     let _ = hostile.send(Message::Binary(vec![0; bytes].into())).await;
     ended(hostile).await;
-    branch.sender.send(parcel(Destination::Head, "still here")).await.unwrap();
+    branch
+        .sender
+        .send(parcel(Destination::Head, "still here"))
+        .await
+        .unwrap();
     assert_eq!(came(&mut head).await.bytes, "still here");
 }
 
@@ -125,12 +188,24 @@ async fn a_branch_comes_back_after_the_head_restarts() {
     let (_, reason) = down(&mut branch).await;
     assert!(!reason.needs_a_person(), "{reason}");
     let started = Instant::now();
-    assert!(branch.sender.send(parcel(Destination::Head, "lost")).await.is_err());
-    assert!(started.elapsed() < Duration::from_secs(1), "a link that is down answers at once");
+    assert!(
+        branch
+            .sender
+            .send(parcel(Destination::Head, "lost"))
+            .await
+            .is_err()
+    );
+    assert!(
+        started.elapsed() < Duration::from_secs(1),
+        "a link that is down answers at once"
+    );
 
     let (mut head, _) = listen(&address.to_string(), &certificate).await;
     introduce(&mut head, &mut branch, "b1").await;
-    head.sender.send(parcel(Destination::Branch(name("b1")), "again")).await.unwrap();
+    head.sender
+        .send(parcel(Destination::Branch(name("b1")), "again"))
+        .await
+        .unwrap();
     assert_eq!(came(&mut branch).await.bytes, "again");
 }
 
@@ -142,7 +217,10 @@ async fn what_is_for_everyone_reaches_every_named_branch_in_order() {
     introduce(&mut head, &mut two, "b2").await;
     for round in 0..20u8 {
         for number in 0..50u8 {
-            head.sender.send(parcel(Destination::Everyone, vec![round, number])).await.unwrap();
+            head.sender
+                .send(parcel(Destination::Everyone, vec![round, number]))
+                .await
+                .unwrap();
         }
         for branch in [&mut one, &mut two] {
             for number in 0..50u8 {
@@ -162,7 +240,10 @@ async fn a_branch_that_does_not_read_stalls_nobody() {
     for number in 0..600u32 {
         let mut bytes = vec![0; 256 * 1024];
         bytes[..4].copy_from_slice(&number.to_be_bytes());
-        head.sender.send(parcel(Destination::Everyone, bytes)).await.unwrap();
+        head.sender
+            .send(parcel(Destination::Everyone, bytes))
+            .await
+            .unwrap();
         assert_eq!(came(&mut fast).await.bytes[..4], number.to_be_bytes());
     }
     let to_slow = || parcel(Destination::Branch(name("slow")), vec![0; 256 * 1024]);
@@ -175,7 +256,9 @@ async fn a_branch_that_does_not_read_stalls_nobody() {
             }
         }
     };
-    let error = tokio::time::timeout(PATIENCE, stuck).await.expect("a stuck branch hangs nobody");
+    let error = tokio::time::timeout(PATIENCE, stuck)
+        .await
+        .expect("a stuck branch hangs nobody");
     assert!(matches!(error, LinkError::Down(_)), "{error}");
     for _ in 0..40 {
         came(&mut slow).await;
@@ -204,11 +287,16 @@ async fn a_newer_connection_of_a_name_replaces_the_older() {
     let second = introduce(&mut head, &mut branch, "b1").await;
     assert_ne!(first, second);
     ended(old).await;
-    head.sender.send(parcel(Destination::Branch(name("b1")), "to the new one")).await.unwrap();
+    head.sender
+        .send(parcel(Destination::Branch(name("b1")), "to the new one"))
+        .await
+        .unwrap();
     assert_eq!(came(&mut branch).await.bytes, "to the new one");
 
     head.sender.refuse(second);
-    let Some(name) = down(&mut head).await.0 else { panic!("whose link went down is told") };
+    let Some(name) = down(&mut head).await.0 else {
+        panic!("whose link went down is told")
+    };
     assert_eq!(name.as_str(), "b1");
     assert!(!down(&mut branch).await.1.needs_a_person());
 }
@@ -217,18 +305,35 @@ async fn a_newer_connection_of_a_name_replaces_the_older() {
 async fn a_connection_that_stays_unnamed_is_closed() {
     let (mut head, address) = listen_plainly().await;
     let mut silent = raw(address).await;
-    silent.send(Message::Binary("who am I".into())).await.unwrap();
+    silent
+        .send(Message::Binary("who am I".into()))
+        .await
+        .unwrap();
     assert_eq!(came(&mut head).await.bytes, "who am I");
     ended(silent).await;
 }
 
 #[tokio::test]
 async fn plain_connections_leave_the_machine_on_no_side() {
-    let remote = dial(DialSettings { url: "ws://192.0.2.1:80/branchline".into(), trust: Trust::System });
+    let remote = dial(DialSettings {
+        url: "ws://192.0.2.1:80/branchline".into(),
+        trust: Trust::System,
+    });
     assert!(matches!(remote, Err(LinkError::Settings(_))));
-    let everywhere = serve(ServeSettings { address: "0.0.0.0:0".parse().unwrap(), certificate: None }).await;
+    let everywhere = serve(ServeSettings {
+        address: "0.0.0.0:0".parse().unwrap(),
+        certificate: None,
+    })
+    .await;
     assert!(matches!(everywhere, Err(LinkError::Settings(_))));
     let (_head, address) = listen_plainly().await;
-    let mut stranger = dial(DialSettings { url: format!("wss://{address}/branchline"), trust: Trust::System }).unwrap();
-    assert!(matches!(next(&mut stranger).await, branchline_transport::Event::Down { .. }));
+    let mut stranger = dial(DialSettings {
+        url: format!("wss://{address}/branchline"),
+        trust: Trust::System,
+    })
+    .unwrap();
+    assert!(matches!(
+        next(&mut stranger).await,
+        branchline_transport::Event::Down { .. }
+    ));
 }

@@ -18,7 +18,10 @@ fn name(text: &str) -> OfficeName {
 }
 
 fn parcel(to: Destination, bytes: impl Into<Bytes>) -> Parcel {
-    Parcel { to, bytes: bytes.into() }
+    Parcel {
+        to,
+        bytes: bytes.into(),
+    }
 }
 
 /// What came, less what a test does not look at.
@@ -51,9 +54,19 @@ async fn down(link: &mut Link) -> (Option<OfficeName>, LinkError) {
 
 async fn came(link: &mut Link) -> Came {
     match next(link).await {
-        Event::Arrived { bytes, sender, user, connection, receipt } => {
-            Came { bytes, sender, user, connection, receipt }
-        }
+        Event::Arrived {
+            bytes,
+            sender,
+            user,
+            connection,
+            receipt,
+        } => Came {
+            bytes,
+            sender,
+            user,
+            connection,
+            receipt,
+        },
         other => panic!("expected Arrived, got {other:?}"),
     }
 }

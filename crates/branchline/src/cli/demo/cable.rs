@@ -18,7 +18,9 @@ pub struct Cable {
 impl Cable {
     /// Lays a cable to the head.
     pub async fn lay(head: SocketAddr) -> Outcome<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").await.map_err(io("the demo's relay"))?;
+        let listener = TcpListener::bind("127.0.0.1:0")
+            .await
+            .map_err(io("the demo's relay"))?;
         let address = listener.local_addr().map_err(io("the demo's relay"))?;
         let (whole, watched) = watch::channel(true);
         let task = tokio::spawn(async move {
@@ -28,7 +30,11 @@ impl Cable {
                 }
             }
         });
-        Ok(Self { address, whole, task })
+        Ok(Self {
+            address,
+            whole,
+            task,
+        })
     }
 
     /// Cuts it: connections break, new ones are refused.
@@ -54,7 +60,9 @@ impl Drop for Cable {
 }
 
 async fn relay(mut near: TcpStream, head: SocketAddr, mut whole: watch::Receiver<bool>) {
-    let Ok(mut far) = TcpStream::connect(head).await else { return };
+    let Ok(mut far) = TcpStream::connect(head).await else {
+        return;
+    };
     tokio::select! {
         _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
         _ = whole.wait_for(|whole| !whole) => {}

@@ -22,7 +22,9 @@ CREATE TABLE sale_lines (sale TEXT NOT NULL REFERENCES sales(id), line INTEGER N
     sku TEXT NOT NULL REFERENCES products(sku), quantity INTEGER NOT NULL, PRIMARY KEY (sale, line));
 ";
 
-const GOODS: [&str; 8] = ["Tea", "Coffee", "Bread", "Honey", "Soap", "Candle", "Notebook", "Lamp"];
+const GOODS: [&str; 8] = [
+    "Tea", "Coffee", "Bread", "Honey", "Soap", "Candle", "Notebook", "Lamp",
+];
 const SIZES: [&str; 5] = ["small", "medium", "large", "gift", "family"];
 const CITIES: [&str; 6] = ["Lisboa", "Zürich", "Århus", "Kraków", "東京", "São Paulo"];
 
@@ -34,7 +36,9 @@ fn failed(error: rusqlite::Error) -> Failure {
 fn open(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
     connection.busy_timeout(Duration::from_secs(10))?;
-    connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON")?;
+    connection.execute_batch(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON",
+    )?;
     Ok(connection)
 }
 
@@ -54,14 +58,22 @@ pub fn found(path: &Path, offices: &[String]) -> Outcome<()> {
                     params![sku, format!("{good}, {size}"), 199 + 37 * number],
                 )?;
                 for office in offices {
-                    transaction.execute("INSERT INTO stock VALUES (?1, ?2, 500)", params![office, sku])?;
+                    transaction.execute(
+                        "INSERT INTO stock VALUES (?1, ?2, 500)",
+                        params![office, sku],
+                    )?;
                 }
             }
         }
         for (id, city) in (1..=200_i64).zip(CITIES.iter().cycle()) {
             transaction.execute(
                 "INSERT INTO customers VALUES (?1, ?2, ?3, ?4, 0)",
-                params![id, format!("Customer {id}"), format!("c{id}@example.org"), city],
+                params![
+                    id,
+                    format!("Customer {id}"),
+                    format!("c{id}@example.org"),
+                    city
+                ],
             )?;
         }
         transaction.commit()
@@ -80,7 +92,11 @@ impl Shop {
     /// Starts selling. `stop` ends it.
     pub fn start(path: &Path, office: &str, seed: u64, stop: Arc<AtomicBool>) -> Outcome<Self> {
         let committed = Arc::new(AtomicU64::new(0));
-        let (path, office, counter) = (path.to_path_buf(), office.to_string(), Arc::clone(&committed));
+        let (path, office, counter) = (
+            path.to_path_buf(),
+            office.to_string(),
+            Arc::clone(&committed),
+        );
         let sell = move || -> rusqlite::Result<()> {
             let mut connection = open(&path)?;
             let mut random = SmallRng::seed_from_u64(seed);
@@ -93,7 +109,9 @@ impl Shop {
             }
             Ok(())
         };
-        let thread = std::thread::Builder::new().name(format!("shop {}", path_name(seed))).spawn(sell);
+        let thread = std::thread::Builder::new()
+            .name(format!("shop {}", path_name(seed)))
+            .spawn(sell);
         let thread = thread.map_err(crate::exit::io("cannot start a thread"))?;
         Ok(Self { committed, thread })
     }
@@ -113,18 +131,35 @@ fn path_name(seed: u64) -> String {
 }
 
 /// One transaction: mostly a sale, now and then a customer's new city or a new price.
-fn work(connection: &mut Connection, office: &str, number: u64, random: &mut SmallRng) -> rusqlite::Result<()> {
-    let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-    let sku = |random: &mut SmallRng| format!("SKU-{:03}", random.random_range(1..=GOODS.len() * SIZES.len()));
+fn work(
+    connection: &mut Connection,
+    office: &str,
+    number: u64,
+    random: &mut SmallRng,
+) -> rusqlite::Result<()> {
+    let transaction =
+        connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    let sku = |random: &mut SmallRng| {
+        format!(
+            "SKU-{:03}",
+            random.random_range(1..=GOODS.len() * SIZES.len())
+        )
+    };
     let customer = random.random_range(1..=200);
     match random.random_range(0..10) {
         0 => {
             let city = CITIES[random.random_range(0..CITIES.len())];
-            transaction.execute("UPDATE customers SET city = ?2 WHERE id = ?1", params![customer, city])?;
+            transaction.execute(
+                "UPDATE customers SET city = ?2 WHERE id = ?1",
+                params![customer, city],
+            )?;
         }
         1 if office == "HO" => {
             let price: i64 = random.random_range(100..9_000);
-            transaction.execute("UPDATE products SET price_cents = ?2 WHERE sku = ?1", params![sku(random), price])?;
+            transaction.execute(
+                "UPDATE products SET price_cents = ?2 WHERE sku = ?1",
+                params![sku(random), price],
+            )?;
         }
         _ => {
             let sale = format!("{office}-{number:06}");
@@ -135,16 +170,25 @@ fn work(connection: &mut Connection, office: &str, number: u64, random: &mut Sma
             )?;
             for line in 1..=random.random_range(1..4) {
                 let (sku, quantity) = (sku(random), random.random_range(1..4_i64));
-                transaction.execute("INSERT INTO sale_lines VALUES (?1, ?2, ?3, ?4)", params![sale, line, sku, quantity])?;
+                transaction.execute(
+                    "INSERT INTO sale_lines VALUES (?1, ?2, ?3, ?4)",
+                    params![sale, line, sku, quantity],
+                )?;
                 transaction.execute(
                     "UPDATE stock SET quantity = quantity - ?3 WHERE office = ?1 AND sku = ?2",
                     params![office, sku, quantity],
                 )?;
-                let price: i64 =
-                    transaction.query_row("SELECT price_cents FROM products WHERE sku = ?1", [&sku], |row| row.get(0))?;
+                let price: i64 = transaction.query_row(
+                    "SELECT price_cents FROM products WHERE sku = ?1",
+                    [&sku],
+                    |row| row.get(0),
+                )?;
                 total += price * quantity;
             }
-            transaction.execute("UPDATE sales SET total_cents = ?2 WHERE id = ?1", params![sale, total])?;
+            transaction.execute(
+                "UPDATE sales SET total_cents = ?2 WHERE id = ?1",
+                params![sale, total],
+            )?;
         }
     }
     transaction.commit()
@@ -152,6 +196,7 @@ fn work(connection: &mut Connection, office: &str, number: u64, random: &mut Sma
 
 /// How many sales a shop's database holds.
 pub fn sales(path: &Path) -> Outcome<u64> {
-    let count = || open(path)?.query_row("SELECT count(*) FROM sales", [], |row| row.get::<_, i64>(0));
+    let count =
+        || open(path)?.query_row("SELECT count(*) FROM sales", [], |row| row.get::<_, i64>(0));
     count().map(|count| count.unsigned_abs()).map_err(failed)
 }

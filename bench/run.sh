@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Measures Branchline beside PostgreSQL's own logical replication, on servers started for the run.
+#
+#   bench/run.sh                     everything, about half an hour
+#   bench/run.sh catch-up latency    only these cells (catch-up, latency, capture)
+#   bench/run.sh --help              rows, repetitions, ...
+#
+# Needs PostgreSQL's server, client and pgbench, and RabbitMQ (Debian: postgresql rabbitmq-server).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cargo build -q --release --locked -p branchline -p branchline-bench
+exec "${CARGO_TARGET_DIR:-target}/release/bench" --branchline "${CARGO_TARGET_DIR:-target}/release/branchline" "$@"

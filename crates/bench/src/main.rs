@@ -1,0 +1,71 @@
+//! Branchline beside PostgreSQL's own logical replication: the same rows, the same two servers, the same run.
+//!
+//! `machine` holds the servers and what `/proc` says of processes; `company` is a head and a branch; `native` is a
+//! publication and a subscription; each cell of the table has a file. Runs of the two contenders alternate, and medians
+//! are reported, since the machine may be doing other work.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use clap::{Parser, ValueEnum};
+
+mod capture;
+mod catch_up;
+mod company;
+mod latency;
+mod machine;
+mod native;
+mod sales;
+mod table;
+
+use machine::Machine;
+use table::Figures;
+
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Cell {
+    /// Time from the link's return until every row is there.
+    CatchUp,
+    /// From commit until visible at the other side.
+    Latency,
+    /// What capture costs the source.
+    Capture,
+}
+
+/// Measures Branchline beside PostgreSQL's logical replication.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// The program to measure.
+    #[arg(long, default_value = "target/release/branchline")]
+    branchline: std::path::PathBuf,
+    /// Rows of a backlog.
+    #[arg(long, default_value_t = 200_000)]
+    rows: u32,
+    /// How often each run is repeated.
+    #[arg(long, default_value_t = 3)]
+    repetitions: usize,
+    /// Seconds of each run of `capture`, and of `latency` times five.
+    #[arg(long, default_value_t = 4)]
+    seconds: u32,
+    /// What to measure; everything where none is named.
+    #[arg(value_enum)]
+    cells: Vec<Cell>,
+    /// Only runs whose name contains this.
+    #[arg(long, default_value = "")]
+    only: String,
+}
+
+fn main() {
+    let arguments = Arguments::parse();
+    let wanted = |cell| arguments.cells.is_empty() || arguments.cells.contains(&cell);
+    let machine = Machine::start(&arguments.branchline);
+    let mut figures = Figures::default();
+    if wanted(Cell::CatchUp) {
+        catch_up::measure(&machine, &arguments, &mut figures);
+    }
+    if wanted(Cell::Latency) {
+        latency::measure(&machine, &arguments, &mut figures);
+    }
+    if wanted(Cell::Capture) {
+        capture::measure(&machine, &arguments, &mut figures);
+    }
+    println!("{}", figures.text());
+}
