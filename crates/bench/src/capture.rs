@@ -38,7 +38,6 @@ pub fn measure(machine: &Machine, arguments: &Arguments, figures: &mut Figures) 
             let running = bench(&company.head);
             company.taken(Side::Head);
             let native = Native::found(machine);
-            native.enable(false);
             machine.settle();
             let third = bench(&bare);
             let slot = bench(&native.here);

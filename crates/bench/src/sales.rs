@@ -55,14 +55,17 @@ pub fn write(server: &Postgres, database: &str, rows: u32, shape: Shape) {
         ),
         Shape::Thousand => format!(
             "DO $$ BEGIN FOR t IN 1..{} LOOP
-                INSERT INTO sales SELECT {VALUES} FROM generate_series(1, 1000) i; COMMIT; END LOOP; END $$;
-             INSERT INTO sales SELECT {VALUES} FROM generate_series(1, {}) i",
-            (rows - 1) / 1000,
-            (rows - 1) % 1000
+                INSERT INTO sales SELECT {VALUES} FROM generate_series(1, 1000) i; COMMIT; END LOOP; END $$",
+            (rows - 1) / 1000
         ),
     };
+    let rest = match shape {
+        Shape::Single => 0,
+        Shape::Thousand => (rows - 1) % 1000,
+    };
+    let rest = format!("INSERT INTO sales SELECT {VALUES} FROM generate_series(1, {rest}) i");
     let last = format!("INSERT INTO sales SELECT {LAST}, 1, 'SKU', 1, 1, now(), 'last'");
-    server.sql(database, &["SET synchronous_commit TO off", &body, &last, "SET synchronous_commit TO on"]);
+    server.sql(database, &["SET synchronous_commit TO off", &body, &rest, &last, "SET synchronous_commit TO on"]);
 }
 
 /// A `pgbench` script that inserts in this shape.

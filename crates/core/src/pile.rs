@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::change::{Effect, Key, Row};
 use crate::failure::OfficeResult;
-use crate::port::Database;
+use crate::port::{Database, DatabaseError, Purpose};
 use crate::schema::{Schema, TableId};
 
 /// How many rows are written in one go.
@@ -64,18 +64,35 @@ impl Pile {
         if flat.is_empty() {
             return Ok(Vec::new());
         }
-        db.write(schema, &flat).await?;
-        let mut clashes = Vec::new();
-        for (id, keys) in keys {
-            if let Some(table) = schema.table(id) {
-                clashes.extend(
-                    db.captured(table, Some(&keys))
-                        .await?
-                        .into_iter()
-                        .map(|key| (id, key)),
-                );
+        match db.write(schema, &flat).await {
+            Ok(()) => clashes_with(db, schema, keys).await,
+            Err(error @ DatabaseError::Constraint { .. }) => {
+                // A row may not fit only because the application has just changed it, or its parent.
+                db.rollback().await?;
+                db.begin(Purpose::Read).await?;
+                let clashes = clashes_with(db, schema, keys).await?;
+                if clashes.is_empty() {
+                    Err(error.into())
+                } else {
+                    Ok(clashes)
+                }
             }
+            Err(error) => Err(error.into()),
         }
-        Ok(clashes)
     }
+}
+
+async fn clashes_with<D: Database>(
+    db: &mut D,
+    schema: &Schema,
+    keys: Vec<(TableId, Vec<Key>)>,
+) -> OfficeResult<Vec<(TableId, Key)>> {
+    let mut clashes = Vec::new();
+    for (id, keys) in keys {
+        if let Some(table) = schema.table(id) {
+            let captured = db.captured(table, Some(&keys)).await?;
+            clashes.extend(captured.into_iter().map(|key| (id, key)));
+        }
+    }
+    Ok(clashes)
 }
