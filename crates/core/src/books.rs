@@ -177,6 +177,9 @@ pub enum Note {
     /// The row is held: its local content differs from the log on purpose.
     #[n(1)]
     Held(#[n(0)] BatchNumber),
+    /// This office's tables do not take what the log says from this entry on; it is tried again now and then.
+    #[n(2)]
+    Unfit(#[n(0)] LogPosition, #[n(1)] crate::change::Effect),
 }
 
 /// A note on a row at the head: a branch's change to it is held.

@@ -26,6 +26,7 @@ use crate::schema::{Schema, Table};
 mod join;
 mod land;
 mod take;
+mod unfit;
 
 /// The name of the branch's own record.
 const BRANCH: &str = "branch";
@@ -58,6 +59,7 @@ pub struct Branch {
     any_notes: bool,
     captured: bool,
     moving: bool,
+    unfit_tried: Micros,
     link: LinkState,
     chunk: Option<(Chunk, Token)>,
     chunk_asked: Option<Micros>,
@@ -187,6 +189,7 @@ impl Branch {
             any_notes,
             captured: true,
             moving: true,
+            unfit_tried: Micros(0),
             link,
             chunk: None,
             chunk_asked: None,
@@ -627,6 +630,7 @@ impl Branch {
                 more |= self.take(db, now).await?;
             }
             if self.moving {
+                self.retry_unfit(db, now).await?;
                 more |= self.land(db).await?;
                 more |= self.land_chunk(db, now).await?;
                 more |= self.pump(db).await?;
@@ -715,11 +719,14 @@ impl Branch {
     }
 }
 
-/// How many rows of a table are held at this branch.
+/// How many rows of a table are held at this branch, or do not fit here.
 pub async fn held_rows<D: Database>(db: &mut D, table: &Table) -> OfficeResult<u64> {
     let mut held = 0;
     for note in db.notes(table, None).await?.values() {
-        held += u64::from(matches!(books::decode::<Note>(note)?, Note::Held(_)));
+        held += u64::from(matches!(
+            books::decode::<Note>(note)?,
+            Note::Held(_) | Note::Unfit(..)
+        ));
     }
     Ok(held)
 }

@@ -63,6 +63,9 @@ pub enum Reason {
     /// The row is being held already.
     #[n(5)]
     AlreadyHeld,
+    /// The head's tables do not take the row.
+    #[n(6)]
+    DoesNotFit,
 }
 
 impl Reason {
@@ -75,6 +78,7 @@ impl Reason {
             Self::InsertedTwice => "inserted-twice",
             Self::DownOnly => "down-only",
             Self::AlreadyHeld => "already-held",
+            Self::DoesNotFit => "does-not-fit",
         }
     }
 
@@ -98,6 +102,9 @@ impl Reason {
             }
             Self::AlreadyHeld => {
                 "an earlier change to this row is held, so this one is held with it"
+            }
+            Self::DoesNotFit => {
+                "the head's tables do not take this row (a unique value is taken, a parent is missing, or a check fails); it is held at its office"
             }
         }
     }

@@ -39,6 +39,8 @@ use writer::{HEAD, LogWriter, Tail};
 const ANNOUNCE_MS: i64 = 5_000;
 /// How soon after the last entry its position is announced, in milliseconds.
 const ANNOUNCE_AFTER_MS: i64 = 400;
+/// How long a branch whose changes cannot be applied rests, in milliseconds.
+const REST_MS: i64 = 5_000;
 /// From which difference on a clock is reported, in milliseconds.
 const CLOCK_OFF_MS: i64 = 5_000;
 
@@ -74,6 +76,8 @@ struct Seat {
     request: Option<ChunkRequest>,
     clock_offset_ms: i64,
     seen_saved: Micros,
+    /// Its changes could not be applied; not tried again before.
+    resting_until: Micros,
 }
 
 impl Seat {
@@ -86,6 +90,7 @@ impl Seat {
             request: None,
             clock_offset_ms: 0,
             seen_saved: book.seen,
+            resting_until: Micros(0),
             book,
         }
     }
@@ -511,7 +516,7 @@ impl Head {
                 .map(|(name, _)| name.clone())
                 .collect();
             for name in waiting {
-                more |= self.judge_branch(db, now, &name).await?;
+                more |= self.hear_branch(db, now, &name).await?;
             }
             if self.captured {
                 more |= self.take(db, now).await?;
@@ -521,6 +526,33 @@ impl Head {
         more |= self.pump(db).await?;
         more |= self.serve_chunks(db, now).await?;
         Ok(more)
+    }
+
+    /// Judges what waits from one branch. Trouble with it is that branch's alone: the others go on.
+    async fn hear_branch<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Micros,
+        name: &OfficeName,
+    ) -> OfficeResult<bool> {
+        if self
+            .seats
+            .get(name)
+            .is_some_and(|seat| now < seat.resting_until)
+        {
+            return Ok(false);
+        }
+        match self.judge_branch(db, now, name).await {
+            Err(error) if crate::unfit::is_unfit(&error) => {
+                if let Some(seat) = self.seats.get_mut(name) {
+                    seat.resting_until = now.plus_millis(REST_MS);
+                }
+                let why = format!("the changes of {name} cannot be applied: {error}; they wait");
+                self.outputs.push_back(Output::Notice(Notice::Dropped(why)));
+                Ok(false)
+            }
+            outcome => outcome,
+        }
     }
 
     /// Takes what the head's own application wrote into the log. Returns whether more waits.

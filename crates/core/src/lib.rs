@@ -31,6 +31,7 @@ pub mod output;
 pub mod pile;
 pub mod port;
 pub mod schema;
+mod unfit;
 pub mod value;
 pub mod verify;
 

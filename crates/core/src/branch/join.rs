@@ -4,8 +4,9 @@
 //! later than they were written; but a row that is here already follows the log from the start. A chunk lands just when the cursor stands at its place in the log. Each chunk commits
 //! with the progress that it makes, so a join that was cut at any point goes on there.
 
+use super::land::Aside;
 use super::{BRANCH, Branch};
-use crate::books::{self, BranchBook, Joining};
+use crate::books::{self, BranchBook, Joining, Note, RowNames};
 use crate::change::{Effect, Key};
 use crate::failure::OfficeResult;
 use crate::identity::Micros;
@@ -15,6 +16,7 @@ use crate::output::{Notice, Output, Token};
 use crate::pile::Pile;
 use crate::port::{Database, Purpose};
 use crate::schema::{Table, TableId};
+use crate::unfit::{self, is_unfit};
 
 /// How soon a chunk that does not come is asked for again, in milliseconds.
 const ASK_AGAIN_MS: i64 = 5_000;
@@ -132,21 +134,29 @@ impl Branch {
                 joining.after = chunk.rows.last().map(|row| table.key_of(row));
             }
         }
-        let mut busy: Vec<(TableId, Key)> = Vec::new();
+        let mut aside = Aside::default();
         loop {
             db.begin(Purpose::Load).await?;
-            let outcome = self.try_chunk(db, table, chunk, &busy, &book).await;
-            let clashes = match outcome {
+            let outcome = self.try_chunk(db, table, chunk, &aside, &book).await;
+            match outcome {
                 Ok(clashes) if clashes.is_empty() => break db.commit().await?,
-                Ok(clashes) => clashes,
+                Ok(clashes) => aside.busy.extend(clashes),
+                Err(error) if is_unfit(&error) => {
+                    db.rollback().await?;
+                    let found = self.unfit_in_chunk(db, table, chunk, &aside).await?;
+                    if found.is_empty() {
+                        return Err(error);
+                    }
+                    aside.unfit.extend(found);
+                }
                 Err(error) => {
                     db.rollback().await?;
                     return Err(error);
                 }
-            };
+            }
             db.rollback().await?;
-            busy.extend(clashes);
         }
+        self.any_notes |= !aside.unfit.is_empty();
         let rows = book.joining.as_ref().map_or(0, |joining| joining.rows);
         let table = table.name.clone();
         self.book = book;
@@ -159,7 +169,7 @@ impl Branch {
         db: &mut D,
         table: &Table,
         chunk: &Chunk,
-        busy: &[(TableId, Key)],
+        aside: &Aside,
         book: &BranchBook,
     ) -> OfficeResult<Vec<(TableId, Key)>> {
         let mut pile = Pile::default();
@@ -169,20 +179,48 @@ impl Branch {
         } else {
             Default::default()
         };
+        let mut unfit = Vec::new();
         for (row, key) in chunk.rows.iter().zip(keys) {
+            let place = (table.id, key.clone());
+            if aside.unfit.contains(&place) {
+                let note = Note::Unfit(chunk.position, Effect::Put(row.clone()));
+                unfit.push((key, Some(books::encode(&note)?)));
+                continue;
+            }
             // A row with local changes waits for the verdict on them.
             let local = self.claims.contains_key(&key.digest(table))
                 || notes.contains_key(&key)
-                || busy.contains(&(table.id, key.clone()));
+                || aside.busy.contains(&place);
             if !local {
                 pile.put(table.id, key, Effect::Put(row.clone()));
             }
         }
         let clashes = pile.write(db, &self.schema).await?;
         if clashes.is_empty() {
+            if !unfit.is_empty() {
+                db.set_notes(table, &unfit).await?;
+            }
             books::store(db, BRANCH, book).await?;
         }
         Ok(clashes)
+    }
+
+    async fn unfit_in_chunk<D: Database>(
+        &self,
+        db: &mut D,
+        table: &Table,
+        chunk: &Chunk,
+        aside: &Aside,
+    ) -> OfficeResult<RowNames> {
+        let rows = chunk.rows.iter().filter(|row| {
+            let place = (table.id, table.key_of(row));
+            let local = self.claims.contains_key(&place.1.digest(table));
+            !local && !aside.busy.contains(&place) && !aside.unfit.contains(&place)
+        });
+        let effects = rows
+            .map(|row| (table.id, Effect::Put(row.clone())))
+            .collect();
+        unfit::find(db, &self.schema, Purpose::Load, effects).await
     }
 
     async fn complete<D: Database>(&mut self, db: &mut D) -> OfficeResult<bool> {

@@ -20,6 +20,7 @@ use crate::output::{Notice, Output};
 use crate::pile::Pile;
 use crate::port::{Database, Entry, Purpose};
 use crate::schema::{Direction, Table, TableId};
+use crate::unfit::is_unfit;
 use crate::verify::digest;
 
 /// How many changes one transaction lands, unless a unit is larger.
@@ -31,13 +32,21 @@ const STAGED_BYTES: usize = 1024 * 1024;
 /// How many answered batches are kept for a head that was restored (SETTLED 10).
 const ANSWERED_KEPT: u64 = 1_000;
 
+/// Rows that a landing leaves alone.
+#[derive(Debug, Default)]
+pub(super) struct Aside {
+    /// Rows found to have local changes meanwhile.
+    pub busy: RowNames,
+    /// Rows that the tables here do not take.
+    pub unfit: RowNames,
+}
+
 /// One landing in the making.
 struct Landing<'a> {
     branch: &'a Branch,
     book: BranchBook,
     pile: Pile,
-    /// Rows found to have local changes during this landing.
-    busy: &'a RowNames,
+    aside: &'a Aside,
     notes: BTreeMap<(TableId, Key), Option<Note>>,
     records: Vec<ConflictRecord>,
     answered_rows: Vec<Digest>,
@@ -72,36 +81,55 @@ impl Branch {
 
     /// Lands whole units that wait. Returns whether anything was done.
     pub(super) async fn land<D: Database>(&mut self, db: &mut D) -> OfficeResult<bool> {
-        let Some((run, barrier)) = self.whole_units() else {
+        let Some((mut run, mut barrier)) = self.whole_units(CHANGES_PER_TRANSACTION) else {
             return self.stage_parts(db).await;
         };
-        let mut busy = RowNames::new();
+        let mut aside = Aside::default();
         for _ in 0..ATTEMPTS {
-            db.begin(self.purpose()).await?;
-            match self.try_landing(db, run, &busy).await {
+            match self.land_once(db, run, &aside).await {
                 Ok(LandingEnd::Done(landed)) => {
-                    db.commit().await?;
                     self.adopt_landing(*landed, run);
                     if let Some(barrier) = barrier {
                         self.answer_barrier(db, &barrier).await?;
                     }
                     return Ok(true);
                 }
-                Ok(LandingEnd::Clash(rows)) => {
-                    db.rollback().await?;
-                    busy.extend(rows);
+                Ok(LandingEnd::Clash(rows)) => aside.busy.extend(rows),
+                Err(error) if is_unfit(&error) && !self.staged => {
+                    // One unit alone, without the rows that do not fit.
+                    (run, barrier) = self.whole_units(0).unwrap_or((run, barrier));
+                    let found = self.find_unfit(db, run, &aside).await?;
+                    if found.is_empty() {
+                        return Err(error);
+                    }
+                    aside.unfit.extend(found);
                 }
-                Err(error) => {
-                    db.rollback().await?;
-                    return Err(error);
-                }
+                Err(error) => return Err(error),
             }
         }
         Ok(false)
     }
 
+    async fn land_once<D: Database>(
+        &self,
+        db: &mut D,
+        run: usize,
+        aside: &Aside,
+    ) -> OfficeResult<LandingEnd> {
+        db.begin(self.purpose()).await?;
+        let outcome = match self.try_landing(db, run, aside).await {
+            Ok(LandingEnd::Done(landed)) => match db.commit().await {
+                Ok(()) => return Ok(LandingEnd::Done(landed)),
+                Err(error) => Err(error.into()),
+            },
+            other => other,
+        };
+        db.rollback().await?;
+        outcome
+    }
+
     /// How many waiting entries one transaction should land, and the barrier that ends them.
-    fn whole_units(&self) -> Option<(usize, Option<Barrier>)> {
+    fn whole_units(&self, enough: usize) -> Option<(usize, Option<Barrier>)> {
         let mut whole = None;
         let mut changes = 0;
         for (index, slot) in self.inbox.slots().enumerate() {
@@ -111,7 +139,7 @@ impl Branch {
                     changes += body.changes.len() + body.verdicts.len();
                     if !body.open {
                         whole = Some((index + 1, None));
-                        if changes >= CHANGES_PER_TRANSACTION {
+                        if changes >= enough {
                             break;
                         }
                     }
@@ -125,13 +153,13 @@ impl Branch {
         &self,
         db: &mut D,
         run: usize,
-        busy: &RowNames,
+        aside: &Aside,
     ) -> OfficeResult<LandingEnd> {
         let mut landing = Landing {
             branch: self,
             book: self.book.clone(),
             pile: Pile::default(),
-            busy,
+            aside,
             notes: BTreeMap::new(),
             records: Vec::new(),
             answered_rows: Vec::new(),
@@ -456,7 +484,7 @@ impl Landing<'_> {
             .claims
             .get(&key.digest(table))
             .is_some_and(|batch| *batch > self.book.answered);
-        if claimed || self.busy.contains(&place) {
+        if claimed || self.aside.busy.contains(&place) {
             self.deferred += 1;
             if noted.is_none() {
                 self.notes.insert(place, Some(Note::Deferred(position)));
@@ -464,6 +492,15 @@ impl Landing<'_> {
             return;
         }
         if !here {
+            return;
+        }
+        if self.aside.unfit.contains(&place) {
+            self.deferred += 1;
+            let first = match noted {
+                Some(Note::Deferred(first) | Note::Unfit(first, _)) => *first,
+                _ => position,
+            };
+            self.notes.insert(place, Some(Note::Unfit(first, effect)));
             return;
         }
         if noted.is_some() {

@@ -172,7 +172,9 @@ impl Branch {
             return None;
         }
         let place = match note {
-            Some(Note::Deferred(first)) => first.previous().min(self.book.cursor),
+            Some(Note::Deferred(first) | Note::Unfit(first, _)) => {
+                first.previous().min(self.book.cursor)
+            }
             _ => self.book.cursor,
         };
         let own = fresh_claims

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use super::recent::Newest;
 use super::writer::{Fresh, LogWriter};
 use super::{Head, Seat};
-use crate::books::{self, CONFLICTS, HeadBook, HeldAtHead, SeatBook, seat_name, staged_of};
-use crate::change::{Base, Change, Key, Row};
+use crate::books::{
+    self, CONFLICTS, HeadBook, HeldAtHead, RowNames, SeatBook, seat_name, staged_of,
+};
+use crate::change::{Base, Change, Effect, Key, Row};
 use crate::conflict::{ConflictRecord, Decision, Facts, Reason, Resolution, decide};
 use crate::envelope;
 use crate::failure::{OfficeError, OfficeResult};
@@ -18,6 +20,7 @@ use crate::output::{Notice, Output};
 use crate::pile::Pile;
 use crate::port::{Database, Entry, Purpose};
 use crate::schema::TableId;
+use crate::unfit::{self, is_unfit};
 
 /// How many changes one transaction judges, unless a unit is larger.
 const CHANGES_PER_TRANSACTION: usize = 8_000;
@@ -59,6 +62,8 @@ struct Bench<'a> {
     held: BTreeMap<(TableId, Key), HeldAtHead>,
     changes: u64,
     now: Micros,
+    /// Rows that the head's tables do not take.
+    unfit: &'a RowNames,
 }
 
 impl Head {
@@ -72,28 +77,64 @@ impl Head {
         let Some(seat) = self.seats.get(branch) else {
             return Ok(false);
         };
-        let Some(run) = seat.whole_units() else {
+        let Some(mut run) = seat.whole_units(CHANGES_PER_TRANSACTION) else {
             return self.stage_parts(db, branch).await;
         };
+        let mut unfit = RowNames::new();
         for _ in 0..ATTEMPTS {
-            db.begin(Purpose::Apply).await?;
-            match self.judge(db, now, branch, run).await {
+            match self.judge_once(db, now, branch, run, &unfit).await {
                 Ok(Judgement::Done(judged)) => {
-                    db.commit().await?;
                     self.adopt(branch, *judged);
                     return Ok(true);
                 }
-                Ok(Judgement::Clash) => {
-                    db.rollback().await?;
-                    while self.take(db, now).await? {}
+                Ok(Judgement::Clash) => while self.take(db, now).await? {},
+                Err(error) if is_unfit(&error) => {
+                    // One unit alone, without the rows that do not fit.
+                    let Some(seat) = self.seats.get(branch).filter(|seat| !seat.staged) else {
+                        return Err(error);
+                    };
+                    run = seat.whole_units(0).unwrap_or(run);
+                    let effects = seat
+                        .inbox
+                        .slots()
+                        .take(run)
+                        .flat_map(|slot| &slot.message.changes);
+                    let effects = effects.map(|change| (change.table, change.effect.clone()));
+                    let known = |(table, effect): &(TableId, Effect)| {
+                        let table = self.schema.table(*table);
+                        table.is_some_and(|table| unfit.contains(&(table.id, effect.key(table))))
+                    };
+                    let effects: Vec<_> = effects.filter(|effect| !known(effect)).collect();
+                    let found = unfit::find(db, &self.schema, Purpose::Apply, effects).await?;
+                    if found.is_empty() {
+                        return Err(error);
+                    }
+                    unfit.extend(found);
                 }
-                Err(error) => {
-                    db.rollback().await?;
-                    return Err(error);
-                }
+                Err(error) => return Err(error),
             }
         }
         Ok(false)
+    }
+
+    async fn judge_once<D: Database>(
+        &self,
+        db: &mut D,
+        now: Micros,
+        branch: &OfficeName,
+        run: usize,
+        unfit: &RowNames,
+    ) -> OfficeResult<Judgement> {
+        db.begin(Purpose::Apply).await?;
+        let outcome = match self.judge(db, now, branch, run, unfit).await {
+            Ok(Judgement::Done(judged)) => match db.commit().await {
+                Ok(()) => return Ok(Judgement::Done(judged)),
+                Err(error) => Err(error.into()),
+            },
+            other => other,
+        };
+        db.rollback().await?;
+        outcome
     }
 
     fn adopt(&mut self, branch: &OfficeName, judged: Judged) {
@@ -124,6 +165,7 @@ impl Head {
         now: Micros,
         branch: &OfficeName,
         run: usize,
+        unfit: &RowNames,
     ) -> OfficeResult<Judgement> {
         let Some(seat) = self.seats.get(branch) else {
             return Err(OfficeError::Books(format!("no record of branch {branch}")));
@@ -139,6 +181,7 @@ impl Head {
             held: BTreeMap::new(),
             changes: 0,
             now,
+            unfit,
         };
         if seat.staged {
             let stream = staged_of(branch);
@@ -215,14 +258,14 @@ impl Head {
 
 impl Seat {
     /// How many waiting envelopes make whole units, as many as one transaction should judge.
-    fn whole_units(&self) -> Option<usize> {
+    fn whole_units(&self, enough: usize) -> Option<usize> {
         let mut whole = None;
         let mut changes = 0;
         for (index, slot) in self.inbox.slots().enumerate() {
             changes += slot.message.changes.len();
             if !slot.message.open {
                 whole = Some(index + 1);
-                if changes >= CHANGES_PER_TRANSACTION {
+                if changes >= enough {
                     break;
                 }
             }
@@ -433,7 +476,12 @@ impl Bench<'_> {
         let decision = if case.held {
             Decision::Hold(Reason::AlreadyHeld)
         } else {
-            decide(&facts)
+            match decide(&facts) {
+                Decision::Accept | Decision::Win(_) if self.unfit.contains(&place) => {
+                    Decision::Hold(Reason::DoesNotFit)
+                }
+                decision => decision,
+            }
         };
         let (reason, result) = match decision {
             Decision::Accept => {

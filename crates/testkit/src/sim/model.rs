@@ -81,18 +81,13 @@ impl Journal {
         self.followed.contains(&id)
     }
 
-    /// Whether a delete took back what the same office had inserted, so that nobody else need ever know.
-    pub fn took_back(&self, id: WriteId) -> bool {
-        let Some(office) = self.write(id).map(|write| write.office) else {
-            return false;
-        };
-        let mut at = Some(id);
-        while let Some(id) = at {
-            match self.write(id) {
-                Some(write) if write.office == office => at = write.on,
-                _ => return false,
-            }
+    /// The insert from which a write descends. Inserts of one key that did not see each other are different rows of
+    /// the business; a delete speaks of its own only.
+    pub fn lineage(&self, id: WriteId) -> WriteId {
+        let mut at = id;
+        while let Some(on) = self.write(at).and_then(|write| write.on) {
+            at = on;
         }
-        true
+        at
     }
 }

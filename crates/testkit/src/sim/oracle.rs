@@ -299,17 +299,8 @@ fn nothing_lost(world: &World, head: &Holdings) -> Result<(), String> {
             let lost = if write.undone {
                 false
             } else if write.delete {
-                let reinserted = writes.iter().any(|&later| {
-                    later > id
-                        && world
-                            .journal
-                            .write(later)
-                            .is_some_and(|later| !later.delete && later.on.is_none())
-                });
-                present.is_some()
-                    && !reinserted
-                    && !listed_deletes.contains(row)
-                    && !world.journal.took_back(id)
+                let same_row = |maker| world.journal.lineage(maker) == world.journal.lineage(id);
+                present_maker.is_some_and(same_row) && !listed_deletes.contains(row)
             } else {
                 present_maker != Some(id) && !listed.contains(&id)
             };

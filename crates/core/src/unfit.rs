@@ -1,0 +1,141 @@
+//! Finding the rows that a database will not take, so that they can be set aside and the rest goes on (P6).
+//!
+//! A database names a table when a constraint breaks, seldom the row. The row is found by trying: shorter and shorter
+//! runs of the changes are written and rolled back. That costs some transactions, and only when something does not fit.
+
+use crate::books::RowNames;
+use crate::change::{Effect, Key};
+use crate::failure::{OfficeError, OfficeResult};
+use crate::port::{Database, DatabaseError, Purpose};
+use crate::schema::{Schema, TableId};
+
+/// Whether an error means that a row does not fit the application's tables.
+pub(crate) fn is_unfit(error: &OfficeError) -> bool {
+    matches!(
+        error,
+        OfficeError::Database(DatabaseError::Constraint { .. } | DatabaseError::Mismatch { .. })
+    )
+}
+
+/// The rows among these changes that keep the others from being written. Never empty when the changes are not.
+pub(crate) async fn find<D: Database>(
+    db: &mut D,
+    schema: &Schema,
+    purpose: Purpose,
+    mut effects: Vec<(TableId, Effect)>,
+) -> OfficeResult<RowNames> {
+    arrange(schema, &mut effects);
+    let mut unfit = RowNames::new();
+    while !fits(db, schema, purpose, &effects).await? {
+        let (mut fitting, mut failing) = (0, effects.len());
+        while failing - fitting > 1 {
+            let middle = fitting.midpoint(failing);
+            if fits(db, schema, purpose, &effects[..middle]).await? {
+                fitting = middle;
+            } else {
+                failing = middle;
+            }
+        }
+        let (table, effect) = effects.remove(failing - 1);
+        unfit.extend(name(schema, table, &effect));
+    }
+    if unfit.is_empty() {
+        // Only the commit failed: a foreign key that the engine checks there.
+        unfit = orphans(db, schema, &effects).await?;
+    }
+    if unfit.is_empty() {
+        let all = effects
+            .iter()
+            .filter_map(|(table, effect)| name(schema, *table, effect));
+        unfit = all.collect();
+    }
+    Ok(unfit)
+}
+
+/// Deletes first, children before parents; then puts, parents before children.
+fn arrange(schema: &Schema, effects: &mut [(TableId, Effect)]) {
+    let place = |id: TableId| {
+        schema
+            .tables
+            .iter()
+            .position(|table| table.id == id)
+            .unwrap_or(0)
+    };
+    effects.sort_by_key(|(table, effect)| match effect {
+        Effect::Delete(_) => (0, schema.tables.len() - place(*table)),
+        Effect::Put(_) => (1, place(*table)),
+    });
+}
+
+async fn fits<D: Database>(
+    db: &mut D,
+    schema: &Schema,
+    purpose: Purpose,
+    effects: &[(TableId, Effect)],
+) -> OfficeResult<bool> {
+    db.begin(purpose).await?;
+    let outcome = db.write(schema, effects).await.map_err(OfficeError::from);
+    db.rollback().await?;
+    match outcome {
+        Ok(()) => Ok(true),
+        Err(error) if is_unfit(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn name(schema: &Schema, table: TableId, effect: &Effect) -> Option<(TableId, Key)> {
+    Some((table, effect.key(schema.table(table)?)))
+}
+
+/// Rows whose parent is neither in the database nor among the changes.
+async fn orphans<D: Database>(
+    db: &mut D,
+    schema: &Schema,
+    effects: &[(TableId, Effect)],
+) -> OfficeResult<RowNames> {
+    let mut found = RowNames::new();
+    db.begin(Purpose::Read).await?;
+    let outcome = async {
+        for table in &schema.tables {
+            for reference in &table.foreign_keys {
+                let Some(parent) = schema.table_named(&reference.parent) else {
+                    continue;
+                };
+                if !parent
+                    .key_columns()
+                    .map(|column| &column.name)
+                    .eq(&reference.parent_columns)
+                {
+                    continue;
+                }
+                let mut wanted: Vec<(Key, Key)> = Vec::new();
+                for (_, effect) in effects.iter().filter(|(id, _)| *id == table.id) {
+                    let Some(row) = effect.row() else { continue };
+                    let columns = reference.columns.iter();
+                    let values: Vec<_> = columns
+                        .filter_map(|&at| row.0.get(usize::from(at)).cloned())
+                        .collect();
+                    if !values.iter().any(crate::value::Value::is_null) {
+                        wanted.push((Key(values), table.key_of(row)));
+                    }
+                }
+                let keys: Vec<Key> = wanted.iter().map(|(parent, _)| parent.clone()).collect();
+                let there = db.read(parent, &keys).await?;
+                let state = |key: &Key| {
+                    let mut own = effects.iter().filter(|(id, _)| *id == parent.id);
+                    own.find(|(_, effect)| effect.key(parent) == *key)
+                        .map(|(_, effect)| effect.row().is_some())
+                };
+                for (parent_key, child) in wanted {
+                    if !state(&parent_key).unwrap_or_else(|| there.contains_key(&parent_key)) {
+                        found.insert((table.id, child));
+                    }
+                }
+            }
+        }
+        Ok(())
+    };
+    let outcome = outcome.await;
+    crate::office::conclude(db, outcome).await?;
+    Ok(found)
+}

@@ -1,0 +1,64 @@
+//! Whole companies simulated on the production core: a seed decides everything. A failure prints its story.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use branchline_testkit::sim::{Engine, Options, Sabotage, simulate};
+
+fn options(seed: u64, engine: Engine) -> Options {
+    Options { seed, engine, sabotage: None, loud: false }
+}
+
+fn keep_all_promises(seeds: impl IntoIterator<Item = u64>, engine: Engine) {
+    for seed in seeds {
+        let outcome = simulate(&options(seed, engine));
+        assert!(outcome.failure.is_none(), "{}", outcome.report(engine));
+    }
+}
+
+#[test]
+fn companies_in_memory_keep_all_promises() {
+    keep_all_promises(0..150, Engine::Memory);
+}
+
+#[test]
+fn companies_on_sqlite_keep_all_promises() {
+    keep_all_promises(1_000..1_006, Engine::Sqlite);
+}
+
+#[test]
+fn companies_on_mixed_engines_keep_all_promises() {
+    keep_all_promises(2_000..2_006, Engine::Mixed);
+}
+
+#[test]
+fn fresh_seeds_keep_all_promises() {
+    let nanos = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
+    let first = u64::try_from(nanos % 1_000_000_000_000).unwrap();
+    println!("fresh seeds from {first}");
+    keep_all_promises(first..first + 10, Engine::Memory);
+}
+
+#[test]
+fn a_seed_reproduces_its_run_exactly() {
+    for engine in [Engine::Memory, Engine::Sqlite] {
+        let one = simulate(&options(7, engine));
+        let two = simulate(&options(7, engine));
+        assert_eq!(one.fingerprint, two.fingerprint, "{engine:?}");
+        assert!(one.fingerprint.0 > 100, "the run is long enough to mean something");
+        assert_ne!(one.fingerprint, simulate(&options(8, engine)).fingerprint);
+    }
+}
+
+/// A simulation that cannot fail proves nothing: wrong code below the protocol must be noticed within a few seeds.
+#[test]
+fn sabotage_is_noticed() {
+    for sabotage in Sabotage::ALL {
+        let noticed = (0..40).find_map(|seed| {
+            let options = Options { sabotage: Some(sabotage), ..options(seed, Engine::Memory) };
+            simulate(&options).failure.map(|failure| (seed, failure))
+        });
+        let (seed, failure) = noticed.unwrap_or_else(|| panic!("{sabotage:?} was not noticed"));
+        println!("{sabotage:?}: seed {seed}: {failure}");
+    }
+}
