@@ -180,6 +180,10 @@ pub enum Note {
     /// This office's tables do not take what the log says from this entry on; it is tried again now and then.
     #[n(2)]
     Unfit(#[n(0)] LogPosition, #[n(1)] crate::change::Effect),
+    /// A chunk of the first copy had this row and was not applied to it, since it has local changes. Where they
+    /// inserted it, they were made without ever having seen the head's row.
+    #[n(3)]
+    Unseen,
 }
 
 /// A note on a row at the head: a branch's change to it is held.

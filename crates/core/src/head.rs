@@ -77,7 +77,7 @@ struct Seat {
     clock_offset_ms: i64,
     seen_saved: Micros,
     /// Its changes could not be applied; not tried again before.
-    resting_until: Micros,
+    resting_since: Option<Micros>,
 }
 
 impl Seat {
@@ -90,7 +90,7 @@ impl Seat {
             request: None,
             clock_offset_ms: 0,
             seen_saved: book.seen,
-            resting_until: Micros(0),
+            resting_since: None,
             book,
         }
     }
@@ -538,14 +538,15 @@ impl Head {
         if self
             .seats
             .get(name)
-            .is_some_and(|seat| now < seat.resting_until)
+            .and_then(|seat| seat.resting_since)
+            .is_some_and(|since| !now.has_passed(REST_MS, since))
         {
             return Ok(false);
         }
         match self.judge_branch(db, now, name).await {
             Err(error) if crate::unfit::is_unfit(&error) => {
                 if let Some(seat) = self.seats.get_mut(name) {
-                    seat.resting_until = now.plus_millis(REST_MS);
+                    seat.resting_since = Some(now);
                 }
                 let why = format!("the changes of {name} cannot be applied: {error}; they wait");
                 self.outputs.push_back(Output::Notice(Notice::Dropped(why)));

@@ -198,6 +198,9 @@ pub struct Answer {
     /// Its number.
     #[n(2)]
     pub batch: BatchNumber,
+    /// The hash of its envelope: a branch that was restored may have another batch under this number, or none.
+    #[n(3)]
+    pub chain: Digest,
 }
 
 /// An accepted change.

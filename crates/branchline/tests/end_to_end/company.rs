@@ -81,6 +81,7 @@ struct Company {
     head: Office,
     branches: Vec<Office>,
     folder: TempDir,
+    began: Instant,
 }
 
 struct Work {
@@ -107,7 +108,11 @@ impl Company {
         for office in std::iter::once(&head).chain(&branches) {
             office.hides(PASSWORD);
         }
-        Self { head, branches, folder }
+        Self { head, branches, folder, began: Instant::now() }
+    }
+
+    fn tell(&self, what: &str) {
+        println!("{:5.1} s: {what}", self.began.elapsed().as_secs_f64());
     }
 
     fn all(&self) -> impl Iterator<Item = &Office> {
@@ -118,9 +123,8 @@ impl Company {
     fn open(&mut self, codes: &[String]) {
         self.head.run();
         for (branch, code) in self.branches.iter_mut().zip(codes) {
-            let began = Instant::now();
             let document = branch.join(code);
-            println!("{} joined in {:?}: {} rows", branch.name, began.elapsed(), document["rows"]);
+            println!("{:?}: {} joined, {} rows", self.began.elapsed(), branch.name, document["rows"]);
             branch.run();
         }
         let branches: Vec<&Office> = self.branches.iter().collect();
@@ -128,7 +132,7 @@ impl Company {
     }
 
     fn start_work(&self, seed: u64, pause: Duration, queries: &[&str]) -> Work {
-        println!("seed {seed}");
+        self.tell(&format!("work begins, seed {seed}"));
         let writers = (0..).zip(self.all()).map(|(number, office)| Writer::start(&office.database, number, seed + number, pause));
         let readers = self.all().map(|office| Reader::start(&office.name, &office.database, queries));
         Work { writers: writers.collect(), readers: readers.collect() }
@@ -139,11 +143,10 @@ impl Company {
     fn close(&mut self, work: Work) {
         let journals: Vec<Journal> = work.writers.into_iter().map(Writer::stop).collect();
         let commits: Vec<u64> = journals.iter().map(|journal| journal.commits).collect();
-        println!("commits: {commits:?}");
+        self.tell(&format!("work ends, commits: {commits:?}"));
         let branches: Vec<&Office> = self.branches.iter().collect();
-        let began = Instant::now();
         settle(&self.head, &branches, SOON);
-        println!("equal {:?} after the last write", began.elapsed());
+        self.tell("all are equal");
         work.readers.into_iter().for_each(Reader::stop);
         for office in self.all() {
             let mut db = Db::open(&office.database);
@@ -180,29 +183,31 @@ fn a_company_over_rabbitmq_survives_a_lost_broker_killed_offices_and_emptied_que
     let work = company.start_work(seed, Duration::from_millis(40), &[journal::TALLY, journal::ACCOUNTS, PGBENCH]);
     let pause = || std::thread::sleep(Duration::from_secs(2));
     pause();
-    println!("the broker goes");
+    company.tell("the broker goes");
     broker.stop();
     pause();
     company.branches[0].kill();
     company.branches[0].run();
     pause();
     broker.start_again();
+    company.tell("the broker is back");
     pause();
-    println!("a branch and the head are killed");
+    company.tell("a branch and the head are killed");
     company.branches[1].kill();
     company.branches[1].run();
     company.head.kill();
     pause();
     company.head.run();
     pause();
-    println!("queues are emptied");
+    company.tell("queues are emptied");
     for name in ["HO", "b1", "b2", "b3"] {
         broker.ctl(&["purge_queue", &format!("branchline.{name}")]);
     }
     pause();
-    println!("a queue is deleted");
+    company.tell("a queue is deleted");
     broker.ctl(&["delete_queue", "branchline.b3"]);
     bench.finish();
+    company.tell("pgbench is done");
     company.close(work);
 }
 

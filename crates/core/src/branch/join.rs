@@ -156,7 +156,7 @@ impl Branch {
             }
             db.rollback().await?;
         }
-        self.any_notes |= !aside.unfit.is_empty();
+        self.any_notes = true;
         let rows = book.joining.as_ref().map_or(0, |joining| joining.rows);
         let table = table.name.clone();
         self.book = book;
@@ -179,7 +179,7 @@ impl Branch {
         } else {
             Default::default()
         };
-        let mut unfit = Vec::new();
+        let (mut unfit, mut unseen) = (Vec::new(), Vec::new());
         for (row, key) in chunk.rows.iter().zip(keys) {
             let place = (table.id, key.clone());
             if aside.unfit.contains(&place) {
@@ -187,16 +187,20 @@ impl Branch {
                 unfit.push((key, Some(books::encode(&note)?)));
                 continue;
             }
-            // A row with local changes waits for the verdict on them.
-            let local = self.claims.contains_key(&key.digest(table))
-                || notes.contains_key(&key)
-                || aside.busy.contains(&place);
-            if !local {
+            if notes.contains_key(&key) {
+                continue;
+            }
+            // A row with local changes waits for the verdict on them; the chunk's row is not their base.
+            let claimed = self.claims.contains_key(&key.digest(table));
+            if claimed || aside.busy.contains(&place) {
+                unseen.push((key, Some(books::encode(&Note::Unseen)?)));
+            } else {
                 pile.put(table.id, key, Effect::Put(row.clone()));
             }
         }
         let clashes = pile.write(db, &self.schema).await?;
         if clashes.is_empty() {
+            unfit.append(&mut unseen);
             if !unfit.is_empty() {
                 db.set_notes(table, &unfit).await?;
             }

@@ -9,11 +9,12 @@ use super::{BRANCH, Branch};
 use crate::books::{self, BranchBook, CONFLICTS, Note, OUTBOX, RowNames, STAGED};
 use crate::change::{Effect, Key};
 use crate::conflict::ConflictRecord;
+use crate::envelope;
 use crate::failure::{OfficeError, OfficeResult};
 use crate::head::own_entry;
 use crate::identity::{BatchNumber, Digest, LogPosition};
 use crate::message::{
-    Barrier, Digests, LogBody, LogEntry, LoggedChanges, Message, Outcome, Verdict,
+    Answer, Barrier, Digests, LogBody, LogEntry, LoggedChanges, Message, Outcome, Verdict,
 };
 use crate::office::conclude;
 use crate::output::{Notice, Output};
@@ -327,10 +328,7 @@ impl Landing<'_> {
         };
         self.gather_notes(db, body).await?;
         let passed_over = self.passed_over(db, body).await?;
-        let mine = body.answers.as_ref().filter(|answer| {
-            answer.branch == self.branch.identity.name
-                && answer.incarnation == self.book.incarnation
-        });
+        let mine = self.mine(db, body).await?;
         if let Some(answer) = mine {
             self.book.answered = answer.batch;
         }
@@ -394,6 +392,27 @@ impl Landing<'_> {
             );
         }
         Ok(passed)
+    }
+
+    /// What the entry answers of this branch's. Batches that a restored database does not know come back as any other
+    /// office's changes.
+    async fn mine<'e, D: Database>(
+        &self,
+        db: &mut D,
+        body: &'e LoggedChanges,
+    ) -> OfficeResult<Option<&'e Answer>> {
+        let Some(answer) = body.answers.as_ref().filter(|answer| {
+            answer.branch == self.branch.identity.name
+                && answer.incarnation == self.book.incarnation
+                && answer.batch <= self.book.frozen
+        }) else {
+            return Ok(None);
+        };
+        let sent = db.entries(OUTBOX, answer.batch.0, 1).await?;
+        let same = sent.first().is_some_and(|sent| {
+            sent.number == answer.batch.0 && envelope::chain(&sent.bytes) == answer.chain
+        });
+        Ok(same.then_some(answer))
     }
 
     async fn gather_notes<D: Database>(

@@ -7,7 +7,7 @@ use crate::books::{self, BranchBook, Note, OUTBOX};
 use crate::change::{Base, Change, Effect, Key};
 use crate::envelope;
 use crate::failure::{OfficeError, OfficeResult};
-use crate::identity::{Digest, Micros};
+use crate::identity::{Digest, LogPosition, Micros};
 use crate::message::{Batch, Message};
 use crate::office::{BATCH_CHANGES, PORTIONS_PER_TAKE, conclude, cut_by_weight};
 use crate::output::Notice;
@@ -192,12 +192,14 @@ impl Branch {
             .joining
             .as_ref()
             .is_some_and(|joining| !joining.frozen);
+        let unseen = matches!(note, Some(Note::Unseen));
         if untracked && own.is_none() && matches!(taken.effect, Effect::Delete(_)) {
             return None;
         }
         let base = match own {
+            Some(batch) if unseen => Base::Own(batch, LogPosition::NONE),
             Some(batch) => Base::Own(batch, place),
-            None if untracked => Base::Unknown,
+            None if untracked || (unseen && taken.first == First::Inserted) => Base::Unknown,
             None if taken.first == First::Unknown => Base::Unknown,
             None if taken.first == First::Inserted && !self.is_loaded(table) => Base::Unknown,
             None => Base::Log(place),

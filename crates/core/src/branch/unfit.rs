@@ -64,7 +64,7 @@ impl Branch {
         db: &mut D,
         now: Micros,
     ) -> OfficeResult<()> {
-        if !self.any_notes || now < self.unfit_tried.plus_millis(RETRY_MS) {
+        if !self.any_notes || !now.has_passed(RETRY_MS, self.unfit_tried) {
             return Ok(());
         }
         self.unfit_tried = now;

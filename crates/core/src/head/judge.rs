@@ -308,6 +308,7 @@ impl Bench<'_> {
                 branch: self.branch.clone(),
                 incarnation: self.seat.incarnation,
                 batch: batch.number,
+                chain: envelope::chain(bytes),
             }),
             changes: Vec::with_capacity(cases.len()),
             verdicts: Vec::new(),

@@ -200,7 +200,7 @@ fn body(work: &str) -> String {
 BEGIN
     IF pg_catalog.current_setting('branchline.applying', true) = '1' THEN RETURN NULL; END IF;
     {work}
-    IF (SELECT asleep FROM branchline.sleeper LIMIT 1) THEN PERFORM pg_catalog.pg_notify('branchline', ''); END IF;
+    PERFORM pg_catalog.pg_notify('branchline', '') FROM branchline.sleeper s WHERE s.asleep;
     RETURN NULL;
 END "
     )

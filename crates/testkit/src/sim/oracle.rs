@@ -175,7 +175,7 @@ fn holdings(world: &mut World, office: usize) -> Result<Holdings, String> {
         }
         match books::decode::<Note>(&note).map_err(|error| error.to_string())? {
             Note::Held(_) => drop(found.held.insert((table, key))),
-            Note::Deferred(_) => found.other_notes += 1,
+            _ => found.other_notes += 1,
         }
     }
     Ok(found)
@@ -299,8 +299,16 @@ fn nothing_lost(world: &World, head: &Holdings) -> Result<(), String> {
             let lost = if write.undone {
                 false
             } else if write.delete {
-                let same_row = |maker| world.journal.lineage(maker) == world.journal.lineage(id);
-                present_maker.is_some_and(same_row) && !listed_deletes.contains(row)
+                let same_row = |maker: WriteId| world.journal.lineage(maker) == world.journal.lineage(id);
+                let inserted_again = writes.iter().any(|&later| {
+                    later > id && world.journal.write(later).is_some_and(|later| !later.delete && later.on.is_none())
+                });
+                // Another row under this key came after the delete, and the conflict was with that one.
+                let replaced =
+                    writes.iter().any(|other| listed.contains(other) && !same_row(*other)) || inserted_again;
+                // An insert that only the lost life of a restored office had shipped, deleted again in its next one.
+                let reborn = world.offices[write.office].restored;
+                present_maker.is_some_and(same_row) && !listed_deletes.contains(row) && !replaced && !reborn
             } else {
                 present_maker != Some(id) && !listed.contains(&id)
             };
