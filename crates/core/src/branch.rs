@@ -374,7 +374,9 @@ impl Branch {
                 self.link.sent = self.link.sent.min(BatchNumber(from).previous());
             }
             Message::Position(position) => self.position_told(now, position)?,
-            Message::Refusal(refusal) if refusal.session == self.session => {
+            Message::Refusal(refusal)
+                if refusal.reincarnate || refusal.session == self.session =>
+            {
                 if refusal.reincarnate {
                     let here = refusal.incarnation == self.book.incarnation;
                     if here && refusal.cursor > self.book.frozen {
@@ -657,7 +659,8 @@ impl Branch {
 
     /// Hands batches to the transport. Returns whether there are more.
     async fn pump<D: Database>(&mut self, db: &mut D) -> OfficeResult<bool> {
-        if !self.link.up || self.link.sent >= self.book.frozen {
+        // Before the head's welcome it is not known whether its last batch is one that this database knows.
+        if !self.link.welcomed || self.link.sent >= self.book.frozen {
             return Ok(false);
         }
         let from = self.link.sent.max(self.book.answered).next();

@@ -15,7 +15,7 @@ use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::inbox::{Admission, Inbox, Slot};
 use crate::message::{
-    Barrier, Batch, ChunkRequest, Hello, LogBody, Logged, LoggedChanges, Message, Position, Welcome,
+    Barrier, Batch, ChunkRequest, Hello, LogBody, Logged, LoggedChanges, Message, Position, Refusal, Welcome,
 };
 use crate::office::{BATCH_CHANGES, Identity, PORTIONS_PER_TAKE, conclude, cut_by_weight};
 use crate::output::{Notice, Output, To, Token, offset_ms};
@@ -411,6 +411,23 @@ impl Head {
             return Ok(());
         }
         let number = batch.number.0;
+        let waiting = seat.inbox.slots().last();
+        let before = match waiting {
+            Some(slot) => Some(envelope::chain(&slot.bytes)),
+            None => (!seat.staged).then_some(seat.book.chain),
+        };
+        if number == seat.inbox.expected() && before.is_some_and(|chain| chain != batch.previous) {
+            // What came before under these numbers was another life's: the branch was restored.
+            let refusal = Refusal {
+                session: [0; 16],
+                reason: "the branch's database was restored from a backup".into(),
+                reincarnate: true,
+                incarnation: batch.incarnation,
+                cursor: BatchNumber(u64::MAX),
+            };
+            self.drop_envelope(token, format!("batch {number} of {origin} breaks its chain"));
+            return self.tell(origin, &Message::Refusal(refusal));
+        }
         match seat.inbox.admit(
             Slot {
                 number,

@@ -78,7 +78,7 @@ impl AnyDatabase {
                 let description = db.describe();
                 Ok((
                     description.engine.to_string(),
-                    description.version.to_string(),
+                    description.version,
                 ))
             }
         }

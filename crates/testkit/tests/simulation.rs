@@ -18,7 +18,7 @@ fn keep_all_promises(seeds: impl IntoIterator<Item = u64>, engine: Engine) {
 
 #[test]
 fn companies_in_memory_keep_all_promises() {
-    keep_all_promises(0..150, Engine::Memory);
+    keep_all_promises(0..60, Engine::Memory);
 }
 
 #[test]
@@ -45,7 +45,7 @@ fn a_seed_reproduces_its_run_exactly() {
         let one = simulate(&options(7, engine));
         let two = simulate(&options(7, engine));
         assert_eq!(one.fingerprint, two.fingerprint, "{engine:?}");
-        assert!(one.fingerprint.0 > 100, "the run is long enough to mean something");
+        assert!(one.fingerprint.0 > 50, "the run is long enough to mean something");
         assert_ne!(one.fingerprint, simulate(&options(8, engine)).fingerprint);
     }
 }

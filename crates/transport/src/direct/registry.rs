@@ -163,7 +163,7 @@ impl Registry {
             {
                 Some(Err(error @ LinkError::TooLarge { .. })) => return Err(error),
                 Some(Err(error)) => {
-                    tracing::debug!(%name, %error, "a branch goes without an envelope for everyone")
+                    tracing::debug!(%name, %error, "a branch goes without an envelope for everyone");
                 }
                 Some(Ok(())) | None => {}
             }
