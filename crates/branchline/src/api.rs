@@ -154,6 +154,18 @@ pub fn address(config: &Path) -> Option<SocketAddr> {
         .ok()
 }
 
+/// Whether an office listens at the recorded address. A killed one leaves its record behind.
+pub async fn answers(config: &Path) -> bool {
+    let Some(address) = address(config) else {
+        return false;
+    };
+    let reached = tokio::time::timeout(
+        Duration::from_secs(1),
+        tokio::net::TcpStream::connect(address),
+    );
+    reached.await.is_ok_and(|connected| connected.is_ok())
+}
+
 /// Asks the office that runs beside this command.
 pub async fn call(config: &Path, method: &str, path: &str, patience: Duration) -> Answer {
     let unreachable = |why: String| {

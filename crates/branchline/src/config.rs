@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use branchline_core::identity::OfficeName;
 use branchline_core::schema::{ConflictRule, Direction, InsertRule};
+use branchline_database::AnyDatabase;
 use branchline_transport::amqp::QueueKind;
 use serde::Deserialize;
 
@@ -230,10 +231,14 @@ pub fn read(file: &Path) -> Outcome<Settings> {
         Failure::usage(format!("cannot read the configuration {}: {error}; {advice}", file.display()))
     })?;
     let typed: ConfigFile = toml::from_str(&text).map_err(|error| {
+        let line = error
+            .span()
+            .map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+        // Only the parser's own words: the line that it would quote may hold a password.
         Failure::usage(format!(
-            "the configuration {} is wrong: {}",
+            "the configuration {} is wrong in line {line}: {}",
             file.display(),
-            error.to_string().trim()
+            error.message()
         ))
     })?;
     check(file, typed)
@@ -246,6 +251,8 @@ fn check(file: &Path, typed: ConfigFile) -> Outcome<Settings> {
         .ok_or_else(|| {
             Failure::usage("office.database is missing: write it there, or set BRANCHLINE_DATABASE in the environment")
         })?;
+    AnyDatabase::check_address(&database)
+        .map_err(|told| Failure::usage(format!("office.database: {told}")))?;
     let api = typed.api.listen.as_deref().unwrap_or("127.0.0.1:0");
     let api: std::net::SocketAddr = api.parse().map_err(|_| {
         Failure::usage(format!(

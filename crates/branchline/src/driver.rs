@@ -427,14 +427,14 @@ async fn load(parts: &mut Parts, is_head: bool, session: [u8; 16]) -> OfficeResu
     let moving = parts.mode == Mode::Live;
     Ok(if is_head {
         let mut head = Head::load(&mut parts.db, parts.wiring, now()).await?;
-        for (table, (_, conflict, insert)) in head
+        for (table, (direction, conflict, insert)) in head
             .schema()
             .tables
             .iter()
             .map(|t| (t.id, parts.rules.of(&t.name)))
             .collect::<Vec<_>>()
         {
-            head.set_rules(table, conflict, insert);
+            head.set_rules(table, direction, conflict, insert);
         }
         restore_capture(&mut parts.db, head.schema()).await?;
         head.set_moving(moving);

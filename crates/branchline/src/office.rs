@@ -257,7 +257,7 @@ impl Lock {
             if let Some(lock) = Self::take(config)? {
                 return Ok(Some(lock));
             }
-            if crate::api::address(config).is_some() {
+            if crate::api::answers(config).await {
                 return Ok(None);
             }
             tokio::time::sleep(Duration::from_millis(100)).await;

@@ -8,8 +8,9 @@ use tracing_subscriber::EnvFilter;
 /// Sends log lines to stderr; only errors where a command shows what happens itself. `-v` shows more; `BRANCHLINE_LOG` overrides both.
 pub fn start(verbosity: u8, quiet: bool) {
     let level = match verbosity {
-        0 if quiet => "error",
-        0 => "branchline=info,warn",
+        // What the broker's client says comes again in our own words.
+        0 if quiet => "lapin=off,error",
+        0 => "branchline=info,lapin=off,warn",
         1 => "branchline=debug,branchline_transport=debug,branchline_database=debug,info",
         _ => "branchline=trace,branchline_transport=trace,branchline_database=trace,debug",
     };

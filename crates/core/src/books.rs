@@ -182,8 +182,9 @@ pub enum Note {
     Unfit(#[n(0)] LogPosition, #[n(1)] crate::change::Effect),
     /// A chunk of the first copy had this row and was not applied to it, since it has local changes. Where they
     /// inserted it, they were made without ever having seen the head's row.
+    /// Log entries from this one on were not applied to the row either.
     #[n(3)]
-    Unseen,
+    Unseen(#[n(0)] LogPosition),
 }
 
 /// A note on a row at the head: a branch's change to it is held.

@@ -148,6 +148,29 @@ impl Branch {
         conclude(db, outcome).await
     }
 
+    /// Takes a renewed join code, where the head has not yet let the branch in. Returns whether it still waited for that.
+    pub async fn renew<D: Database>(
+        db: &mut D,
+        head_key: [u8; 32],
+        secret: [u8; 32],
+    ) -> OfficeResult<bool> {
+        db.begin(Purpose::Apply).await?;
+        let outcome = async {
+            let Some(mut book) = books::load::<BranchBook, D>(db, BRANCH).await? else {
+                return Ok(false);
+            };
+            if book.head.is_some() {
+                return Ok(false);
+            }
+            book.head_key = PublicKey(head_key);
+            book.secret = Some(SecretBytes(secret));
+            books::store(db, BRANCH, &book).await?;
+            Ok(true)
+        };
+        let outcome = outcome.await;
+        conclude(db, outcome).await
+    }
+
     /// Reads the branch from its database. `session` is drawn anew at each start.
     pub async fn load<D: Database>(db: &mut D, session: [u8; 16]) -> OfficeResult<Self> {
         db.begin(Purpose::Read).await?;
@@ -374,9 +397,7 @@ impl Branch {
                 self.link.sent = self.link.sent.min(BatchNumber(from).previous());
             }
             Message::Position(position) => self.position_told(now, position)?,
-            Message::Refusal(refusal)
-                if refusal.reincarnate || refusal.session == self.session =>
-            {
+            Message::Refusal(refusal) if refusal.reincarnate || refusal.session == self.session => {
                 if refusal.reincarnate {
                     let here = refusal.incarnation == self.book.incarnation;
                     if here && refusal.cursor > self.book.frozen {

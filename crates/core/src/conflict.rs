@@ -145,8 +145,7 @@ pub fn decide(facts: &Facts<'_>) -> Decision {
     }
 }
 
-/// Whether the change is later than the head's version. A version too old to be known counts as later, since the
-/// change was then made without ever having seen it. A tie goes to the smaller office name.
+/// Whether the change is later than the head's version. A version too old to be known stands. A tie goes to the smaller office name.
 fn is_later(facts: &Facts<'_>) -> bool {
     facts
         .present

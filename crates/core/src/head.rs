@@ -15,7 +15,8 @@ use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::inbox::{Admission, Inbox, Slot};
 use crate::message::{
-    Barrier, Batch, ChunkRequest, Hello, LogBody, Logged, LoggedChanges, Message, Position, Refusal, Welcome,
+    Barrier, Batch, ChunkRequest, Hello, LogBody, Logged, LoggedChanges, Message, Position,
+    Refusal, Welcome,
 };
 use crate::office::{BATCH_CHANGES, Identity, PORTIONS_PER_TAKE, conclude, cut_by_weight};
 use crate::output::{Notice, Output, To, Token, offset_ms};
@@ -76,6 +77,10 @@ struct Seat {
     request: Option<ChunkRequest>,
     clock_offset_ms: i64,
     seen_saved: Micros,
+    /// The record changed and must be saved soon.
+    unsaved: bool,
+    /// The last batch that the branch says it froze; unknown until it was heard of.
+    produced: Option<BatchNumber>,
     /// Its changes could not be applied; not tried again before.
     resting_since: Option<Micros>,
 }
@@ -90,6 +95,8 @@ impl Seat {
             request: None,
             clock_offset_ms: 0,
             seen_saved: book.seen,
+            unsaved: false,
+            produced: None,
             resting_since: None,
             book,
         }
@@ -217,13 +224,23 @@ impl Head {
     }
 
     /// Sets how a table's conflicts are decided from now on; the head alone decides, so nobody else needs to know.
-    pub fn set_rules(&mut self, table: TableId, conflict: ConflictRule, insert: InsertRule) {
+    ///
+    /// A direction that differs from the one that branches joined under is kept by the head from now on; branches learn of
+    /// it when they join.
+    pub fn set_rules(
+        &mut self,
+        table: TableId,
+        direction: Direction,
+        conflict: ConflictRule,
+        insert: InsertRule,
+    ) {
         if let Some(table) = self
             .schema
             .tables
             .iter_mut()
             .find(|known| known.id == table)
         {
+            table.direction = direction;
             table.conflict = conflict;
             table.insert = insert;
         }
@@ -330,7 +347,10 @@ impl Head {
             Message::ChunkRequest(request) => seat.request = Some(request),
             Message::Digests(digests) => self.digests_arrived(origin, digests),
             Message::VerifyRequest => self.verifications.wanted.push((Some(origin.clone()), now)),
-            Message::Leave => seat.book.removed = true,
+            Message::Leave => {
+                seat.book.removed = true;
+                seat.unsaved = true;
+            }
             _ => self
                 .outputs
                 .push_back(Output::Notice(Notice::Dropped(format!(
@@ -350,6 +370,7 @@ impl Head {
             return Ok(());
         };
         seat.clock_offset_ms = offset_ms(position.clock, now);
+        seat.produced = Some(BatchNumber(position.produced));
         if let Some(applied) = position.applied {
             seat.book.applied = seat
                 .book
@@ -425,7 +446,10 @@ impl Head {
                 incarnation: batch.incarnation,
                 cursor: BatchNumber(u64::MAX),
             };
-            self.drop_envelope(token, format!("batch {number} of {origin} breaks its chain"));
+            self.drop_envelope(
+                token,
+                format!("batch {number} of {origin} breaks its chain"),
+            );
             return self.tell(origin, &Message::Refusal(refusal));
         }
         match seat.inbox.admit(
@@ -454,22 +478,30 @@ impl Head {
         trusted: bool,
         token: Token,
     ) -> OfficeResult<()> {
-        self.outputs.push_back(Output::Name(token, origin.clone()));
         if let Err(refusal) = self.admit(now, origin, &hello, trusted) {
             self.outputs.push_back(Output::Notice(Notice::Refused(
                 origin.clone(),
                 refusal.reason.clone(),
             )));
-            self.tell(origin, &Message::Refusal(refusal))?;
+            // Whoever greets without being let in must not take the place of the branch whose name it uses.
+            let stranger = OfficeName::new(format!("refused.{token}"))
+                .ok()
+                .filter(|_| !trusted && !self.lanes.is_fanout());
+            let addressee = stranger.unwrap_or_else(|| origin.clone());
+            self.outputs
+                .push_back(Output::Name(token, addressee.clone()));
+            self.tell(&addressee, &Message::Refusal(refusal))?;
             self.outputs.push_back(Output::Close(token));
             self.outputs.push_back(Output::Settle(token));
             return Ok(());
         }
+        self.outputs.push_back(Output::Name(token, origin.clone()));
         let Some(seat) = self.seats.get_mut(origin) else {
             return Ok(());
         };
         seat.online = true;
         seat.book.seen = now;
+        seat.produced = Some(hello.frozen);
         seat.book.applied = seat.book.applied.max(hello.applied);
         seat.clock_offset_ms = offset_ms(hello.clock, now);
         if seat.clock_offset_ms.abs() > CLOCK_OFF_MS {
@@ -661,7 +693,16 @@ impl Head {
             seat.online &= now < seat.book.seen.plus_millis(4 * ANNOUNCE_MS);
         }
         self.time_out_verification(db, now).await?;
-        self.save_seen(db, now).await
+        self.save_seen(db).await
+    }
+
+    /// Whether every enrolled branch was heard of since this start, and all that it has frozen is here.
+    pub fn has_heard_all(&self) -> bool {
+        let heard =
+            |seat: &Seat| seat.online && seat.produced.is_some_and(|last| last <= seat.book.cursor);
+        self.seats
+            .values()
+            .all(|seat| !seat.is_enrolled() || heard(seat))
     }
 
     /// Whether head and branches are even: nothing captured, and every enrolled branch has applied the whole log.

@@ -16,8 +16,9 @@ pub const IDENTITY: &str = "identity";
 pub const BATCH_CHANGES: usize = 1000;
 /// How many bytes of values a batch or log entry holds, about.
 pub const BATCH_BYTES: usize = 1024 * 1024;
-/// How many portions one transaction takes, unless a unit is larger.
-pub const PORTIONS_PER_TAKE: usize = 8;
+/// How many portions one transaction takes, unless a unit is larger. Looking for clean cuts costs each transaction a
+/// look at the whole backlog, so that few large transactions catch up faster than many small ones.
+pub const PORTIONS_PER_TAKE: usize = 64;
 
 /// Who this office is, ready to sign.
 #[derive(Clone, Debug)]
@@ -62,12 +63,17 @@ pub fn weight(taken: &Taken) -> usize {
         crate::change::Effect::Put(row) => &row.0,
         crate::change::Effect::Delete(key) => &key.0,
     };
+    16 + weight_of(values)
+}
+
+/// About how many bytes values take.
+pub fn weight_of(values: &[Value]) -> usize {
     let bytes = values.iter().map(|value| match value {
         Value::Text(text) => text.len(),
         Value::Bytes(bytes) => bytes.len(),
         _ => 8,
     });
-    16 + bytes.sum::<usize>()
+    bytes.sum()
 }
 
 /// Cuts changes into runs that fit into a message each.

@@ -43,31 +43,36 @@ enum Engine {
     Sqlite,
 }
 
-fn engine_of(url: &str) -> DbResult<Engine> {
+fn engine_of(url: &str) -> Result<Engine, &'static str> {
     match url.split_once(':').map(|(scheme, _)| scheme) {
         Some("postgres" | "postgresql") => Ok(Engine::Postgres),
         Some("sqlite") => Ok(Engine::Sqlite),
-        Some("mysql" | "mariadb") => Err(DatabaseError::Refused(
-            "MariaDB and MySQL are not supported yet; use `postgres://...` or `sqlite:PATH`".into(),
-        )),
-        _ => Err(DatabaseError::Refused(
-            "the database address must begin with `postgres://` or `sqlite:`".into(),
-        )),
+        Some("mysql" | "mariadb") => {
+            Err("MariaDB and MySQL are not supported yet; use `postgres://...` or `sqlite:PATH`")
+        }
+        _ => Err("the database address must begin with `postgres://` or `sqlite:`"),
     }
 }
 
 impl AnyDatabase {
+    /// Whether an address names an engine that is known; if not, a sentence that says so without repeating it.
+    pub fn check_address(url: &str) -> Result<(), &'static str> {
+        engine_of(url).map(|_| ())
+    }
+
     /// Opens the database at an address: `postgres://...`, or `sqlite:PATH` (created where `create` says so).
     pub async fn open(url: &str, create: bool) -> DbResult<Self> {
-        Ok(match engine_of(url)? {
-            Engine::Postgres => Self::Postgres(Box::new(PostgresDatabase::connect(url).await?)),
-            Engine::Sqlite => {
-                let mut db = SqliteDatabase::open(url, create)?;
-                // What the application's triggers did at the other office travels as changes of its own (trap 4).
-                db.silence_triggers(true)?;
-                Self::Sqlite(Box::new(db))
-            }
-        })
+        Ok(
+            match engine_of(url).map_err(|told| DatabaseError::Refused(told.into()))? {
+                Engine::Postgres => Self::Postgres(Box::new(PostgresDatabase::connect(url).await?)),
+                Engine::Sqlite => {
+                    let mut db = SqliteDatabase::open(url, create)?;
+                    // What the application's triggers did at the other office travels as changes of its own (trap 4).
+                    db.silence_triggers(true)?;
+                    Self::Sqlite(Box::new(db))
+                }
+            },
+        )
     }
 
     /// The engine's name and version.
@@ -76,10 +81,7 @@ impl AnyDatabase {
             Self::Postgres(db) => db.describe().await,
             Self::Sqlite(db) => {
                 let description = db.describe();
-                Ok((
-                    description.engine.to_string(),
-                    description.version,
-                ))
+                Ok((description.engine.to_string(), description.version))
             }
         }
     }
@@ -87,10 +89,12 @@ impl AnyDatabase {
 
 /// Watches the database at an address for writes of the application.
 pub async fn watch(url: &str) -> DbResult<AnyWatcher> {
-    Ok(match engine_of(url)? {
-        Engine::Postgres => AnyWatcher::Postgres(postgres::watch(url).await?),
-        Engine::Sqlite => AnyWatcher::Sqlite(sqlite::watch(url)?),
-    })
+    Ok(
+        match engine_of(url).map_err(|told| DatabaseError::Refused(told.into()))? {
+            Engine::Postgres => AnyWatcher::Postgres(postgres::watch(url).await?),
+            Engine::Sqlite => AnyWatcher::Sqlite(sqlite::watch(url)?),
+        },
+    )
 }
 
 macro_rules! dispatch {

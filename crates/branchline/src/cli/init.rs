@@ -56,6 +56,7 @@ impl Init {
     pub async fn run(self, context: &Context) -> Outcome<u8> {
         let name = OfficeName::new(self.name.clone())
             .map_err(|error| Failure::usage(error.to_string()))?;
+        let database = absolute(&self.database)?;
         if self.amqp.is_none() && self.listen.is_none() {
             return Err(Failure::usage(
                 "say how branches reach the head: --amqp URL (RabbitMQ) or --listen HOST:PORT (no broker)",
@@ -67,7 +68,7 @@ impl Init {
                 "{file} exists already; remove it, or name another file with --config"
             )));
         }
-        let mut db = AnyDatabase::open(&self.database, false).await?;
+        let mut db = AnyDatabase::open(&database, false).await?;
         let (engine, version) = db.describe().await?;
         let inspection = db.inspect().await?;
         let (schema, warnings) = plan::choose(&inspection, &self.tables, &Rules::default())?;
@@ -201,6 +202,7 @@ fn certificate(config: &Path, listen: &str, advertise: Option<&str>) -> Outcome<
 
 /// A database address that does not depend on where a command is started.
 pub fn absolute(database: &str) -> Outcome<String> {
+    AnyDatabase::check_address(database).map_err(Failure::usage)?;
     match database.strip_prefix("sqlite:") {
         Some(path) if !path.starts_with('/') && path != ":memory:" => {
             let here = std::env::current_dir().map_err(crate::exit::io("the current folder"))?;

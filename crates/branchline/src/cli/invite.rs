@@ -69,6 +69,12 @@ impl Invite {
             route,
         };
         let line = code.to_line()?;
+        if matches!(settings.transport, TransportSettings::Amqp(_)) && self.amqp.is_none() {
+            eprintln!(
+                "note: this code holds the head's own broker user and password; give the branch a user of its own with \
+                 `invite {name} --amqp URL`"
+            );
+        }
         if let (TransportSettings::Amqp(place), Some(_)) = (&settings.transport, &self.amqp) {
             eprintln!(
                 "The branch's broker user needs these rights and no others:\n  {}",

@@ -49,9 +49,11 @@ impl Join {
         self.check_config(context, &code)?;
         let mut db = AnyDatabase::open(&database, true).await?;
         db.prepare().await?;
-        enrol(&mut db, &code).await?;
+        let renewed = enrol(&mut db, &code).await?;
         drop(db);
-        write_private(&context.config, &compose(&code, &database))?;
+        if renewed || !context.config.exists() {
+            write_private(&context.config, &compose(&code, &database))?;
+        }
         let settings = config::read(&context.config)?;
         let Some(_lock) = Lock::take(&context.config)? else {
             return Err(Failure::usage(
@@ -96,11 +98,11 @@ impl Join {
     }
 }
 
-/// Writes who the branch is into its database, unless an earlier `join` with this code did so.
-async fn enrol(db: &mut AnyDatabase, code: &JoinCode) -> Outcome<()> {
+/// Writes who the branch is into its database. Returns whether the code still counts: not once the head let the branch in.
+async fn enrol(db: &mut AnyDatabase, code: &JoinCode) -> Outcome<bool> {
     if let Ok((identity, head)) = Identity::load(db).await {
         if !head && identity.name == code.branch {
-            return Ok(());
+            return Ok(Branch::renew(db, code.head_key, code.secret).await?);
         }
         return Err(Failure::usage(format!(
             "this database already belongs to office `{}`; `branchline leave` takes it out first",
@@ -118,7 +120,8 @@ async fn enrol(db: &mut AnyDatabase, code: &JoinCode) -> Outcome<()> {
         head_key: code.head_key,
         secret: code.secret,
     };
-    Ok(Branch::found(db, &enrolment).await?)
+    Branch::found(db, &enrolment).await?;
+    Ok(true)
 }
 
 fn compose(code: &JoinCode, database: &str) -> String {

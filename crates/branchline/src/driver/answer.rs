@@ -10,6 +10,21 @@ use crate::config::Mode;
 use crate::exit::{self, Failure};
 use crate::request::{Answer, Ask, Request, Waiting};
 
+/// The exit code of a comparison: equal, different, or not complete since a branch was away.
+fn code_of(equal: bool, document: &serde_json::Value) -> u8 {
+    let differs =
+        |branch: &serde_json::Value| branch["answered"] == true && branch["equal"] == false;
+    let branches = document["branches"].as_array();
+    match (
+        equal,
+        branches.is_some_and(|branches| branches.iter().any(differs)),
+    ) {
+        (true, _) => 0,
+        (false, true) => exit::NO,
+        (false, false) => exit::UNREACHED,
+    }
+}
+
 impl Driver {
     pub(super) async fn take_request(&mut self, request: Request) {
         let Request { ask, reply } = request;
@@ -100,7 +115,7 @@ impl Driver {
                 .iter_mut()
                 .filter(|waiting| matches!(waiting.ask, Ask::Verify { .. }))
             {
-                waiting.answer = Some(Ok((if equal { 0 } else { exit::NO }, document.clone())));
+                waiting.answer = Some(Ok((code_of(equal, &document), document.clone())));
             }
         }
     }
@@ -177,7 +192,7 @@ impl Driver {
         }
         let db = &mut self.parts.db;
         match &mut self.machine {
-            Machine::Head(head) => head.is_even(db).await.unwrap_or(false),
+            Machine::Head(head) => head.has_heard_all() && head.is_even(db).await.unwrap_or(false),
             Machine::Branch(branch) => {
                 if !branch.state().connected || !branch.is_even(db).await.unwrap_or(false) {
                     return false;

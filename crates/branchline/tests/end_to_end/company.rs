@@ -13,7 +13,10 @@ use crate::sql::{Db, as_user, tool};
 
 const PASSWORD: &str = "Db-s3cret-47";
 const SOON: Duration = Duration::from_secs(60);
-const CHINOOK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/data/chinook.sql");
+const CHINOOK: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../../../shared/data/chinook.sql"
+);
 /// pgbench's own transaction keeps these sums equal.
 const PGBENCH: &str = "SELECT 'accounts', (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(bbalance) FROM pgbench_branches) \
      UNION ALL SELECT 'tellers', (SELECT sum(tbalance) FROM pgbench_tellers), (SELECT sum(bbalance) FROM pgbench_branches)";
@@ -28,14 +31,24 @@ fn database(user: &str) -> String {
         "DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{user}') \
          THEN CREATE ROLE {user} LOGIN PASSWORD '{PASSWORD}'; END IF; END $$"
     );
-    server.sql("postgres", &[&make, &format!("ALTER DATABASE {name} OWNER TO {user}")]);
+    server.sql(
+        "postgres",
+        &[&make, &format!("ALTER DATABASE {name} OWNER TO {user}")],
+    );
     as_user(&url, &user, PASSWORD)
 }
 
 fn load_sample(url: &str) {
     let psql = postgres().bin("psql");
     let arguments = |more: [&str; 2]| {
-        let mut all = vec!["-X".into(), "-q".into(), "-v".into(), "ON_ERROR_STOP=1".into(), "-d".into(), url.to_owned()];
+        let mut all = vec![
+            "-X".into(),
+            "-q".into(),
+            "-v".into(),
+            "ON_ERROR_STOP=1".into(),
+            "-d".into(),
+            url.to_owned(),
+        ];
         all.extend(more.map(String::from));
         all
     };
@@ -43,7 +56,11 @@ fn load_sample(url: &str) {
          CREATE TABLE album (album_id integer PRIMARY KEY, title varchar(160) NOT NULL, artist_id integer NOT NULL REFERENCES artist); \
          INSERT INTO artist SELECT n, 'artist ' || n FROM generate_series(1, 275) n; \
          INSERT INTO album SELECT n, 'album ' || n, 1 + n % 275 FROM generate_series(1, 4000) n";
-    let words = if Path::new(CHINOOK).exists() { arguments(["-f", CHINOOK]) } else { arguments(["-c", generated]) };
+    let words = if Path::new(CHINOOK).exists() {
+        arguments(["-f", CHINOOK])
+    } else {
+        arguments(["-c", generated])
+    };
     tool(&psql, &words.iter().map(String::as_str).collect::<Vec<_>>());
 }
 
@@ -61,18 +78,41 @@ impl Bench {
 
     fn start(url: &str, rate: u32, seconds: u64, seed: u64) -> Self {
         let mut command = Command::new(Self::program());
-        command.args(["-n", "-c", "2", "-R", &rate.to_string(), "-T", &seconds.to_string()]);
+        command.args([
+            "-n",
+            "-c",
+            "2",
+            "-R",
+            &rate.to_string(),
+            "-T",
+            &seconds.to_string(),
+        ]);
         command.args([&format!("--random-seed={seed}"), "-d", url]);
-        Self(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+        Self(
+            command
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap(),
+        )
     }
 
     #[track_caller]
     fn finish(self) {
         let output = self.0.wait_with_output().unwrap();
-        let (said, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let (said, errors) = (
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr),
+        );
         assert!(output.status.success(), "pgbench: {said}{errors}");
-        let failed = said.lines().find(|line| line.contains("failed transactions"));
-        assert!(failed.is_none_or(|line| line.contains(": 0 ")), "pgbench: {said}{errors}");
+        let failed = said
+            .lines()
+            .find(|line| line.contains("failed transactions"));
+        assert!(
+            failed.is_none_or(|line| line.contains(": 0 ")),
+            "pgbench: {said}{errors}"
+        );
     }
 }
 
@@ -108,7 +148,12 @@ impl Company {
         for office in std::iter::once(&head).chain(&branches) {
             office.hides(PASSWORD);
         }
-        Self { head, branches, folder, began: Instant::now() }
+        Self {
+            head,
+            branches,
+            folder,
+            began: Instant::now(),
+        }
     }
 
     fn tell(&self, what: &str) {
@@ -124,7 +169,12 @@ impl Company {
         self.head.run();
         for (branch, code) in self.branches.iter_mut().zip(codes) {
             let document = branch.join(code);
-            println!("{:?}: {} joined, {} rows", self.began.elapsed(), branch.name, document["rows"]);
+            println!(
+                "{:?}: {} joined, {} rows",
+                self.began.elapsed(),
+                branch.name,
+                document["rows"]
+            );
             branch.run();
         }
         let branches: Vec<&Office> = self.branches.iter().collect();
@@ -133,9 +183,16 @@ impl Company {
 
     fn start_work(&self, seed: u64, pause: Duration, queries: &[&str]) -> Work {
         self.tell(&format!("work begins, seed {seed}"));
-        let writers = (0..).zip(self.all()).map(|(number, office)| Writer::start(&office.database, number, seed + number, pause));
-        let readers = self.all().map(|office| Reader::start(&office.name, &office.database, queries));
-        Work { writers: writers.collect(), readers: readers.collect() }
+        let writers = (0..)
+            .zip(self.all())
+            .map(|(number, office)| Writer::start(&office.database, number, seed + number, pause));
+        let readers = self
+            .all()
+            .map(|office| Reader::start(&office.name, &office.database, queries));
+        Work {
+            writers: writers.collect(),
+            readers: readers.collect(),
+        }
     }
 
     /// Ends the work, and holds every office to every journal.
@@ -164,7 +221,10 @@ impl Company {
 
 /// A seed of one's own by the environment, to reproduce a run.
 fn seed() -> u64 {
-    std::env::var("BRANCHLINE_TEST_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or_else(|| rand::random::<u32>().into())
+    std::env::var("BRANCHLINE_TEST_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or_else(|| rand::random::<u32>().into())
 }
 
 #[test]
@@ -174,13 +234,24 @@ fn a_company_over_rabbitmq_survives_a_lost_broker_killed_offices_and_emptied_que
     broker.add_user("ho", "Ho-s3cret-11", "/", ".*", ".*", ".*");
     let mut company = Company::new(true);
     company.head.hides("Ho-s3cret-11");
-    let warned = company.head.init("*,!pgbench_history", &["--amqp", &broker.url("ho", "Ho-s3cret-11", "/")]);
+    let warned = company.head.init(
+        "*,!pgbench_history",
+        &["--amqp", &broker.url("ho", "Ho-s3cret-11", "/")],
+    );
     println!("init: {warned}");
-    let codes: Vec<String> = company.branches.iter().map(|branch| invite_with_own_user(&company.head, &broker, &branch.name)).collect();
+    let codes: Vec<String> = company
+        .branches
+        .iter()
+        .map(|branch| invite_with_own_user(&company.head, &broker, &branch.name))
+        .collect();
     company.open(&codes);
 
     let bench = Bench::start(&company.head.database, 60, 25, seed);
-    let work = company.start_work(seed, Duration::from_millis(40), &[journal::TALLY, journal::ACCOUNTS, PGBENCH]);
+    let work = company.start_work(
+        seed,
+        Duration::from_millis(40),
+        &[journal::TALLY, journal::ACCOUNTS, PGBENCH],
+    );
     let pause = || std::thread::sleep(Duration::from_secs(2));
     pause();
     company.tell("the broker goes");
@@ -215,10 +286,23 @@ fn a_company_over_rabbitmq_survives_a_lost_broker_killed_offices_and_emptied_que
 fn invite_with_own_user(head: &Office, broker: &RabbitMq, branch: &str) -> String {
     let (user, password) = (format!("user-{branch}"), format!("Mq-s3cret-{branch}"));
     head.hides(&password);
-    let ran = head.cmd(&["invite", branch, "--amqp", &broker.url(&user, &password, "/")]).expect(0);
-    let rights = ran.err.lines().find(|line| line.contains("set_permissions")).expect("invite prints the rights");
+    let ran = head
+        .cmd(&[
+            "invite",
+            branch,
+            "--amqp",
+            &broker.url(&user, &password, "/"),
+        ])
+        .expect(0);
+    let rights = ran
+        .err
+        .lines()
+        .find(|line| line.contains("set_permissions"))
+        .expect("invite prints the rights");
     let quoted: Vec<&str> = rights.split('\'').skip(1).step_by(2).collect();
-    let [_, _, configure, write, read] = quoted[..] else { panic!("rights: {rights}") };
+    let [_, _, configure, write, read] = quoted[..] else {
+        panic!("rights: {rights}")
+    };
     broker.add_user(&user, &password, "/", configure, write, read);
     ran.out.trim().into()
 }
@@ -229,12 +313,23 @@ fn a_company_without_a_broker_survives_killed_offices() {
     let mut company = Company::new(false);
     let listen = format!("127.0.0.1:{}", free_port());
     company.head.init("*", &["--listen", &listen]);
-    let codes: Vec<String> = company.branches.iter().map(|branch| company.head.invite(&branch.name, &[])).collect();
+    let codes: Vec<String> = company
+        .branches
+        .iter()
+        .map(|branch| company.head.invite(&branch.name, &[]))
+        .collect();
     company.open(&codes);
     let text = std::fs::read_to_string(&company.branches[0].config).unwrap();
-    assert!(text.contains("wss://") && text.contains("pin = "), "TLS with a pinned certificate: {text}");
+    assert!(
+        text.contains("wss://") && text.contains("pin = "),
+        "TLS with a pinned certificate: {text}"
+    );
 
-    let work = company.start_work(seed, Duration::from_millis(40), &[journal::TALLY, journal::ACCOUNTS]);
+    let work = company.start_work(
+        seed,
+        Duration::from_millis(40),
+        &[journal::TALLY, journal::ACCOUNTS],
+    );
     let pause = || std::thread::sleep(Duration::from_millis(1500));
     pause();
     company.head.kill();
@@ -273,8 +368,28 @@ fn a_broker_that_forgot_everything_is_set_up_again_by_the_head() {
     at_branch.run("INSERT INTO item VALUES (2, 'branch')");
     wait_until("the branch knows", SOON, || {
         let status = branch.status();
-        if status["transport"]["connected"] == false { Ok(()) } else { Err(status.to_string()) }
+        if status["transport"]["connected"] == false {
+            Ok(())
+        } else {
+            Err(status.to_string())
+        }
     });
+    let ran = branch
+        .cmd(&["sync", "--timeout", "2"])
+        .expect(3)
+        .says(&["nothing is lost", "waiting here"]);
+    println!("{}", ran.err.trim());
+    assert!(
+        !ran.err.contains("0 captured writes and 0 unanswered"),
+        "it names what waits: {}",
+        ran.err
+    );
+    branch.stop();
+    branch
+        .cmd(&["sync", "--timeout", "2"])
+        .expect(3)
+        .says(&["nothing is lost", "127.0.0.1"]);
+    branch.run();
     broker.forget_everything();
     broker.start_again();
     settle(&head, &[&branch], SOON);

@@ -10,7 +10,9 @@ use crate::office::{Office, settle, wait_until};
 use crate::sql::Db;
 
 const SOON: Duration = Duration::from_secs(60);
-const KEYS: [&str; 10] = ["id", "table", "key", "reason", "at", "origin", "base", "ours", "theirs", "result"];
+const KEYS: [&str; 10] = [
+    "id", "table", "key", "reason", "at", "origin", "base", "ours", "theirs", "result",
+];
 
 #[test]
 fn the_newest_wins_everywhere_and_the_loser_is_kept() {
@@ -25,33 +27,55 @@ fn the_newest_wins_everywhere_and_the_loser_is_kept() {
     head.init("*", &["--listen", &format!("127.0.0.1:{}", free_port())]);
     let codes = [head.invite("b1", &[]), head.invite("b2", &[])];
     head.run();
-    let (mut first, mut second) = (Office::sqlite(folder.path(), "b1"), Office::sqlite(folder.path(), "b2"));
+    let (mut first, mut second) = (
+        Office::sqlite(folder.path(), "b1"),
+        Office::sqlite(folder.path(), "b2"),
+    );
     first.join(&codes[0]);
     second.join(&codes[1]);
     second.run();
     let mut at_branch = Db::open(&first.database);
 
-    // Apart: the first branch does not run.
+    // Apart: the first branch does not run. Times are told apart to the millisecond.
+    let later = || std::thread::sleep(Duration::from_millis(20));
     at_branch.run("UPDATE item SET name = 'branch, older' WHERE id = 1");
+    later();
     at_head.run("UPDATE item SET name = 'head, newer' WHERE id = 1");
     at_head.run("UPDATE item SET name = 'head, older' WHERE id = 2");
+    later();
     at_branch.run("UPDATE item SET name = 'branch, newer' WHERE id = 2");
     at_head.run("INSERT INTO item VALUES (7, 'head''s seven')");
     at_branch.run("INSERT INTO item VALUES (7, 'branch''s seven')");
     at_branch.run("DELETE FROM item WHERE id = 3");
+    later();
     at_head.run("UPDATE item SET name = 'head, newer' WHERE id = 3");
     at_head.run("UPDATE item SET name = 'head, older' WHERE id = 4");
+    later();
     at_branch.run("DELETE FROM item WHERE id = 4");
     first.run();
 
     wait_until("the branch is heard", SOON, || {
         let name = at_head.one("SELECT name FROM item WHERE id = 2");
-        if name == "branch, newer" { Ok(()) } else { Err(name) }
+        if name == "branch, newer" {
+            Ok(())
+        } else {
+            Err(name)
+        }
     });
     settle(&head, &[&first, &second], SOON);
-    let expected = [["1", "head, newer"], ["2", "branch, newer"], ["3", "head, newer"], ["7", "head's seven"]];
+    let expected = [
+        ["1", "head, newer"],
+        ["2", "branch, newer"],
+        ["3", "head, newer"],
+        ["7", "head's seven"],
+    ];
     for office in [&head, &second] {
-        assert_eq!(Db::open(&office.database).rows("SELECT id, name FROM item ORDER BY id"), expected, "{}", office.name);
+        assert_eq!(
+            Db::open(&office.database).rows("SELECT id, name FROM item ORDER BY id"),
+            expected,
+            "{}",
+            office.name
+        );
     }
     // The held row stays as its office wrote it, until a person decides.
     let kept = at_branch.rows("SELECT id, name FROM item ORDER BY id");
@@ -63,7 +87,9 @@ fn the_newest_wins_everywhere_and_the_loser_is_kept() {
         let list = list.as_array().unwrap();
         assert_eq!(list.len(), 5, "at {}: {list:?}", office.name);
         let of = |key: i64| -> &Value {
-            let found = list.iter().find(|entry| entry["key"].to_string().contains(&key.to_string()));
+            let found = list
+                .iter()
+                .find(|entry| entry["key"].to_string().contains(&key.to_string()));
             found.unwrap_or_else(|| panic!("row {key} at {}: {list:?}", office.name))
         };
         for entry in list {
@@ -82,13 +108,20 @@ fn the_newest_wins_everywhere_and_the_loser_is_kept() {
         let shown = office.json(&["conflicts", "show", &of(1)["id"].to_string()]);
         assert_eq!(&shown, of(1));
         let holds = office.json(&["holds"]);
-        assert_eq!(holds.as_array().map(Vec::len), Some(1), "at {}: {holds}", office.name);
+        assert_eq!(
+            holds.as_array().map(Vec::len),
+            Some(1),
+            "at {}: {holds}",
+            office.name
+        );
         assert_eq!(holds[0]["theirs"]["name"], "branch's seven");
         office.cmd(&["holds", "--strict"]).expect(1);
         assert_eq!(office.status()["conflicts"], 5);
         assert_eq!(office.status()["holds"], 1);
     }
-    head.cmd(&["conflicts", "show", "999"]).expect(1).says(&["999"]);
+    head.cmd(&["conflicts", "show", "999"])
+        .expect(1)
+        .says(&["999"]);
     first.stop();
     second.stop();
     head.stop();

@@ -41,11 +41,25 @@ fn rows_that_a_branch_already_had_go_up_and_missing_tables_are_made() {
     branch.join(&code);
     branch.run();
     settle(&head, &[&branch], SOON);
-    let expected = [["1", "of the head"], ["2", "of both"], ["50", "of the branch"]];
+    let expected = [
+        ["1", "of the head"],
+        ["2", "of both"],
+        ["50", "of the branch"],
+    ];
     for office in [&head, &branch] {
         let mut db = Db::open(&office.database);
-        assert_eq!(db.rows("SELECT id, name FROM client ORDER BY id"), expected, "at {}", office.name);
-        assert_eq!(db.one("SELECT count(*) FROM visit"), "1", "at {}", office.name);
+        assert_eq!(
+            db.rows("SELECT id, name FROM client ORDER BY id"),
+            expected,
+            "at {}",
+            office.name
+        );
+        assert_eq!(
+            db.one("SELECT count(*) FROM visit"),
+            "1",
+            "at {}",
+            office.name
+        );
     }
     branch.stop();
     head.stop();
@@ -65,9 +79,17 @@ fn a_join_that_was_killed_goes_on_where_it_stopped() {
     let mut branch = Office::sqlite(folder.path(), "b1");
     let code = head.invite("b1", &[]);
     head.run();
-    branch.spawn_with(&["join", "-", "--database", &branch.database.clone()], &code);
+    branch.spawn_with(
+        &["join", "-", "--database", &branch.database.clone()],
+        &code,
+    );
     let loaded = wait_until("some of the rows are there", SOON, || {
-        assert_eq!(branch.ended(), None, "the join was to be killed mid-way: {}", branch.log());
+        assert_eq!(
+            branch.ended(),
+            None,
+            "the join was to be killed mid-way: {}",
+            branch.log()
+        );
         if !folder.path().join("b1.db").exists() {
             return Err("no file".into());
         }
@@ -83,7 +105,10 @@ fn a_join_that_was_killed_goes_on_where_it_stopped() {
     // The code is bound to this office now; the same command goes on.
     let document = branch.join(&code);
     println!("{}", document["rows"]);
-    assert_eq!(Db::open(&branch.database).one("SELECT count(*) FROM big"), rows.to_string());
+    assert_eq!(
+        Db::open(&branch.database).one("SELECT count(*) FROM big"),
+        rows.to_string()
+    );
     branch.run();
     settle(&head, &[&branch], SOON);
     branch.stop();
@@ -96,10 +121,23 @@ fn an_existing_table_with_a_wrong_column_is_named() {
     let mut head = head(&folder, CLIENTS);
     let branch = Office::sqlite(folder.path(), "b1");
     std::fs::write(folder.path().join("b1.db"), "").unwrap();
-    Db::open(&branch.database).run("CREATE TABLE client (id integer PRIMARY KEY, surname varchar(40) NOT NULL)");
+    Db::open(&branch.database)
+        .run("CREATE TABLE client (id integer PRIMARY KEY, surname varchar(40) NOT NULL)");
     let code = head.invite("b1", &[]);
     head.run();
-    let join = |code: &str| branch.feed(code, &["join", "-", "--database", &branch.database, "--timeout", "30"]);
+    let join = |code: &str| {
+        branch.feed(
+            code,
+            &[
+                "join",
+                "-",
+                "--database",
+                &branch.database,
+                "--timeout",
+                "30",
+            ],
+        )
+    };
     join(&code).expect(2).says(&["client", "name"]);
     // Once the table is mended, the same command goes through.
     Db::open(&branch.database).run("DROP TABLE client");
@@ -121,14 +159,28 @@ fn codes_that_are_used_expired_replaced_or_damaged_are_refused() {
 
     let refused = |name: &str, code: &str, words: &[&str]| {
         let office = Office::sqlite(folder.path(), name);
-        let ran = office.feed(code, &["join", "-", "--database", &office.database, "--timeout", "20"]);
+        let ran = office.feed(
+            code,
+            &[
+                "join",
+                "-",
+                "--database",
+                &office.database,
+                "--timeout",
+                "20",
+            ],
+        );
         println!("{name}: {} {}", ran.code, ran.err.trim());
         ran.expect(2).says(words);
     };
     refused("twin", &first, &["b1", "already used"]);
     refused("late", &expired, &["b2", "expired"]);
     refused("old", &replaced, &["b3", "replaced"]);
-    refused("cut", &newer[..newer.len() - 20], &["join code", "whole line"]);
+    refused(
+        "cut",
+        &newer[..newer.len() - 20],
+        &["join code", "whole line"],
+    );
     refused("foreign", "hello", &["join code", "whole line"]);
     refused("empty", "", &["join code"]);
 

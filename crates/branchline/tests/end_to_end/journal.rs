@@ -70,7 +70,11 @@ impl Writer {
         let thread = std::thread::spawn(move || {
             let mut db = Db::open(&url);
             let mut random = StdRng::seed_from_u64(seed);
-            let mut journal = Journal { office, seed, ..Journal::default() };
+            let mut journal = Journal {
+                office,
+                seed,
+                ..Journal::default()
+            };
             while !stopped.load(Ordering::Relaxed) {
                 journal.write(&mut db, &mut random);
                 std::thread::sleep(pause.mul_f64(random.random_range(0.2..1.8)));
@@ -84,30 +88,51 @@ impl Writer {
     #[track_caller]
     pub fn stop(self) -> Journal {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().expect("the writer's database took every write")
+        self.thread
+            .join()
+            .expect("the writer's database took every write")
     }
 }
 
 impl Journal {
     fn write(&mut self, db: &mut Db, random: &mut StdRng) {
-        let living: Vec<u64> = self.works.iter().filter(|(_, title)| title.is_some()).map(|(id, _)| *id).collect();
+        let living: Vec<u64> = self
+            .works
+            .iter()
+            .filter(|(_, title)| title.is_some())
+            .map(|(id, _)| *id)
+            .collect();
         let choice = random.random_range(0..100);
         match choice {
             50..65 if !living.is_empty() => {
                 let id = living[random.random_range(0..living.len())];
                 let title = format!("work {id} again {}", self.commits);
-                self.commit(db, &[format!("UPDATE work SET title = '{title}' WHERE id = {id}")]);
+                self.commit(
+                    db,
+                    &[format!("UPDATE work SET title = '{title}' WHERE id = {id}")],
+                );
                 self.works.insert(id, Some(title));
             }
             65..75 if !living.is_empty() => {
                 let id = living[random.random_range(0..living.len())];
-                self.commit(db, &[format!("DELETE FROM work WHERE id = {id}"), format!("DELETE FROM maker WHERE id = {id}")]);
+                self.commit(
+                    db,
+                    &[
+                        format!("DELETE FROM work WHERE id = {id}"),
+                        format!("DELETE FROM maker WHERE id = {id}"),
+                    ],
+                );
                 self.works.insert(id, None);
             }
             75..85 => {
                 let id = random.random_range(0..SHARED);
                 let who = format!("{}-{}", self.office, self.commits);
-                self.commit(db, &[format!("UPDATE price SET amount = amount + 0.25, who = '{who}' WHERE id = {id}")]);
+                self.commit(
+                    db,
+                    &[format!(
+                        "UPDATE price SET amount = amount + 0.25, who = '{who}' WHERE id = {id}"
+                    )],
+                );
                 self.prices.insert(id, who);
             }
             85..100 => {
@@ -116,7 +141,9 @@ impl Journal {
                 self.commit(
                     db,
                     &[
-                        format!("UPDATE account SET balance = balance - {amount} WHERE id = {from}"),
+                        format!(
+                            "UPDATE account SET balance = balance - {amount} WHERE id = {from}"
+                        ),
                         format!("UPDATE account SET balance = balance + {amount} WHERE id = {to}"),
                     ],
                 );
@@ -147,7 +174,10 @@ impl Journal {
     fn commit(&mut self, db: &mut Db, statements: &[String]) {
         // The application must never fail for what sync does beside it (P8).
         if let Err(error) = db.transaction(statements) {
-            panic!("office {} (seed {}): {statements:?}: {error}", self.office, self.seed);
+            panic!(
+                "office {} (seed {}): {statements:?}: {error}",
+                self.office, self.seed
+            );
         }
         self.commits += 1;
     }
@@ -161,23 +191,44 @@ impl Journal {
         let expected: Vec<Vec<String>> = self
             .works
             .iter()
-            .filter_map(|(id, title)| Some(vec![id.to_string(), title.clone()?, format!("maker {id}")]))
+            .filter_map(|(id, title)| {
+                Some(vec![id.to_string(), title.clone()?, format!("maker {id}")])
+            })
             .collect();
         let found = db.rows(&format!(
             "SELECT w.id, w.title, m.name FROM work w JOIN maker m ON m.id = w.maker_id \
              WHERE w.id >= {from} AND w.id < {to} ORDER BY w.id"
         ));
-        let missing: Vec<_> = expected.iter().filter(|row| !found.contains(row)).take(10).collect();
-        let foreign: Vec<_> = found.iter().filter(|row| !expected.contains(row)).take(10).collect();
-        assert!(missing.is_empty() && foreign.is_empty(), "works {said}: missing {missing:?}, not written {foreign:?}");
-        let makers = db.one(&format!("SELECT count(*) FROM maker WHERE id >= {from} AND id < {to}"));
+        let missing: Vec<_> = expected
+            .iter()
+            .filter(|row| !found.contains(row))
+            .take(10)
+            .collect();
+        let foreign: Vec<_> = found
+            .iter()
+            .filter(|row| !expected.contains(row))
+            .take(10)
+            .collect();
+        assert!(
+            missing.is_empty() && foreign.is_empty(),
+            "works {said}: missing {missing:?}, not written {foreign:?}"
+        );
+        let makers = db.one(&format!(
+            "SELECT count(*) FROM maker WHERE id >= {from} AND id < {to}"
+        ));
         assert_eq!(makers, expected.len().to_string(), "makers {said}");
-        let events = db.one(&format!("SELECT count(*) FROM event WHERE office = {office}"));
+        let events = db.one(&format!(
+            "SELECT count(*) FROM event WHERE office = {office}"
+        ));
         assert_eq!(events, self.events.to_string(), "events {said}");
         let tally = db.one(&format!("SELECT n FROM tally WHERE office = {office}"));
         assert_eq!(tally, self.events.to_string(), "tally {said}");
-        let balances = db.rows(&format!("SELECT balance FROM account WHERE id IN ({0}, {0} + 1) ORDER BY id", office * 2));
-        let expected = [BALANCE - self.moved, BALANCE + self.moved].map(|balance| vec![balance.to_string()]);
+        let balances = db.rows(&format!(
+            "SELECT balance FROM account WHERE id IN ({0}, {0} + 1) ORDER BY id",
+            office * 2
+        ));
+        let expected =
+            [BALANCE - self.moved, BALANCE + self.moved].map(|balance| vec![balance.to_string()]);
         assert_eq!(balances, expected, "accounts {said}");
     }
 }
@@ -187,9 +238,16 @@ impl Journal {
 pub fn check_shared(place: &str, db: &mut Db, journals: &[Journal]) {
     for row in db.rows("SELECT id, who FROM price ORDER BY id") {
         let id: u64 = row[0].parse().unwrap();
-        let last: Vec<&String> = journals.iter().filter_map(|journal| journal.prices.get(&id)).collect();
+        let last: Vec<&String> = journals
+            .iter()
+            .filter_map(|journal| journal.prices.get(&id))
+            .collect();
         let known = last.contains(&&row[1]) || (last.is_empty() && row[1] == "start");
-        assert!(known, "price {id} at {place} is {}, the last writes were {last:?}", row[1]);
+        assert!(
+            known,
+            "price {id} at {place} is {}, the last writes were {last:?}",
+            row[1]
+        );
     }
 }
 
@@ -212,12 +270,17 @@ impl Reader {
                 let began = Instant::now();
                 for query in &queries {
                     for row in db.rows(query) {
-                        assert_eq!(row[1], row[2], "half a transaction is seen at {place}: {row:?} by {query}");
+                        assert_eq!(
+                            row[1], row[2],
+                            "half a transaction is seen at {place}: {row:?} by {query}"
+                        );
                     }
                 }
                 looks += 1;
                 // All the readers together leave most of a small machine to the offices.
-                std::thread::sleep((Duration::from_millis(20) + began.elapsed() * 8).min(Duration::from_secs(1)));
+                std::thread::sleep(
+                    (Duration::from_millis(20) + began.elapsed() * 8).min(Duration::from_secs(1)),
+                );
             }
             looks
         });
@@ -227,7 +290,10 @@ impl Reader {
     #[track_caller]
     pub fn stop(self) {
         self.stop.store(true, Ordering::Relaxed);
-        let looks = self.thread.join().expect("every look saw whole transactions");
+        let looks = self
+            .thread
+            .join()
+            .expect("every look saw whole transactions");
         assert!(looks > 10, "the reader looked only {looks} times");
     }
 }

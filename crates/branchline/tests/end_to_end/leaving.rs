@@ -16,7 +16,10 @@ const TABLES: &str = "CREATE TABLE client (id integer PRIMARY KEY, name varchar(
 fn postgres_schema(url: &str) -> String {
     let dump = tool(&postgres().bin("pg_dump"), &["-s", "-d", url]);
     // A newer pg_dump guards its script with a random word.
-    dump.lines().filter(|line| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict")).collect::<Vec<_>>().join("\n")
+    dump.lines()
+        .filter(|line| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 fn sqlite_schema(url: &str) -> Vec<Vec<String>> {
@@ -34,7 +37,11 @@ fn after_leave_every_schema_is_as_it_was() {
     let mut second = Office::sqlite(folder.path(), "b2");
     std::fs::write(folder.path().join("b2.db"), "").unwrap();
     Db::open(&second.database).run(TABLES);
-    let before = (postgres_schema(&head_url), postgres_schema(&branch_url), sqlite_schema(&second.database));
+    let before = (
+        postgres_schema(&head_url),
+        postgres_schema(&branch_url),
+        sqlite_schema(&second.database),
+    );
 
     head.init("*", &["--listen", &format!("127.0.0.1:{}", free_port())]);
     let codes = [head.invite("b1", &[]), head.invite("b2", &[])];
@@ -48,7 +55,9 @@ fn after_leave_every_schema_is_as_it_was() {
 
     // One leaves while it runs, one stopped.
     first.cmd(&["leave"]).expect(0);
-    wait_until("the office that left has ended", SOON, || first.ended().ok_or_else(String::new));
+    wait_until("the office that left has ended", SOON, || {
+        first.ended().ok_or_else(String::new)
+    });
     assert!(!first.config.exists());
     second.stop();
     second.cmd(&["leave"]).expect(0);
@@ -56,7 +65,11 @@ fn after_leave_every_schema_is_as_it_was() {
     wait_until("the head has forgotten its branches", SOON, || {
         drop(head.cmd(&["remove", "b1"]));
         let status = head.status();
-        if status["branches"].as_array().unwrap().is_empty() { Ok(()) } else { Err(status.to_string()) }
+        if status["branches"].as_array().unwrap().is_empty() {
+            Ok(())
+        } else {
+            Err(status.to_string())
+        }
     });
     head.cmd(&["remove", "nobody"]).expect(2).says(&["nobody"]);
     head.stop();

@@ -8,8 +8,8 @@
 mod bad_input;
 mod company;
 mod conflicts;
-mod journal;
 mod joining;
+mod journal;
 mod leaving;
 mod office;
 mod reports;

@@ -15,12 +15,19 @@ const COMMAND_SECONDS: &str = "120";
 
 /// Waits until the state is reached; fails with what is seen instead.
 #[track_caller]
-pub fn wait_until<T>(what: &str, patience: Duration, mut look: impl FnMut() -> Result<T, String>) -> T {
+pub fn wait_until<T>(
+    what: &str,
+    patience: Duration,
+    mut look: impl FnMut() -> Result<T, String>,
+) -> T {
     let deadline = Instant::now() + patience;
     loop {
         match look() {
             Ok(value) => return value,
-            Err(seen) => assert!(Instant::now() < deadline, "{what}: not within {patience:?}; seen: {seen}"),
+            Err(seen) => assert!(
+                Instant::now() < deadline,
+                "{what}: not within {patience:?}; seen: {seen}"
+            ),
         }
         std::thread::sleep(Duration::from_millis(50));
     }
@@ -38,7 +45,11 @@ impl Ran {
     /// Insists on this exit code.
     #[track_caller]
     pub fn expect(self, code: i32) -> Self {
-        assert_eq!(self.code, code, "exit code; stdout: {}\nstderr: {}", self.out, self.err);
+        assert_eq!(
+            self.code, code,
+            "exit code; stdout: {}\nstderr: {}",
+            self.out, self.err
+        );
         self
     }
 
@@ -58,8 +69,12 @@ impl Ran {
     /// The one document on stdout.
     #[track_caller]
     pub fn document(&self) -> Value {
-        serde_json::from_str(self.out.trim())
-            .unwrap_or_else(|error| panic!("stdout is not one JSON document ({error}): {}\nstderr: {}", self.out, self.err))
+        serde_json::from_str(self.out.trim()).unwrap_or_else(|error| {
+            panic!(
+                "stdout is not one JSON document ({error}): {}\nstderr: {}",
+                self.out, self.err
+            )
+        })
     }
 }
 
@@ -88,7 +103,11 @@ impl Office {
 
     /// An office on a new SQLite file.
     pub fn sqlite(folder: &Path, name: &str) -> Self {
-        Self::new(folder, name, &format!("sqlite:{}", folder.join(format!("{name}.db")).display()))
+        Self::new(
+            folder,
+            name,
+            &format!("sqlite:{}", folder.join(format!("{name}.db")).display()),
+        )
     }
 
     /// From now on no output of this office may hold this text.
@@ -106,14 +125,24 @@ impl Office {
     #[track_caller]
     pub fn feed(&self, input: &str, arguments: &[&str]) -> Ran {
         let mut command = Command::new("timeout");
-        command.args(["--signal=KILL", COMMAND_SECONDS, BINARY, "--config"]).arg(&self.config).args(arguments);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .args(["--signal=KILL", COMMAND_SECONDS, BINARY, "--config"])
+            .arg(&self.config)
+            .args(arguments);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         // A command that fails early does not read.
         drop(child.stdin.take().unwrap().write_all(input.as_bytes()));
         let output = child.wait_with_output().unwrap();
         let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("output is UTF-8");
-        let ran = Ran { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) };
+        let ran = Ran {
+            code: output.status.code().unwrap_or(-1),
+            out: text(output.stdout),
+            err: text(output.stderr),
+        };
         self.check_secrets(&ran.out);
         self.check_secrets(&ran.err);
         ran
@@ -122,7 +151,11 @@ impl Office {
     #[track_caller]
     fn check_secrets(&self, text: &str) {
         for secret in self.secrets.lock().unwrap().iter() {
-            assert!(!text.contains(secret.as_str()), "a secret stands in the output of {}: {text}", self.name);
+            assert!(
+                !text.contains(secret.as_str()),
+                "a secret stands in the output of {}: {text}",
+                self.name
+            );
         }
     }
 
@@ -140,8 +173,17 @@ impl Office {
     /// Makes this office the head.
     #[track_caller]
     pub fn init(&self, tables: &str, transport: &[&str]) -> Value {
-        let mut arguments =
-            vec!["init", "--role", "head", "--name", &self.name, "--database", &self.database, "--tables", tables];
+        let mut arguments = vec![
+            "init",
+            "--role",
+            "head",
+            "--name",
+            &self.name,
+            "--database",
+            &self.database,
+            "--tables",
+            tables,
+        ];
         arguments.extend(transport);
         self.json(&arguments)
     }
@@ -157,7 +199,20 @@ impl Office {
     /// Joins with a code on standard input.
     #[track_caller]
     pub fn join(&self, code: &str) -> Value {
-        self.feed(code, &["join", "-", "--database", &self.database, "--timeout", "100", "--json"]).expect(0).document()
+        self.feed(
+            code,
+            &[
+                "join",
+                "-",
+                "--database",
+                &self.database,
+                "--timeout",
+                "100",
+                "--json",
+            ],
+        )
+        .expect(0)
+        .document()
     }
 
     /// Starts `run` without waiting for anything.
@@ -168,11 +223,22 @@ impl Office {
     /// Starts a command that is to be killed, or to last.
     pub fn spawn_with(&mut self, arguments: &[&str], input: &str) {
         assert!(self.running.is_none(), "{} runs already", self.name);
-        let log = File::options().create(true).append(true).open(&self.log).unwrap();
+        let log = File::options()
+            .create(true)
+            .append(true)
+            .open(&self.log)
+            .unwrap();
         // It ends with the thread of its test, however that ends.
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--", BINARY, "--config"]).arg(&self.config).args(arguments);
-        command.env("NO_COLOR", "1").stdin(Stdio::piped()).stdout(log.try_clone().unwrap()).stderr(log);
+        command
+            .args(["--pdeathsig", "KILL", "--", BINARY, "--config"])
+            .arg(&self.config)
+            .args(arguments);
+        command
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::piped())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
         let mut child = command.spawn().unwrap();
         drop(child.stdin.take().unwrap().write_all(input.as_bytes()));
         self.running = Some(child);
@@ -189,18 +255,28 @@ impl Office {
                 panic!("{name} ended by itself ({status}): {}", tail(&log));
             }
             let record = self.api_record();
-            if record.is_some() && record != before { Ok(()) } else { Err(format!("api record {record:?}")) }
+            if record.is_some() && record != before {
+                Ok(())
+            } else {
+                Err(format!("api record {record:?}"))
+            }
         });
     }
 
     fn api_record(&self) -> Option<(String, std::time::SystemTime)> {
         let path = self.beside("api");
-        Some((std::fs::read_to_string(&path).ok()?, std::fs::metadata(&path).ok()?.modified().ok()?))
+        Some((
+            std::fs::read_to_string(&path).ok()?,
+            std::fs::metadata(&path).ok()?.modified().ok()?,
+        ))
     }
 
     /// The address where the running office hears scripts.
     pub fn api(&self) -> String {
-        std::fs::read_to_string(self.beside("api")).expect("the office records its address").trim().into()
+        std::fs::read_to_string(self.beside("api"))
+            .expect("the office records its address")
+            .trim()
+            .into()
     }
 
     pub fn beside(&self, extension: &str) -> PathBuf {
@@ -218,12 +294,25 @@ impl Office {
     #[track_caller]
     pub fn stop(&mut self) {
         let mut child = self.running.take().expect("it runs");
-        assert!(Command::new("kill").arg(child.id().to_string()).status().unwrap().success());
+        assert!(
+            Command::new("kill")
+                .arg(child.id().to_string())
+                .status()
+                .unwrap()
+                .success()
+        );
         let log = self.log.clone();
-        let status = wait_until(&format!("{} stops", self.name), Duration::from_secs(15), || {
-            child.try_wait().unwrap().ok_or_else(|| tail(&log))
-        });
-        assert!(status.success(), "{} stopped with {status}: {}", self.name, tail(&log));
+        let status = wait_until(
+            &format!("{} stops", self.name),
+            Duration::from_secs(15),
+            || child.try_wait().unwrap().ok_or_else(|| tail(&log)),
+        );
+        assert!(
+            status.success(),
+            "{} stopped with {status}: {}",
+            self.name,
+            tail(&log)
+        );
     }
 
     /// Whether a started command has ended, and how.
@@ -242,7 +331,11 @@ impl Office {
                 return Err(format!("{ran:?}"));
             }
             let status = ran.document();
-            if status["in_sync"] == true { Ok(status) } else { Err(status.to_string()) }
+            if status["in_sync"] == true {
+                Ok(status)
+            } else {
+                Err(status.to_string())
+            }
         })
     }
 
@@ -250,7 +343,10 @@ impl Office {
     #[track_caller]
     pub fn edit(&self, from: &str, to: &str) {
         let text = std::fs::read_to_string(&self.config).unwrap();
-        assert!(text.contains(from), "the configuration has no {from}: {text}");
+        assert!(
+            text.contains(from),
+            "the configuration has no {from}: {text}"
+        );
         std::fs::write(&self.config, text.replace(from, to)).unwrap();
     }
 
@@ -290,5 +386,9 @@ pub fn settle(head: &Office, branches: &[&Office], patience: Duration) {
     let ran = head.cmd(&["verify", "--json"]).expect(0);
     let document = ran.document();
     assert_eq!(document["equal"], true, "{document}");
-    assert_eq!(document["branches"].as_array().unwrap().len(), branches.len(), "{document}");
+    assert_eq!(
+        document["branches"].as_array().unwrap().len(),
+        branches.len(),
+        "{document}"
+    );
 }

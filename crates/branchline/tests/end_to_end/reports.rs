@@ -40,10 +40,25 @@ fn status_verify_and_doctor_say_what_is_documented() {
         has(
             &status,
             &[
-                "office", "role", "database.engine", "database.version", "database.reachable", "transport.kind",
-                "transport.connected", "transport.since", "in_sync", "pending_changes", "outbox.batches",
-                "outbox.changes", "outbox.bytes", "outbox.oldest_seconds", "applied", "conflicts", "holds",
-                "schema_version", "mode",
+                "office",
+                "role",
+                "database.engine",
+                "database.version",
+                "database.reachable",
+                "transport.kind",
+                "transport.connected",
+                "transport.since",
+                "in_sync",
+                "pending_changes",
+                "outbox.batches",
+                "outbox.changes",
+                "outbox.bytes",
+                "outbox.oldest_seconds",
+                "applied",
+                "conflicts",
+                "holds",
+                "schema_version",
+                "mode",
             ],
         );
         assert_eq!(status["office"], office.name);
@@ -53,31 +68,70 @@ fn status_verify_and_doctor_say_what_is_documented() {
         let document = office.cmd(&["doctor", "--json"]).expect(0).document();
         assert_eq!(document["healthy"], true, "{document}");
         let comparison = office.cmd(&["verify", "--json"]).expect(0).document();
-        has(&comparison, &["equal", "cut", "bytes_exchanged", "branches"]);
-        assert_eq!(comparison["branches"].as_array().map(Vec::len), Some(1), "{comparison}");
+        has(
+            &comparison,
+            &["equal", "cut", "bytes_exchanged", "branches"],
+        );
+        assert_eq!(
+            comparison["branches"].as_array().map(Vec::len),
+            Some(1),
+            "{comparison}"
+        );
         has(&comparison["branches"][0], &["name", "equal", "tables"]);
         let table = &comparison["branches"][0]["tables"][0];
-        has(table, &["name", "rows", "different", "only_head", "only_branch", "pending"]);
-        assert_eq!((&table["name"], &table["rows"]), (&Value::from("item"), &Value::from(2)));
+        has(
+            table,
+            &[
+                "name",
+                "rows",
+                "different",
+                "only_head",
+                "only_branch",
+                "pending",
+            ],
+        );
+        assert_eq!(
+            (&table["name"], &table["rows"]),
+            (&Value::from("item"), &Value::from(2))
+        );
         // The same for a person, and nothing of it as JSON.
         let told = office.cmd(&["status"]).expect(0).out;
         assert!(told.contains("in sync") && !told.starts_with('{'), "{told}");
     }
     let seen = &head.status()["branches"][0];
-    has(seen, &["name", "online", "last_seen", "lag_changes", "lag_seconds", "holds", "clock_offset_ms", "schema_version"]);
-    assert_eq!((&seen["name"], &seen["online"], &seen["lag_changes"]), (&"b1".into(), &true.into(), &0.into()));
+    has(
+        seen,
+        &[
+            "name",
+            "online",
+            "last_seen",
+            "lag_changes",
+            "lag_seconds",
+            "holds",
+            "clock_offset_ms",
+            "schema_version",
+        ],
+    );
+    assert_eq!(
+        (&seen["name"], &seen["online"], &seen["lag_changes"]),
+        (&"b1".into(), &true.into(), &0.into())
+    );
 
     // A difference that capture could not see is found, and told by the exit code.
     branch.stop();
     let mut behind = Db::open(&branch.database);
-    let triggers = behind.rows("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = 'item'");
+    let triggers = behind
+        .rows("SELECT name, sql FROM sqlite_schema WHERE type = 'trigger' AND tbl_name = 'item'");
     assert!(!triggers.is_empty());
     for trigger in &triggers {
         behind.run(format!("DROP TRIGGER \"{}\"", trigger[0]));
     }
     behind.run("UPDATE item SET name = 'unseen' WHERE id = 2");
     let document = branch.cmd(&["doctor", "--json"]).expect(1).document();
-    assert!(document.to_string().contains("capture is missing"), "{document}");
+    assert!(
+        document.to_string().contains("capture is missing"),
+        "{document}"
+    );
     for trigger in &triggers {
         behind.run(trigger[1].clone());
     }
@@ -85,7 +139,10 @@ fn status_verify_and_doctor_say_what_is_documented() {
     branch.wait_in_sync(SOON);
     let document = head.cmd(&["verify", "--json"]).expect(1).document();
     assert_eq!(document["equal"], false, "{document}");
-    assert_eq!(document["branches"][0]["tables"][0]["different"], 1, "{document}");
+    assert_eq!(
+        document["branches"][0]["tables"][0]["different"], 1,
+        "{document}"
+    );
     branch.stop();
     head.stop();
 }

@@ -11,7 +11,10 @@ const BUSY: Duration = Duration::from_secs(10);
 
 /// A client.
 pub enum Db {
-    Postgres { runtime: tokio::runtime::Runtime, client: tokio_postgres::Client },
+    Postgres {
+        runtime: tokio::runtime::Runtime,
+        client: tokio_postgres::Client,
+    },
     Sqlite(rusqlite::Connection),
 }
 
@@ -22,10 +25,15 @@ impl Db {
         if let Some(path) = url.strip_prefix("sqlite:") {
             let connection = rusqlite::Connection::open(path).unwrap();
             connection.busy_timeout(BUSY).unwrap();
-            connection.execute_batch("PRAGMA foreign_keys = ON").unwrap();
+            connection
+                .execute_batch("PRAGMA foreign_keys = ON")
+                .unwrap();
             return Self::Sqlite(connection);
         }
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         let client = runtime.block_on(async {
             let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
             tokio::spawn(connection);
@@ -40,12 +48,20 @@ impl Db {
             // Statements of one simple query are one transaction.
             Self::Postgres { runtime, client } => runtime
                 .block_on(client.batch_execute(&statements.join(";\n")))
-                .map_err(|error| error.as_db_error().map_or(error.to_string(), ToString::to_string)),
+                .map_err(|error| {
+                    error
+                        .as_db_error()
+                        .map_or(error.to_string(), ToString::to_string)
+                }),
             Self::Sqlite(connection) => {
                 let begin = rusqlite::TransactionBehavior::Immediate;
-                let transaction = connection.transaction_with_behavior(begin).map_err(|error| error.to_string())?;
+                let transaction = connection
+                    .transaction_with_behavior(begin)
+                    .map_err(|error| error.to_string())?;
                 for statement in statements {
-                    transaction.execute_batch(statement).map_err(|error| error.to_string())?;
+                    transaction
+                        .execute_batch(statement)
+                        .map_err(|error| error.to_string())?;
                 }
                 transaction.commit().map_err(|error| error.to_string())
             }
@@ -64,17 +80,22 @@ impl Db {
     /// The rows of a query, all as text.
     #[track_caller]
     pub fn rows(&mut self, query: &str) -> Vec<Vec<String>> {
-        self.try_rows(query).unwrap_or_else(|error| panic!("{query}: {error}"))
+        self.try_rows(query)
+            .unwrap_or_else(|error| panic!("{query}: {error}"))
     }
 
     pub fn try_rows(&mut self, query: &str) -> Result<Vec<Vec<String>>, String> {
         match self {
             Self::Postgres { runtime, client } => {
-                let messages = runtime.block_on(client.simple_query(query)).map_err(|error| format!("{error:?}"))?;
+                let messages = runtime
+                    .block_on(client.simple_query(query))
+                    .map_err(|error| format!("{error:?}"))?;
                 let rows = messages.into_iter().filter_map(|message| match message {
-                    SimpleQueryMessage::Row(row) => {
-                        Some((0..row.len()).map(|at| row.get(at).unwrap_or("NULL").to_owned()).collect())
-                    }
+                    SimpleQueryMessage::Row(row) => Some(
+                        (0..row.len())
+                            .map(|at| row.get(at).unwrap_or("NULL").to_owned())
+                            .collect(),
+                    ),
                     _ => None,
                 });
                 Ok(rows.collect())
@@ -87,7 +108,10 @@ impl Db {
     #[track_caller]
     pub fn one(&mut self, query: &str) -> String {
         let rows = self.rows(query);
-        assert!(rows.len() == 1 && rows[0].len() == 1, "{query} has not one value: {rows:?}");
+        assert!(
+            rows.len() == 1 && rows[0].len() == 1,
+            "{query} has not one value: {rows:?}"
+        );
         rows[0][0].clone()
     }
 }
@@ -117,7 +141,11 @@ fn read(connection: &rusqlite::Connection, query: &str) -> rusqlite::Result<Vec<
 /// Runs a program of PostgreSQL's distribution to its end.
 #[track_caller]
 pub fn tool(program: &Path, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output().unwrap();
+    let output = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{program:?} {arguments:?}: {said}");
     String::from_utf8(output.stdout).unwrap()

@@ -1,5 +1,6 @@
 //! The three ways to keep in sync: live, by itself after an outage, and when asked.
 
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use branchline_testkit::servers::{free_port, postgres};
@@ -28,7 +29,11 @@ fn pair(folder: &TempDir) -> (Office, Office) {
 fn wait_for_item(db: &mut Db, id: u64, patience: Duration) -> Duration {
     let started = Instant::now();
     wait_until(&format!("item {id}"), patience, || {
-        if db.one(&format!("SELECT count(*) FROM item WHERE id = {id}")) == "1" { Ok(()) } else { Err("absent".into()) }
+        if db.one(&format!("SELECT count(*) FROM item WHERE id = {id}")) == "1" {
+            Ok(())
+        } else {
+            Err("absent".into())
+        }
     });
     started.elapsed()
 }
@@ -47,14 +52,21 @@ fn live_changes_arrive_within_a_second_and_by_themselves_after_an_outage() {
         at_branch.run(format!("INSERT INTO item VALUES ({}, 'branch')", id + 100));
         let up = wait_for_item(&mut at_head, id + 100, SOON);
         println!("down {down:?}, up {up:?}");
-        assert!(down.max(up) < Duration::from_secs(1), "live: down {down:?}, up {up:?}");
+        assert!(
+            down.max(up) < Duration::from_secs(1),
+            "live: down {down:?}, up {up:?}"
+        );
     }
     head.kill();
     at_head.run("INSERT INTO item VALUES (20, 'head, alone')");
     at_branch.run("INSERT INTO item VALUES (120, 'branch, alone')");
     wait_until("the branch knows that the head is gone", SOON, || {
         let status = branch.status();
-        if status["transport"]["connected"] == false && status["in_sync"] == false { Ok(()) } else { Err(status.to_string()) }
+        if status["transport"]["connected"] == false && status["in_sync"] == false {
+            Ok(())
+        } else {
+            Err(status.to_string())
+        }
     });
     head.run();
     wait_for_item(&mut at_branch, 20, SOON);
@@ -77,8 +89,13 @@ fn in_manual_mode_data_moves_only_when_asked() {
     wait_until("the write is captured", SOON, || {
         let status = branch.status();
         assert_eq!(status["mode"], "manual");
-        let waits = status["pending_changes"].as_u64() > Some(0) || status["outbox"]["batches"].as_u64() > Some(0);
-        if waits && status["in_sync"] == false { Ok(()) } else { Err(status.to_string()) }
+        let waits = status["pending_changes"].as_u64() > Some(0)
+            || status["outbox"]["batches"].as_u64() > Some(0);
+        if waits && status["in_sync"] == false {
+            Ok(())
+        } else {
+            Err(status.to_string())
+        }
     });
     assert_stays_apart(&mut at_head, &mut at_branch, 2);
 
@@ -105,7 +122,10 @@ fn in_manual_mode_data_moves_only_when_asked() {
 
     // The head away: the exit code and what waits.
     at_branch.run("INSERT INTO item VALUES (105, 'branch')");
-    let ran = branch.cmd(&["sync", "--timeout", "3"]).expect(3).says(&["nothing is lost", "waiting here"]);
+    let ran = branch
+        .cmd(&["sync", "--timeout", "3"])
+        .expect(3)
+        .says(&["nothing is lost", "waiting here"]);
     println!("{}", ran.err);
 
     // The head's own `sync` serves until all branches are even.
@@ -114,7 +134,44 @@ fn in_manual_mode_data_moves_only_when_asked() {
     head.cmd(&["sync", "--timeout", "30"]).expect(0);
     assert_eq!(at_head.one("SELECT count(*) FROM item WHERE id = 105"), "1");
     branch.stop();
-    head.cmd(&["sync", "--timeout", "2"]).expect(3).says(&["b1"]);
+    head.cmd(&["sync", "--timeout", "2"])
+        .expect(3)
+        .says(&["b1"]);
+}
+
+#[test]
+fn commands_that_ask_a_killed_office_do_not_keep_it_down() {
+    let folder = TempDir::new().unwrap();
+    let (mut head, mut branch) = pair(&folder);
+    head.run();
+    for _ in 0..3 {
+        branch.run();
+        branch.wait_in_sync(SOON);
+        branch.kill();
+        let asked = Arc::new(Barrier::new(2));
+        std::thread::scope(|scope| {
+            let config = branch.config.clone();
+            let (barrier, name, database) = (
+                Arc::clone(&asked),
+                branch.name.clone(),
+                branch.database.clone(),
+            );
+            let monitor = scope.spawn(move || {
+                let same = Office::new(config.parent().unwrap(), &name, &database);
+                barrier.wait();
+                (0..5)
+                    .map(|_| same.cmd(&["status", "--json"]))
+                    .collect::<Vec<_>>()
+            });
+            asked.wait();
+            branch.run();
+            for ran in monitor.join().unwrap() {
+                ran.expect(0);
+            }
+        });
+        branch.stop();
+    }
+    head.stop();
 }
 
 /// Nothing can be waited for here: it is given a second to move, and must not.
@@ -122,8 +179,17 @@ fn in_manual_mode_data_moves_only_when_asked() {
 fn assert_stays_apart(at_head: &mut Db, at_branch: &mut Db, id: u64) {
     let until = Instant::now() + Duration::from_secs(1);
     while Instant::now() < until {
-        assert_eq!(at_branch.one(&format!("SELECT count(*) FROM item WHERE id = {id}")), "0");
-        assert_eq!(at_head.one(&format!("SELECT count(*) FROM item WHERE id = {}", id + 100)), "0");
+        assert_eq!(
+            at_branch.one(&format!("SELECT count(*) FROM item WHERE id = {id}")),
+            "0"
+        );
+        assert_eq!(
+            at_head.one(&format!(
+                "SELECT count(*) FROM item WHERE id = {}",
+                id + 100
+            )),
+            "0"
+        );
         std::thread::sleep(Duration::from_millis(100));
     }
 }
@@ -131,8 +197,14 @@ fn assert_stays_apart(at_head: &mut Db, at_branch: &mut Db, id: u64) {
 fn post(address: &str, path: &str) -> String {
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(70))).unwrap();
-    write!(stream, "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(70)))
+        .unwrap();
+    write!(
+        stream,
+        "POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer

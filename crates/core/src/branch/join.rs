@@ -193,7 +193,8 @@ impl Branch {
             // A row with local changes waits for the verdict on them; the chunk's row is not their base.
             let claimed = self.claims.contains_key(&key.digest(table));
             if claimed || aside.busy.contains(&place) {
-                unseen.push((key, Some(books::encode(&Note::Unseen)?)));
+                let note = Note::Unseen(chunk.position.next());
+                unseen.push((key, Some(books::encode(&note)?)));
             } else {
                 pile.put(table.id, key, Effect::Put(row.clone()));
             }

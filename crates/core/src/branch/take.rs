@@ -7,7 +7,7 @@ use crate::books::{self, BranchBook, Note, OUTBOX};
 use crate::change::{Base, Change, Effect, Key};
 use crate::envelope;
 use crate::failure::{OfficeError, OfficeResult};
-use crate::identity::{Digest, LogPosition, Micros};
+use crate::identity::{BatchNumber, Digest, LogPosition, Micros};
 use crate::message::{Batch, Message};
 use crate::office::{BATCH_CHANGES, PORTIONS_PER_TAKE, conclude, cut_by_weight};
 use crate::output::Notice;
@@ -21,7 +21,10 @@ const UNANSWERED_ROWS: usize = 200_000;
 
 struct Frozen {
     book: BranchBook,
-    batches: Vec<Batch>,
+    /// Claims that this transaction makes: a later portion of it may hold a row of an earlier one.
+    claims: BTreeMap<Digest, BatchNumber>,
+    /// The last batch goes on in the next one.
+    open: bool,
     more: bool,
     changes: u64,
 }
@@ -43,9 +46,7 @@ impl Branch {
         let frozen = conclude(db, outcome).await?;
         self.captured = frozen.more;
         self.book = frozen.book;
-        for batch in &frozen.batches {
-            self.claim(batch);
-        }
+        self.claims.extend(frozen.claims);
         if frozen.changes > 0 {
             self.notice(Notice::Taken {
                 changes: frozen.changes,
@@ -57,12 +58,11 @@ impl Branch {
     async fn freeze<D: Database>(&self, db: &mut D) -> OfficeResult<Frozen> {
         let mut frozen = Frozen {
             book: self.book.clone(),
-            batches: Vec::new(),
+            claims: BTreeMap::new(),
+            open: false,
             more: false,
             changes: 0,
         };
-        // Claims that this transaction makes: a later portion of it may hold a row of an earlier one.
-        let mut claims: BTreeMap<Digest, crate::identity::BatchNumber> = BTreeMap::new();
         for count in 1.. {
             let portion = db.take(&self.schema, BATCH_CHANGES).await?;
             let notes = self.notes_on(db, &portion.changes).await?;
@@ -71,18 +71,17 @@ impl Branch {
                 let number = frozen.book.frozen.next();
                 let changes: Vec<Change> = run
                     .into_iter()
-                    .filter_map(|taken| self.change(taken, &notes, &claims))
+                    .filter_map(|taken| self.change(taken, &notes, &frozen.claims))
                     .collect();
                 let open = portion.open || runs.peek().is_some();
-                if changes.is_empty()
-                    && !open
-                    && frozen.batches.last().is_none_or(|batch| !batch.open)
-                {
+                if changes.is_empty() && !open && !frozen.open {
                     continue;
                 }
                 for change in &changes {
                     if let Some(table) = self.schema.table(change.table) {
-                        claims.insert(change.effect.key(table).digest(table), number);
+                        frozen
+                            .claims
+                            .insert(change.effect.key(table).digest(table), number);
                     }
                 }
                 frozen.changes += changes.len() as u64;
@@ -118,6 +117,7 @@ impl Branch {
         };
         let message = Message::Batch(batch);
         let bytes = envelope::seal(&self.identity.name, &self.identity.key, &message)?;
+        frozen.open = open;
         frozen.book.chain = envelope::chain(&bytes);
         frozen.book.frozen = number;
         db.append(
@@ -128,9 +128,6 @@ impl Branch {
             }],
         )
         .await?;
-        if let Message::Batch(batch) = message {
-            frozen.batches.push(batch);
-        }
         Ok(())
     }
 
@@ -160,7 +157,7 @@ impl Branch {
         &self,
         taken: Taken,
         notes: &BTreeMap<(TableId, Key), Note>,
-        fresh_claims: &BTreeMap<Digest, crate::identity::BatchNumber>,
+        fresh_claims: &BTreeMap<Digest, BatchNumber>,
     ) -> Option<Change> {
         let table = self.schema.table(taken.table)?;
         let key = taken.effect.key(table);
@@ -172,7 +169,7 @@ impl Branch {
             return None;
         }
         let place = match note {
-            Some(Note::Deferred(first) | Note::Unfit(first, _)) => {
+            Some(Note::Deferred(first) | Note::Unfit(first, _) | Note::Unseen(first)) => {
                 first.previous().min(self.book.cursor)
             }
             _ => self.book.cursor,
@@ -192,7 +189,7 @@ impl Branch {
             .joining
             .as_ref()
             .is_some_and(|joining| !joining.frozen);
-        let unseen = matches!(note, Some(Note::Unseen));
+        let unseen = matches!(note, Some(Note::Unseen(_)));
         if untracked && own.is_none() && matches!(taken.effect, Effect::Delete(_)) {
             return None;
         }

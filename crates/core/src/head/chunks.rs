@@ -8,10 +8,9 @@ use super::Head;
 use crate::failure::OfficeResult;
 use crate::identity::{Micros, OfficeName};
 use crate::message::{Chunk, ChunkRequest, Message};
-use crate::office::{BATCH_BYTES, conclude};
+use crate::office::{BATCH_BYTES, conclude, weight_of};
 use crate::output::{Notice, Output};
 use crate::port::{Database, Purpose};
-use crate::value::Value;
 
 /// Rows in a chunk at the most.
 const CHUNK_ROWS: usize = 2_000;
@@ -78,17 +77,7 @@ impl Head {
         let mut last = rows.len() < CHUNK_ROWS;
         let mut bytes = 0;
         let fits = rows.iter().take_while(|row| {
-            bytes += row
-                .0
-                .iter()
-                .map(|value| {
-                    if let Value::Text(text) = value {
-                        text.len()
-                    } else {
-                        16
-                    }
-                })
-                .sum::<usize>();
+            bytes += weight_of(&row.0);
             bytes <= BATCH_BYTES
         });
         let fits = fits.count().max(1);

@@ -17,7 +17,7 @@ use crate::port::Database;
 use crate::schema::Schema;
 
 /// How many rows are remembered in memory.
-const ROWS_REMEMBERED: usize = 100_000;
+pub(super) const ROWS_REMEMBERED: usize = 100_000;
 /// How many bytes of row names are read at a time.
 const READ_BYTES: usize = 1024 * 1024;
 const NAME_BYTES: usize = 8;
@@ -93,6 +93,11 @@ impl Recent {
             }
             self.floor = oldest;
         }
+    }
+
+    /// Forgets all entries up to this one, which is the newest.
+    pub fn forget_through(&mut self, position: LogPosition) {
+        *self = Self::new(position);
     }
 
     /// The newest versions of these rows, as far as they are newer than `after`.

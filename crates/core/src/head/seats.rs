@@ -202,13 +202,10 @@ impl Head {
     }
 
     /// Saves now and then how far each branch is.
-    pub(super) async fn save_seen<D: Database>(
-        &mut self,
-        db: &mut D,
-        now: Micros,
-    ) -> OfficeResult<()> {
+    pub(super) async fn save_seen<D: Database>(&mut self, db: &mut D) -> OfficeResult<()> {
         let stale = |seat: &Seat| {
-            seat.is_enrolled() && seat.book.seen > seat.seen_saved.plus_millis(SAVE_SEEN_MS)
+            let seen = seat.book.seen > seat.seen_saved.plus_millis(SAVE_SEEN_MS);
+            seat.unsaved || (seat.is_enrolled() && seen)
         };
         let published = self.lanes.to_save();
         if !self.seats.values().any(stale) && published.is_none() {
@@ -227,7 +224,8 @@ impl Head {
         let outcome = outcome.await;
         conclude(db, outcome).await?;
         for seat in self.seats.values_mut() {
-            seat.seen_saved = seat.book.seen.max(Micros(now.0.min(seat.book.seen.0)));
+            seat.seen_saved = seat.book.seen;
+            seat.unsaved = false;
         }
         self.lanes.saved();
         Ok(())

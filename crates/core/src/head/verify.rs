@@ -15,6 +15,8 @@ use crate::verify::{
     BranchVerification, TableVerification, Verification, compare_rows, differing_buckets, digest,
 };
 
+/// How long a branch that is away is waited for, in milliseconds.
+const ABSENT_WITHIN_MS: i64 = 10_000;
 /// How long a branch may take to answer, in milliseconds.
 const ANSWER_WITHIN_MS: i64 = 60_000;
 
@@ -109,7 +111,8 @@ impl Head {
         let (book, fresh) = conclude(db, outcome).await?;
         running.bytes += fresh
             .iter()
-            .map(|entry| entry.bytes.len() as u64)
+            .filter_map(|entry| entry.bytes.as_ref())
+            .map(|bytes| bytes.len() as u64)
             .sum::<u64>();
         running.position = book.last;
         self.book = book;
@@ -139,7 +142,13 @@ impl Head {
         now: Micros,
     ) -> OfficeResult<()> {
         let ready = self.verifications.running.as_ref().is_some_and(|running| {
-            running.awaited.is_empty() || now.has_passed(ANSWER_WITHIN_MS, running.since)
+            let away = |name: &OfficeName| self.seats.get(name).is_none_or(|seat| !seat.online);
+            let patience = if running.awaited.iter().all(away) {
+                ABSENT_WITHIN_MS
+            } else {
+                ANSWER_WITHIN_MS
+            };
+            running.awaited.is_empty() || now.has_passed(patience, running.since)
         });
         if !ready {
             return Ok(());

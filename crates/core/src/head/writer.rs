@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::recent::{Newest, Recent, names_of, rows_of};
+use super::recent::{Newest, ROWS_REMEMBERED, Recent, names_of, rows_of};
 use crate::books::{self, HeadBook, LOG, LOG_KEYS};
 use crate::envelope;
 use crate::failure::OfficeResult;
@@ -19,8 +19,10 @@ pub(super) const HEAD: &str = "head";
 #[derive(Debug)]
 pub(super) struct Fresh {
     pub position: LogPosition,
-    pub bytes: Arc<Vec<u8>>,
-    pub rows: Vec<(Digest, Newest)>,
+    /// Its envelope, where the memory of the log's end would keep it.
+    pub bytes: Option<Arc<Vec<u8>>>,
+    /// Its rows, where the memory of recent changes would keep them.
+    pub rows: Option<Vec<(Digest, Newest)>>,
 }
 
 /// Appends entries in one transaction; the head adopts them after the commit.
@@ -30,6 +32,16 @@ pub(super) struct LogWriter<'a> {
     pub book: HeadBook,
     unwritten: (Vec<Entry>, Vec<Entry>),
     pub fresh: Vec<Fresh>,
+    kept: Kept,
+}
+
+/// What the entries just written keep in memory, and from which of them on: a unit may be larger than memory.
+#[derive(Debug, Default)]
+struct Kept {
+    bytes: usize,
+    bytes_from: usize,
+    rows: usize,
+    rows_from: usize,
 }
 
 impl<'a> LogWriter<'a> {
@@ -40,6 +52,7 @@ impl<'a> LogWriter<'a> {
             book,
             unwritten: Default::default(),
             fresh: Vec::new(),
+            kept: Kept::default(),
         }
     }
 
@@ -75,15 +88,38 @@ impl<'a> LogWriter<'a> {
             number: position.0,
             bytes: bytes.clone(),
         });
-        self.fresh.push(Fresh {
-            position,
-            bytes: Arc::new(bytes),
-            rows,
-        });
+        self.keep(position, bytes, rows);
         if self.unwritten.0.len() >= 16 {
             self.flush(db).await?;
         }
         Ok(())
+    }
+
+    /// Remembers an entry, and forgets of the oldest what would be forgotten on adoption anyway.
+    fn keep(&mut self, position: LogPosition, bytes: Vec<u8>, rows: Vec<(Digest, Newest)>) {
+        self.kept.bytes += bytes.len();
+        self.kept.rows += rows.len();
+        self.fresh.push(Fresh {
+            position,
+            bytes: Some(Arc::new(bytes)),
+            rows: Some(rows),
+        });
+        while self.kept.bytes > TAIL_BYTES {
+            let oldest = self.fresh.get_mut(self.kept.bytes_from);
+            let Some(bytes) = oldest.and_then(|entry| entry.bytes.take()) else {
+                break;
+            };
+            self.kept.bytes -= bytes.len();
+            self.kept.bytes_from += 1;
+        }
+        while self.kept.rows > ROWS_REMEMBERED {
+            let oldest = self.fresh.get_mut(self.kept.rows_from);
+            let Some(rows) = oldest.and_then(|entry| entry.rows.take()) else {
+                break;
+            };
+            self.kept.rows -= rows.len();
+            self.kept.rows_from += 1;
+        }
     }
 
     async fn flush<D: Database>(&mut self, db: &mut D) -> OfficeResult<()> {
@@ -114,9 +150,16 @@ const TAIL_BYTES: usize = 4 * 1024 * 1024;
 impl Tail {
     pub fn adopt(&mut self, fresh: Vec<Fresh>, recent: &mut Recent) {
         for entry in fresh {
-            recent.add(entry.position, entry.rows);
-            self.bytes += entry.bytes.len();
-            self.entries.push_back((entry.position, entry.bytes));
+            match entry.rows {
+                Some(rows) => recent.add(entry.position, rows),
+                None => recent.forget_through(entry.position),
+            }
+            let Some(bytes) = entry.bytes else {
+                *self = Self::default();
+                continue;
+            };
+            self.bytes += bytes.len();
+            self.entries.push_back((entry.position, bytes));
             while self.bytes > TAIL_BYTES {
                 let Some((_, oldest)) = self.entries.pop_front() else {
                     break;
