@@ -1,7 +1,8 @@
 //! The loopback interface of a running office: for the other commands, and for scripts (`POST /api/sync`).
 //!
 //! It has no login: it listens on a loopback address only, and refuses what a web page could send (requests with an
-//! `Origin`, or for another host name), so that a browser on the same machine is no way in.
+//! `Origin`, or for another host name), so that a browser on the same machine is no way in. What ends the office
+//! (`stop`, `leave`) also wants the token from a file beside the configuration that only its owner can read.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -40,15 +41,21 @@ pub async fn serve(
     let listener = listener.map_err(io(format_args!("api.listen = \"{listen}\"")))?;
     let bound = listener.local_addr().map_err(io("the api's address"))?;
     let record = beside(config, "api");
-    write_private(&record, &bound.to_string())?;
     tracing::info!("commands are heard at http://{bound}");
+    let token: [u8; 16] = crate::driver::random()?;
+    let token: String = token.iter().map(|byte| format!("{byte:02x}")).collect();
+    write_private(&beside(config, "token"), &token)?;
+    write_private(&record, &bound.to_string())?;
+    let guarded = Router::new()
+        .route("/api/leave", post(leave))
+        .route("/api/stop", post(stop_office))
+        .layer(axum::middleware::from_fn_with_state(token, with_token));
     let routes = Router::new()
         .route("/api/status", get(status))
         .route("/api/sync", post(sync))
         .route("/api/verify", post(verify))
         .route("/api/reload/{name}", post(reload))
-        .route("/api/leave", post(leave))
-        .route("/api/stop", post(stop_office))
+        .merge(guarded)
         .layer(axum::middleware::from_fn(local_only))
         .with_state(office);
     let served = axum::serve(listener, routes)
@@ -73,6 +80,23 @@ async fn local_only(
         let refusal =
             serde_json::json!({ "error": "only programs on this machine may ask, not web pages" });
         return (StatusCode::FORBIDDEN, Json(refusal)).into_response();
+    }
+    next.run(request).await
+}
+
+/// What ends an office wants the token that stands in a file only its owner can read.
+async fn with_token(
+    State(token): State<String>,
+    headers: HeaderMap,
+    request: axum::extract::Request,
+    next: axum::middleware::Next,
+) -> Response {
+    let given = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok());
+    if given.and_then(|given| given.strip_prefix("Bearer ")) != Some(&token) {
+        let refusal = serde_json::json!({ "error": "this needs the token in the file beside the configuration" });
+        return (StatusCode::UNAUTHORIZED, Json(refusal)).into_response();
     }
     next.run(request).await
 }
@@ -179,7 +203,8 @@ pub async fn call(config: &Path, method: &str, path: &str, patience: Duration) -
     };
     let address =
         address(config).ok_or_else(|| unreachable("it has not recorded its address".into()))?;
-    let asked = tokio::time::timeout(patience, request(address, method, path)).await;
+    let token = std::fs::read_to_string(beside(config, "token")).unwrap_or_default();
+    let asked = tokio::time::timeout(patience, request(address, method, path, &token)).await;
     match asked {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => Err(unreachable(error.to_string())),
@@ -188,11 +213,16 @@ pub async fn call(config: &Path, method: &str, path: &str, patience: Duration) -
 }
 
 /// One plain HTTP/1.1 exchange with our own server on this machine.
-async fn request(address: SocketAddr, method: &str, path: &str) -> std::io::Result<Answer> {
+async fn request(
+    address: SocketAddr,
+    method: &str,
+    path: &str,
+    token: &str,
+) -> std::io::Result<Answer> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(address).await?;
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     );
     stream.write_all(head.as_bytes()).await?;
     let mut bytes = Vec::new();

@@ -283,9 +283,12 @@ fn transport(
     typed: TransportSection,
 ) -> Outcome<TransportSettings> {
     let beside = |path: PathBuf| file.parent().unwrap_or(Path::new(".")).join(path);
+    // One machine may run offices with and without a broker: the environment speaks to those with.
+    let without_broker =
+        typed.amqp.is_none() && (typed.listen.is_some() || typed.connect.is_some());
     let amqp = match from_environment("BRANCHLINE_AMQP") {
-        Some(url) => Some(url),
-        None => reveal(file, typed.amqp, "transport.amqp")?,
+        Some(url) if !without_broker => Some(url),
+        _ => reveal(file, typed.amqp, "transport.amqp")?,
     };
     let tls = branchline_transport::amqp::TlsFiles {
         ca: typed.ca.clone().map(beside),

@@ -123,6 +123,7 @@ impl Driver {
         let (_, is_head) = branchline_core::office::Identity::load(&mut parts.db).await?;
         let engine = parts.db.describe().await?;
         let machine = load(&mut parts, is_head, session).await?;
+        let direct = parts.wiring == Wiring::Direct;
         let upkeep = std::mem::replace(&mut parts.upkeep, Upkeep::new(None));
         Ok(Self {
             upkeep,
@@ -133,7 +134,11 @@ impl Driver {
             receipts: BTreeMap::new(),
             connections: BTreeSet::new(),
             next_token: 1,
-            link: LinkView::default(),
+            link: LinkView {
+                // Nothing tells that a listening head's link is up: it is, from now on.
+                since: (is_head && direct).then(SystemTime::now),
+                ..LinkView::default()
+            },
             waiting: Vec::new(),
             trouble: Trouble::default(),
             engine,

@@ -46,7 +46,7 @@ impl Leave {
             }
         }
         if !self.keep_config {
-            for extension in ["cert.pem", "key.pem", "lock", "api"] {
+            for extension in ["cert.pem", "key.pem", "lock", "api", "token"] {
                 drop(std::fs::remove_file(beside(&context.config, extension)));
             }
             drop(std::fs::remove_file(&context.config));
