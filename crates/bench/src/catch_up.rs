@@ -24,11 +24,22 @@ pub fn measure(machine: &Machine, arguments: &Arguments, figures: &mut Figures) 
             for way in Way::ALL {
                 for from in [Side::Head, Side::Branch] {
                     for cold in [false, true] {
-                        let direction = if from == Side::Head { "head → branch" } else { "branch → head" };
+                        let direction = if from == Side::Head {
+                            "head → branch"
+                        } else {
+                            "branch → head"
+                        };
                         let off = if cold { "cold" } else { "away" };
                         let name = name(&format!("{}, {direction}, {off}", way.name()));
                         if wanted(&name) {
-                            run(machine, arguments.rows, shape, (way, from, cold), &name, figures);
+                            run(
+                                machine,
+                                arguments.rows,
+                                shape,
+                                (way, from, cold),
+                                &name,
+                                figures,
+                            );
                         }
                     }
                 }
@@ -61,8 +72,14 @@ fn native(machine: &Machine, rows: u32, shape: Shape, name: &str, figures: &mut 
     machine.there.sql(&copied, &[TABLE]);
     machine.settle();
     let took = sales::copy((&machine.here, &native.here), (&machine.there, &copied));
-    figures.add("COPY out of one into the other", "rows/s", f64::from(rows) / took.as_secs_f64());
-    machine.there.sql("postgres", &[&format!("DROP DATABASE {copied}")]);
+    figures.add(
+        "COPY out of one into the other",
+        "rows/s",
+        f64::from(rows) / took.as_secs_f64(),
+    );
+    machine
+        .there
+        .sql("postgres", &[&format!("DROP DATABASE {copied}")]);
 }
 
 fn run(
@@ -74,7 +91,11 @@ fn run(
     figures: &mut Figures,
 ) {
     let mut company = Company::found(machine, way);
-    let (to, stream) = if from == Side::Head { (Side::Branch, "log") } else { (Side::Head, "outbox") };
+    let (to, stream) = if from == Side::Head {
+        (Side::Branch, "log")
+    } else {
+        (Side::Head, "outbox")
+    };
     company.stop(to);
     if cold {
         company.stop(from);
@@ -94,7 +115,14 @@ fn run(
     let (server, database) = company.database(to);
     let took = sales::wait(server, database, rows, began, PATIENCE);
     note(figures, name, rows, took, company.cpu() - before);
-    figures.add(name, "bytes/change", company.bytes(from, stream) / f64::from(rows));
-    let peak = company.usage(Side::Head).peak.max(company.usage(Side::Branch).peak);
+    figures.add(
+        name,
+        "bytes/change",
+        company.bytes(from, stream) / f64::from(rows),
+    );
+    let peak = company
+        .usage(Side::Head)
+        .peak
+        .max(company.usage(Side::Branch).peak);
     figures.add(name, "peak MiB", peak);
 }

@@ -59,19 +59,32 @@ impl<'m> Company<'m> {
         machine.here.sql(&head, &[TABLE]);
         let folder = machine.here.data().join("..").join(fresh_name("company"));
         std::fs::create_dir(&folder).expect("the server's folder can be written");
-        let mut company = Self { machine, head, branch, folder, processes: [None, None] };
+        let mut company = Self {
+            machine,
+            head,
+            branch,
+            folder,
+            processes: [None, None],
+        };
         let database = machine.here.url(&company.head);
         let mut init = company.command(Side::Head);
         init.args(["init", "--tables", "*", "--database", &database]);
         match way {
             Way::Direct => init.args(["--listen", &format!("127.0.0.1:{}", free_port())]),
-            Way::Amqp => init.args(["--amqp", &machine.broker.admin_url_of(&machine.broker.fresh_vhost())]),
+            Way::Amqp => init.args([
+                "--amqp",
+                &machine.broker.admin_url_of(&machine.broker.fresh_vhost()),
+            ]),
         };
         output(&mut init);
         let code = output(company.command(Side::Head).args(["invite", "b1"]));
         company.start(Side::Head);
         let database = machine.there.url(&company.branch);
-        output(company.command(Side::Branch).args(["join", &code, "--database", &database]));
+        output(
+            company
+                .command(Side::Branch)
+                .args(["join", &code, "--database", &database]),
+        );
         company.start(Side::Branch);
         output(company.command(Side::Branch).args(["sync"]));
         company
@@ -79,7 +92,10 @@ impl<'m> Company<'m> {
 
     fn command(&self, side: Side) -> Command {
         let mut command = Command::new(&self.machine.branchline);
-        command.arg("--config").arg(self.folder.join(format!("{side:?}.toml"))).stdin(Stdio::null());
+        command
+            .arg("--config")
+            .arg(self.folder.join(format!("{side:?}.toml")))
+            .stdin(Stdio::null());
         command
     }
 
@@ -93,8 +109,14 @@ impl<'m> Company<'m> {
 
     /// Starts an office's process.
     pub fn start(&mut self, side: Side) {
-        let log = std::fs::File::create(self.folder.join(format!("{side:?}.log"))).expect("the folder is ours");
-        let child = self.command(side).arg("run").stdout(Stdio::null()).stderr(log).spawn();
+        let log = std::fs::File::create(self.folder.join(format!("{side:?}.log")))
+            .expect("the folder is ours");
+        let child = self
+            .command(side)
+            .arg("run")
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn();
         self.processes[side as usize] = Some(child.expect("the program starts"));
     }
 
@@ -108,7 +130,10 @@ impl<'m> Company<'m> {
 
     /// What an office's process used so far.
     pub fn usage(&self, side: Side) -> Usage {
-        self.processes[side as usize].as_ref().map(|child| usage(child.id())).unwrap_or_default()
+        self.processes[side as usize]
+            .as_ref()
+            .map(|child| usage(child.id()))
+            .unwrap_or_default()
     }
 
     /// Processor time so far of both processes and of the server processes that work for them.
@@ -125,7 +150,11 @@ impl<'m> Company<'m> {
     pub fn taken(&self, side: Side) {
         let (server, database) = self.database(side);
         let deadline = Instant::now() + Duration::from_secs(120);
-        while server.sql(database, &["SELECT EXISTS (SELECT FROM branchline.capture)"]) == "t" {
+        while server.sql(
+            database,
+            &["SELECT EXISTS (SELECT FROM branchline.capture)"],
+        ) == "t"
+        {
             // A branch does not take more than it may have unanswered.
             if Instant::now() > deadline || self.is_still(side) {
                 return;
@@ -143,8 +172,13 @@ impl<'m> Company<'m> {
     /// Bytes of a stream's envelopes.
     pub fn bytes(&self, side: Side, stream: &str) -> f64 {
         let (server, database) = self.database(side);
-        let query = format!("SELECT coalesce(sum(octet_length(bytes)), 0) FROM branchline.stream WHERE stream = '{stream}'");
-        server.sql(database, &[&query]).parse().expect("a sum is a number")
+        let query = format!(
+            "SELECT coalesce(sum(octet_length(bytes)), 0) FROM branchline.stream WHERE stream = '{stream}'"
+        );
+        server
+            .sql(database, &[&query])
+            .parse()
+            .expect("a sum is a number")
     }
 }
 

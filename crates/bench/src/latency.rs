@@ -20,25 +20,47 @@ pub fn measure(machine: &Machine, arguments: &Arguments, figures: &mut Figures) 
     let rows = arguments.seconds * 5 * 20;
     for _ in 0..arguments.repetitions {
         let native = Native::found(machine);
-        run((&machine.here, &native.here), (&machine.there, &native.there), rows, "latency: native", figures);
+        run(
+            (&machine.here, &native.here),
+            (&machine.there, &native.there),
+            rows,
+            "latency: native",
+            figures,
+        );
         drop(native);
         for way in Way::ALL {
             let company = Company::found(machine, way);
-            for (from, to, direction) in
-                [(Side::Head, Side::Branch, "head → branch"), (Side::Branch, Side::Head, "branch → head")]
-            {
+            for (from, to, direction) in [
+                (Side::Head, Side::Branch, "head → branch"),
+                (Side::Branch, Side::Head, "branch → head"),
+            ] {
                 let name = format!("latency: {}, {direction}", way.name());
                 if name.contains(&arguments.only) {
-                    run(company.database(from), company.database(to), rows, &name, figures);
+                    run(
+                        company.database(from),
+                        company.database(to),
+                        rows,
+                        &name,
+                        figures,
+                    );
                 }
             }
         }
     }
 }
 
-fn run(from: (&Postgres, &str), to: (&Postgres, &str), rows: u32, name: &str, figures: &mut Figures) {
+fn run(
+    from: (&Postgres, &str),
+    to: (&Postgres, &str),
+    rows: u32,
+    name: &str,
+    figures: &mut Figures,
+) {
     let (from, to) = (from.0.url(from.1), to.0.url(to.1));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
     let mut seen: Vec<f64> = runtime.block_on(async {
         let (writer, connection) = tokio_postgres::connect(&from, tokio_postgres::NoTls).await.expect("the source answers");
         tokio::spawn(connection);
@@ -66,5 +88,9 @@ fn run(from: (&Postgres, &str), to: (&Postgres, &str), rows: u32, name: &str, fi
     for (share, what) in [(50, "p50 ms"), (95, "p95 ms"), (99, "p99 ms")] {
         figures.add(name, what, seen[(seen.len() - 1) * share / 100]);
     }
-    eprintln!("{name}: p50 {:.1} ms, p99 {:.1} ms", seen[seen.len() / 2], seen[(seen.len() - 1) * 99 / 100]);
+    eprintln!(
+        "{name}: p50 {:.1} ms, p99 {:.1} ms",
+        seen[seen.len() / 2],
+        seen[(seen.len() - 1) * 99 / 100]
+    );
 }

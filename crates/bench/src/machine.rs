@@ -7,8 +7,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use branchline_testkit::servers::{Postgres, RabbitMq};
 
 /// Both servers replicate, and neither checkpoints in the middle of a run unless the run is long.
-const SETTINGS: [(&str, &str); 3] =
-    [("wal_level", "logical"), ("max_wal_size", "8GB"), ("checkpoint_timeout", "30min")];
+const SETTINGS: [(&str, &str); 3] = [
+    ("wal_level", "logical"),
+    ("max_wal_size", "8GB"),
+    ("checkpoint_timeout", "30min"),
+];
 
 /// Two database servers, a broker, and the program to measure.
 pub struct Machine {
@@ -25,12 +28,19 @@ pub struct Machine {
 impl Machine {
     /// Starts everything.
     pub fn start(branchline: &Path) -> Self {
-        let branchline = branchline.canonicalize().unwrap_or_else(|error| panic!("{}: {error}", branchline.display()));
+        let branchline = branchline
+            .canonicalize()
+            .unwrap_or_else(|error| panic!("{}: {error}", branchline.display()));
         std::thread::scope(|scope| {
             let broker = scope.spawn(RabbitMq::start);
             let here = Postgres::start_with(&SETTINGS);
             let there = Postgres::start_with(&SETTINGS);
-            Self { here, there, broker: broker.join().expect("RabbitMQ starts"), branchline }
+            Self {
+                here,
+                there,
+                broker: broker.join().expect("RabbitMQ starts"),
+                branchline,
+            }
         })
     }
 
@@ -56,7 +66,9 @@ pub fn fresh_database(server: &Postgres, prefix: &str) -> String {
 
 /// Runs a command to its end and returns what it printed.
 pub fn output(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let output = command
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?}: {said}");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
@@ -73,18 +85,41 @@ pub struct Usage {
 
 /// What a process used so far; nothing where it is gone.
 pub fn usage(process: u32) -> Usage {
-    let read = |name: &str| std::fs::read_to_string(format!("/proc/{process}/{name}")).unwrap_or_default();
+    let read =
+        |name: &str| std::fs::read_to_string(format!("/proc/{process}/{name}")).unwrap_or_default();
     let stat = read("stat");
     // Fields after the command's name in brackets; user and system time in ticks of a hundredth.
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-    let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect();
+    let ticks = |at: usize| {
+        fields
+            .get(at)
+            .and_then(|field| field.parse::<f64>().ok())
+            .unwrap_or(0.0)
+    };
     let status = read("status");
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse::<f64>().ok());
-    Usage { cpu: (ticks(11) + ticks(12)) / 100.0, peak: peak.unwrap_or(0.0) / 1024.0 }
+    let peak = status.lines().find_map(|line| {
+        line.strip_prefix("VmHWM:")?
+            .trim()
+            .strip_suffix(" kB")?
+            .parse::<f64>()
+            .ok()
+    });
+    Usage {
+        cpu: (ticks(11) + ticks(12)) / 100.0,
+        peak: peak.unwrap_or(0.0) / 1024.0,
+    }
 }
 
 /// The processor time of the server processes that this query names.
 pub fn backends_cpu(server: &Postgres, database: &str, query: &str) -> f64 {
     let pids = server.sql(database, &[query]);
-    pids.lines().filter_map(|pid| pid.trim().parse().ok()).map(|pid| usage(pid).cpu).sum()
+    pids.lines()
+        .filter_map(|pid| pid.trim().parse().ok())
+        .map(|pid| usage(pid).cpu)
+        .sum()
 }

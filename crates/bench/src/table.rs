@@ -17,16 +17,26 @@ impl Figures {
         if !self.rows.iter().any(|known| known == run) {
             self.rows.push(run.to_owned());
         }
-        self.values.entry((run.to_owned(), kind)).or_default().push(value);
+        self.values
+            .entry((run.to_owned(), kind))
+            .or_default()
+            .push(value);
     }
 
     /// A table for each set of kinds: medians, with the lowest and highest where there are several values.
     pub fn text(&self) -> String {
         let mut tables: Vec<(Vec<&str>, Table)> = Vec::new();
         for run in &self.rows {
-            let kinds: Vec<&str> =
-                self.values.keys().filter(|(of, _)| of == run).map(|(_, kind)| *kind).collect();
-            if tables.last().is_none_or(|(last, _)| !kinds.iter().all(|kind| last.contains(kind))) {
+            let kinds: Vec<&str> = self
+                .values
+                .keys()
+                .filter(|(of, _)| of == run)
+                .map(|(_, kind)| *kind)
+                .collect();
+            if tables
+                .last()
+                .is_none_or(|(last, _)| !kinds.iter().all(|kind| last.contains(kind)))
+            {
                 let mut table = Table::new();
                 table.load_style(presets::ASCII_MARKDOWN);
                 table.set_header(std::iter::once("run").chain(kinds.iter().copied()));
@@ -34,19 +44,30 @@ impl Figures {
             }
             if let Some((header, table)) = tables.last_mut() {
                 let cells = header.iter().map(|kind| {
-                    self.values.iter().find(|((of, known), _)| of == run && known == kind).map_or_else(String::new, |(_, v)| shown(v))
+                    self.values
+                        .iter()
+                        .find(|((of, known), _)| of == run && known == kind)
+                        .map_or_else(String::new, |(_, v)| shown(v))
                 });
                 table.add_row(std::iter::once(run.clone()).chain(cells.collect::<Vec<_>>()));
             }
         }
-        tables.iter().map(|(_, table)| table.to_string()).collect::<Vec<_>>().join("\n\n")
+        tables
+            .iter()
+            .map(|(_, table)| table.to_string())
+            .collect::<Vec<_>>()
+            .join("\n\n")
     }
 }
 
 fn shown(values: &[f64]) -> String {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    let (low, middle, high) = (sorted[0], sorted[sorted.len() / 2], sorted[sorted.len() - 1]);
+    let (low, middle, high) = (
+        sorted[0],
+        sorted[sorted.len() / 2],
+        sorted[sorted.len() - 1],
+    );
     if sorted.len() == 1 {
         return number(middle);
     }

@@ -446,6 +446,7 @@ async fn load(parts: &mut Parts, is_head: bool, session: [u8; 16]) -> OfficeResu
         Machine::Head(Box::new(head))
     } else {
         let mut branch = Branch::load(&mut parts.db, session).await?;
+        branch.set_store_and_forward(parts.wiring == Wiring::Fanout);
         if branch.state().joining.is_none() {
             restore_capture(&mut parts.db, branch.schema()).await?;
             branch.set_moving(moving);

@@ -60,6 +60,7 @@ pub struct Branch {
     captured: bool,
     moving: bool,
     unfit_tried: Micros,
+    store_and_forward: bool,
     link: LinkState,
     chunk: Option<(Chunk, Token)>,
     chunk_asked: Option<Micros>,
@@ -213,6 +214,7 @@ impl Branch {
             captured: true,
             moving: true,
             unfit_tried: Micros(0),
+            store_and_forward: false,
             link,
             chunk: None,
             chunk_asked: None,
@@ -273,6 +275,12 @@ impl Branch {
     pub fn set_moving(&mut self, moving: bool) {
         self.moving = moving;
         self.captured |= moving;
+    }
+
+    /// Whether the transport keeps what is sent while the head is away. Batches are then handed to it without waiting
+    /// for the head's welcome.
+    pub fn set_store_and_forward(&mut self, keeps: bool) {
+        self.store_and_forward = keeps;
     }
 
     /// Whether arrivals can be taken in.
@@ -680,8 +688,10 @@ impl Branch {
 
     /// Hands batches to the transport. Returns whether there are more.
     async fn pump<D: Database>(&mut self, db: &mut D) -> OfficeResult<bool> {
-        // Before the head's welcome it is not known whether its last batch is one that this database knows.
-        if !self.link.welcomed || self.link.sent >= self.book.frozen {
+        // A broker takes batches also while the head is away. Whether the head's last batch is one that this database
+        // knows shows in the chain: a restored branch's batches are refused, never taken for others.
+        let may_send = self.link.welcomed || (self.link.up && self.store_and_forward);
+        if !may_send || self.link.sent >= self.book.frozen {
             return Ok(false);
         }
         let from = self.link.sent.max(self.book.answered).next();

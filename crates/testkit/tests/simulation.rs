@@ -6,7 +6,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use branchline_testkit::sim::{Engine, Options, Sabotage, simulate};
 
 fn options(seed: u64, engine: Engine) -> Options {
-    Options { seed, engine, sabotage: None, loud: false }
+    Options {
+        seed,
+        engine,
+        sabotage: None,
+        loud: false,
+    }
 }
 
 fn keep_all_promises(seeds: impl IntoIterator<Item = u64>, engine: Engine) {
@@ -33,7 +38,10 @@ fn companies_on_mixed_engines_keep_all_promises() {
 
 #[test]
 fn fresh_seeds_keep_all_promises() {
-    let nanos = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos();
+    let nanos = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_nanos();
     let first = u64::try_from(nanos % 1_000_000_000_000).unwrap();
     println!("fresh seeds from {first}");
     keep_all_promises(first..first + 10, Engine::Memory);
@@ -45,7 +53,10 @@ fn a_seed_reproduces_its_run_exactly() {
         let one = simulate(&options(7, engine));
         let two = simulate(&options(7, engine));
         assert_eq!(one.fingerprint, two.fingerprint, "{engine:?}");
-        assert!(one.fingerprint.0 > 50, "the run is long enough to mean something");
+        assert!(
+            one.fingerprint.0 > 50,
+            "the run is long enough to mean something"
+        );
         assert_ne!(one.fingerprint, simulate(&options(8, engine)).fingerprint);
     }
 }
@@ -55,7 +66,10 @@ fn a_seed_reproduces_its_run_exactly() {
 fn sabotage_is_noticed() {
     for sabotage in Sabotage::ALL {
         let noticed = (0..40).find_map(|seed| {
-            let options = Options { sabotage: Some(sabotage), ..options(seed, Engine::Memory) };
+            let options = Options {
+                sabotage: Some(sabotage),
+                ..options(seed, Engine::Memory)
+            };
             simulate(&options).failure.map(|failure| (seed, failure))
         });
         let (seed, failure) = noticed.unwrap_or_else(|| panic!("{sabotage:?} was not noticed"));

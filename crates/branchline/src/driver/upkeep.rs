@@ -5,11 +5,14 @@ use std::time::{Duration, Instant};
 
 use branchline_transport::amqp::{AmqpSettings, declare_branches};
 
-use super::{Driver, Machine};
+use super::{Driver, Machine, now};
 use crate::config::QUEUE_PREFIX;
 
 /// How often the queues of branches that are away are looked after.
 const AGAIN: Duration = Duration::from_secs(5);
+
+/// A branch that was not heard of for so long may have lost its queue, in microseconds.
+const SILENT_MICROS: i64 = 7_000_000;
 
 /// When the queues were last declared.
 pub struct Upkeep {
@@ -51,7 +54,9 @@ impl Driver {
         }
         self.upkeep.next = Some(Instant::now() + AGAIN);
         let branches = head.branches();
-        let away = branches.iter().filter(|branch| came_up || !branch.online);
+        let away = branches
+            .iter()
+            .filter(|branch| came_up || now().0 - branch.seen.0 > SILENT_MICROS);
         let queues: Vec<String> = away
             .map(|branch| format!("{QUEUE_PREFIX}{}", branch.name))
             .collect();

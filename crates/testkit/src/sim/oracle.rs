@@ -205,7 +205,10 @@ pub fn at_rest(world: &mut World) -> Result<(), String> {
         let name = world.offices[branch + 1].name.clone();
         let rows: BTreeSet<&RowName> = head.rows.keys().chain(there.rows.keys()).collect();
         for row in rows {
-            if head.rows.get(row) != there.rows.get(row) && !there.held.contains(row) && !there.unfit.contains(row) {
+            if head.rows.get(row) != there.rows.get(row)
+                && !there.held.contains(row)
+                && !there.unfit.contains(row)
+            {
                 return Err(format!(
                     "no convergence (P3): {} is {:?} at the head and {:?} at {name}",
                     named(world, row),
@@ -303,16 +306,26 @@ fn nothing_lost(world: &World, head: &Holdings) -> Result<(), String> {
             let lost = if write.undone {
                 false
             } else if write.delete {
-                let same_row = |maker: WriteId| world.journal.lineage(maker) == world.journal.lineage(id);
+                let same_row =
+                    |maker: WriteId| world.journal.lineage(maker) == world.journal.lineage(id);
                 let inserted_again = writes.iter().any(|&later| {
-                    later > id && world.journal.write(later).is_some_and(|later| !later.delete && later.on.is_none())
+                    later > id
+                        && world
+                            .journal
+                            .write(later)
+                            .is_some_and(|later| !later.delete && later.on.is_none())
                 });
                 // Another row under this key came after the delete, and the conflict was with that one.
-                let replaced =
-                    writes.iter().any(|other| listed.contains(other) && !same_row(*other)) || inserted_again;
+                let replaced = writes
+                    .iter()
+                    .any(|other| listed.contains(other) && !same_row(*other))
+                    || inserted_again;
                 // An insert that only the lost life of a restored office had shipped, deleted again in its next one.
                 let reborn = world.offices[write.office].restored;
-                present_maker.is_some_and(same_row) && !listed_deletes.contains(row) && !replaced && !reborn
+                present_maker.is_some_and(same_row)
+                    && !listed_deletes.contains(row)
+                    && !replaced
+                    && !reborn
             } else {
                 present_maker != Some(id) && !listed.contains(&id)
             };

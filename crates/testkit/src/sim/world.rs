@@ -108,6 +108,9 @@ fn secret(seed: u64, what: &str) -> [u8; 32] {
     bytes
 }
 
+/// Makes a trouble happen to an office.
+type Trouble = fn(usize) -> Event;
+
 impl World {
     /// Draws a company and its weather from the seed.
     pub fn new(options: &Options) -> Self {
@@ -314,9 +317,9 @@ impl World {
             delay: chance(&mut self.rng, 5, 60),
             race: self.rng.random_bool(0.6),
         };
-        let mut drawn: Vec<(&str, u32, fn(usize) -> Event)> = Vec::new();
+        let mut drawn: Vec<(&str, u32, Trouble)> = Vec::new();
         for (name, event) in [
-            ("kill", Event::Kill as fn(usize) -> Event),
+            ("kill", Event::Kill as Trouble),
             ("arm", Event::Arm),
             ("arm more", Event::Arm),
             ("cut", Event::Cut),
@@ -763,20 +766,19 @@ impl World {
                 Output::Settle(token) => drop(self.network.settle(token)),
                 Output::Name(token, name) => self.name(token, &name),
                 Output::Close(token) => self.close(token),
-                Output::Notice(notice) => self.notice(office, notice),
+                Output::Notice(notice) => self.notice(office, &notice),
             }
         }
     }
 
-    fn notice(&mut self, office: usize, notice: Notice) {
-        match &notice {
+    fn notice(&mut self, office: usize, notice: &Notice) {
+        match notice {
             Notice::Conflict { .. } => self.conflicts += u64::from(office == 0),
             Notice::Reincarnated => self.reincarnations += 1,
             Notice::RefusedByHead(why) => {
                 self.fail(format!("{} was refused: {why}", self.offices[office].name))
             }
             Notice::Verified(verification) => self.verified = Some(verification.clone()),
-            Notice::ClockOff(..) | Notice::Taken { .. } => {}
             _ => {}
         }
         self.tell(format!("{} says {notice:?}", self.offices[office].name));
@@ -1020,7 +1022,10 @@ impl World {
             if office == 0 {
                 run(Head::load(db, wiring, now)).map(|head| Machine::Head(Box::new(head)))
             } else {
-                run(Branch::load(db, session)).map(|branch| Machine::Branch(Box::new(branch)))
+                run(Branch::load(db, session)).map(|mut branch| {
+                    branch.set_store_and_forward(wiring == Wiring::Fanout);
+                    Machine::Branch(Box::new(branch))
+                })
             }
         });
         let (dead, hindered) = (
