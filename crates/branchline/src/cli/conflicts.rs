@@ -43,7 +43,7 @@ impl Conflicts {
     /// Does it.
     pub async fn run(self, context: &Context) -> Outcome<u8> {
         let records = read(context).await?;
-        present(context, records, self.action.as_ref())?;
+        present(context, &records, self.action.as_ref())?;
         Ok(0)
     }
 }
@@ -54,7 +54,7 @@ impl Holds {
         let mut records = read(context).await?;
         records.retain(|record| record.result == Resolution::Held);
         let any = !records.is_empty();
-        present(context, records, self.action.as_ref())?;
+        present(context, &records, self.action.as_ref())?;
         Ok(if any && self.strict { NO } else { 0 })
     }
 }
@@ -79,11 +79,7 @@ async fn read(context: &Context) -> Outcome<Vec<ConflictRecord>> {
     Ok(records)
 }
 
-fn present(
-    context: &Context,
-    records: Vec<ConflictRecord>,
-    action: Option<&Action>,
-) -> Outcome<()> {
+fn present(context: &Context, records: &[ConflictRecord], action: Option<&Action>) -> Outcome<()> {
     if let Some(Action::Show { id }) = action {
         let record = records.iter().find(|record| record.id == *id);
         let record = record

@@ -28,7 +28,7 @@ const GOODS: [&str; 8] = [
 const SIZES: [&str; 5] = ["small", "medium", "large", "gift", "family"];
 const CITIES: [&str; 6] = ["Lisboa", "Zürich", "Århus", "Kraków", "東京", "São Paulo"];
 
-fn failed(error: rusqlite::Error) -> Failure {
+fn failed(error: &rusqlite::Error) -> Failure {
     Failure::new(BUG, format!("the demo's shop: {error}"))
 }
 
@@ -78,7 +78,7 @@ pub fn found(path: &Path, offices: &[String]) -> Outcome<()> {
         }
         transaction.commit()
     };
-    fill().map_err(failed)
+    fill().map_err(|error| failed(&error))
 }
 
 /// An office's application at work, on a thread of its own.
@@ -120,7 +120,7 @@ impl Shop {
     pub fn finish(self) -> Outcome<u64> {
         match self.thread.join() {
             Ok(Ok(())) => Ok(self.committed.load(Ordering::Relaxed)),
-            Ok(Err(error)) => Err(failed(error)),
+            Ok(Err(error)) => Err(failed(&error)),
             Err(_) => Err(Failure::new(BUG, "the demo's shop panicked")),
         }
     }
@@ -198,5 +198,7 @@ fn work(
 pub fn sales(path: &Path) -> Outcome<u64> {
     let count =
         || open(path)?.query_row("SELECT count(*) FROM sales", [], |row| row.get::<_, i64>(0));
-    count().map(|count| count.unsigned_abs()).map_err(failed)
+    count()
+        .map(|count| count.unsigned_abs())
+        .map_err(|error| failed(&error))
 }
