@@ -8,7 +8,7 @@ use super::land::Aside;
 use super::{BRANCH, Branch};
 use crate::books::{self, BranchBook, Joining, Note, RowNames};
 use crate::change::{Effect, Key};
-use crate::failure::OfficeResult;
+use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::Micros;
 use crate::message::{Chunk, ChunkRequest, Message};
 use crate::office::conclude;
@@ -229,7 +229,18 @@ impl Branch {
     }
 
     async fn complete<D: Database>(&mut self, db: &mut D) -> OfficeResult<bool> {
-        db.add_foreign_keys(&self.schema).await?;
+        match db
+            .add_foreign_keys(&self.schema)
+            .await
+            .map_err(OfficeError::from)
+        {
+            // Rows that are held here may lack a parent; the tables serve without the key.
+            Err(error) if is_unfit(&error) => {
+                let why = format!("a foreign key could not be added: {error}");
+                self.notice(Notice::Dropped(why));
+            }
+            outcome => outcome?,
+        }
         let mut book = self.book.clone();
         let rows = book.joining.take().map_or(0, |joining| joining.rows);
         db.begin(Purpose::Apply).await?;

@@ -346,7 +346,8 @@ impl Bench<'_> {
             let name = key.digest(table);
             match change.base {
                 Base::Log(position) | Base::Own(_, position) => oldest = oldest.min(position),
-                Base::Unknown => {}
+                // Nothing tells how old such a row is: the whole log may hold something newer.
+                Base::Unknown => oldest = LogPosition::NONE,
             }
             names.insert(name);
             cases.push(Case {
@@ -440,7 +441,8 @@ impl Bench<'_> {
             .iter_mut()
             .filter(|case| case.change.base == Base::Unknown)
         {
-            case.on_present_version = !present.contains_key(&(case.change.table, case.key.clone()));
+            let free = !present.contains_key(&(case.change.table, case.key.clone()));
+            case.on_present_version = free && case.newest.is_none();
         }
         Ok(present)
     }
@@ -467,7 +469,12 @@ impl Bench<'_> {
             on_present_version: case.on_present_version,
             inserted: case.change.inserted || case.change.base == Base::Unknown,
             theirs: case.change.effect.row(),
-            at,
+            // A row from before the join is of unknown age: what the head knows of it stands.
+            at: if case.change.base == Base::Unknown {
+                Micros(i64::MIN)
+            } else {
+                at
+            },
             ours,
             present: case
                 .newest
