@@ -48,11 +48,11 @@ impl Branch {
                     }),
             );
         }
+        // Rows that are claimed are tried too: this landing may itself bring the answer that frees them.
         effects.retain(|(id, effect)| {
             self.schema.table(*id).is_some_and(|table| {
                 let place = (*id, effect.key(table));
-                let claimed = self.claims.contains_key(&place.1.digest(table));
-                !claimed && !aside.busy.contains(&place) && !aside.unfit.contains(&place)
+                !aside.busy.contains(&place) && !aside.unfit.contains(&place)
             })
         });
         unfit::find(db, &self.schema, self.purpose(), effects).await
