@@ -126,3 +126,65 @@ fn the_newest_wins_everywhere_and_the_loser_is_kept() {
     second.stop();
     head.stop();
 }
+
+#[test]
+fn a_unique_value_taken_twice_holds_one_row_and_stops_nothing_else() {
+    let folder = TempDir::new().unwrap();
+    let (head_url, branch_url) = (postgres().fresh_database(), postgres().fresh_database());
+    let mut at_head = Db::open(&head_url);
+    at_head.run(
+        "CREATE TABLE customer (id integer PRIMARY KEY, email text UNIQUE); \
+         CREATE TABLE invoice (id text PRIMARY KEY, customer integer NOT NULL REFERENCES customer(id)); \
+         INSERT INTO customer VALUES (1, 'one@example.org')",
+    );
+    let mut head = Office::new(folder.path(), "HO", &head_url);
+    head.init("*", &["--listen", &format!("127.0.0.1:{}", free_port())]);
+    let codes = [head.invite("b1", &[]), head.invite("b2", &[])];
+    head.run();
+    let mut first = Office::sqlite(folder.path(), "b1");
+    let mut second = Office::new(folder.path(), "b2", &branch_url);
+    first.join(&codes[0]);
+    second.join(&codes[1]);
+    let (mut at_first, mut at_second) = (Db::open(&first.database), Db::open(&branch_url));
+
+    at_first.run("INSERT INTO customer VALUES (101, 'same@example.org')");
+    at_first.run("INSERT INTO invoice VALUES ('b1-1', 101)");
+    at_second.run("INSERT INTO customer VALUES (201, 'same@example.org')");
+    at_second.run("INSERT INTO invoice VALUES ('b2-1', 201)");
+    at_second.run("INSERT INTO customer VALUES (202, 'other@example.org')");
+    first.cmd(&["sync"]).expect(0);
+    second.run();
+    first.run();
+    settle(&head, &[&first, &second], SOON);
+
+    let customers = "SELECT id FROM customer ORDER BY id";
+    let invoices = "SELECT id FROM invoice ORDER BY id";
+    for db in [&mut at_head, &mut at_first] {
+        assert_eq!(db.rows(customers), [["1"], ["101"], ["202"]]);
+        assert_eq!(db.rows(invoices), [["b1-1"]]);
+    }
+    assert_eq!(at_second.rows(customers), [["1"], ["201"], ["202"]]);
+    assert_eq!(at_second.rows(invoices), [["b2-1"]]);
+    let held = second.json(&["holds"]);
+    let reasons: Vec<&Value> = held
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|hold| &hold["reason"])
+        .collect();
+    assert_eq!(reasons, ["does-not-fit", "does-not-fit"], "{held}");
+
+    // The cause goes: what did not fit at the second branch lands by itself.
+    at_second.run("UPDATE customer SET email = 'mine@example.org' WHERE id = 201");
+    wait_until("the first branch's customer", SOON, || {
+        let rows = at_second.rows(invoices);
+        if rows == [["b1-1"], ["b2-1"]] {
+            Ok(())
+        } else {
+            Err(format!("{rows:?}"))
+        }
+    });
+    for office in [&mut first, &mut second, &mut head] {
+        office.stop();
+    }
+}
