@@ -18,7 +18,7 @@ pub const BATCH_CHANGES: usize = 1000;
 pub const BATCH_BYTES: usize = 1024 * 1024;
 /// How many portions one transaction takes, unless a unit is larger. Looking for clean cuts costs each transaction a
 /// look at the whole backlog, so that few large transactions catch up faster than many small ones.
-pub const PORTIONS_PER_TAKE: usize = 64;
+pub const PORTIONS_PER_TAKE: usize = 24;
 
 /// Who this office is, ready to sign.
 #[derive(Clone, Debug)]

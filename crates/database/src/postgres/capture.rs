@@ -34,8 +34,8 @@ CREATE TABLE IF NOT EXISTS branchline.stream (
 ALTER TABLE branchline.stream ALTER COLUMN bytes SET STORAGE EXTERNAL;
 CREATE TABLE IF NOT EXISTS branchline.note (tbl int4, key bytea, note bytea NOT NULL, PRIMARY KEY (tbl, key));
 CREATE TABLE IF NOT EXISTS branchline.created (name text PRIMARY KEY);
-CREATE TABLE IF NOT EXISTS branchline.sleeper (asleep bool NOT NULL);
-INSERT INTO branchline.sleeper SELECT false WHERE NOT EXISTS (SELECT FROM branchline.sleeper)";
+CREATE TABLE IF NOT EXISTS branchline.sleeper (asleep_until timestamptz NOT NULL);
+INSERT INTO branchline.sleeper SELECT '-infinity' WHERE NOT EXISTS (SELECT FROM branchline.sleeper)";
 
 /// Our triggers: on which relation, which function they call.
 const OURS: &str = "
@@ -200,7 +200,8 @@ fn body(work: &str) -> String {
 BEGIN
     IF pg_catalog.current_setting('branchline.applying', true) = '1' THEN RETURN NULL; END IF;
     {work}
-    PERFORM pg_catalog.pg_notify('branchline', '') FROM branchline.sleeper s WHERE s.asleep;
+    PERFORM pg_catalog.pg_notify('branchline', '') FROM branchline.sleeper s
+        WHERE s.asleep_until > pg_catalog.clock_timestamp();
     RETURN NULL;
 END "
     )

@@ -94,6 +94,12 @@ fn jitter() -> f64 {
     0.5 + (random % 1000) as f64 / 2000.0
 }
 
+/// How long the flag holds. A process that was killed in its sleep must not cost the application a notification in
+/// every transaction for ever.
+const NAP_SECONDS: u32 = 5;
+/// How soon it is set again.
+const FLAG_AGAIN: Duration = Duration::from_secs(2);
+
 struct Session {
     client: Client,
     notified: mpsc::Receiver<()>,
@@ -174,7 +180,12 @@ impl Session {
         while self.notified.try_recv().is_ok() {}
         let flagged = self.set_asleep(true).await?;
         let since = Instant::now();
+        let mut flagged_at = since;
         loop {
+            if flagged_at.elapsed() > FLAG_AGAIN {
+                flagged_at = Instant::now();
+                self.set_asleep(true).await?;
+            }
             let look = self.look(Some(&flagged)).await?;
             if look.captured {
                 return Ok(());
@@ -197,8 +208,13 @@ impl Session {
 
     /// Sets the flag and returns the number of the transaction that did.
     async fn set_asleep(&self, asleep: bool) -> DbResult<String> {
+        let until = if asleep {
+            format!("pg_catalog.clock_timestamp() + '{NAP_SECONDS} seconds'")
+        } else {
+            "'-infinity'".to_owned()
+        };
         let sql = format!(
-            "UPDATE branchline.sleeper SET asleep = {asleep} RETURNING pg_catalog.pg_current_xact_id()"
+            "UPDATE branchline.sleeper SET asleep_until = {until} RETURNING pg_catalog.pg_current_xact_id()"
         );
         Ok(self
             .first(&sql)

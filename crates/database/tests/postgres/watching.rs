@@ -13,7 +13,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 async fn asleep(app: &tokio_postgres::Client, wanted: bool) {
     let since = Instant::now();
     while app
-        .query_one("SELECT asleep FROM branchline.sleeper", &[])
+        .query_one(
+            "SELECT asleep_until > clock_timestamp() FROM branchline.sleeper",
+            &[],
+        )
         .await
         .unwrap()
         .get::<_, bool>(0)
