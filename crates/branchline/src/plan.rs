@@ -94,6 +94,27 @@ pub fn choose(
     ))
 }
 
+/// Keys that several offices will generate alike, so that their rows collide (trap 14). PostgreSQL's inspection tells of
+/// its own; SQLite numbers every `INTEGER PRIMARY KEY` that is left out.
+pub fn colliding_keys(engine: &str, schema: &Schema) -> Vec<Finding> {
+    if engine != "sqlite" {
+        return Vec::new();
+    }
+    let numbered = schema
+        .tables
+        .iter()
+        .filter(|table| table.key_columns().any(|column| column.generated_key));
+    let finding = |table: &Table| {
+        Finding {
+        fatal: false,
+        table: Some(table.name.clone()),
+        problem: "its key is an INTEGER PRIMARY KEY: where an application leaves it out, two offices give one number to two rows, and one is held".into(),
+        advice: "give each office a range of its own, or use keys that are unique everywhere (a UUID, or a text with the office's name)".into(),
+    }
+    };
+    numbered.map(finding).collect()
+}
+
 struct Patterns {
     exact: Vec<String>,
     wild: Vec<String>,

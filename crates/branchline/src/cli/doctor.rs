@@ -24,9 +24,11 @@ pub async fn run(context: &Context) -> Outcome<u8> {
             .is_none_or(|name| schema.table_named(name).is_some())
     };
     let inspection = db.inspect().await?;
+    let keys = crate::plan::colliding_keys(&engine, &schema);
     for finding in inspection
         .findings
         .into_iter()
+        .chain(keys)
         .filter(|finding| shared(&finding.table))
     {
         let level = if finding.fatal { "error" } else { "warning" };

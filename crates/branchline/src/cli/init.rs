@@ -71,7 +71,8 @@ impl Init {
         let mut db = AnyDatabase::open(&database, false).await?;
         let (engine, version) = db.describe().await?;
         let inspection = db.inspect().await?;
-        let (schema, warnings) = plan::choose(&inspection, &self.tables, &Rules::default())?;
+        let (schema, mut warnings) = plan::choose(&inspection, &self.tables, &Rules::default())?;
+        warnings.extend(plan::colliding_keys(&engine, &schema));
         db.prepare().await?;
         let known = branchline_core::office::Identity::load(&mut db).await.ok();
         match known {
