@@ -257,9 +257,11 @@ impl Head {
         self.captured |= moving;
     }
 
-    /// Whether the head has nothing left to do until something happens.
+    /// Whether arrivals can be taken in. A branch whose changes cannot be applied does not keep the others out: what
+    /// more it sends is dropped, and asked for again later.
     pub fn has_room(&self) -> bool {
-        self.seats.values().all(|seat| seat.inbox.has_room())
+        let free = |seat: &Seat| seat.inbox.has_room() || seat.resting_since.is_some();
+        self.seats.values().all(free)
     }
 
     /// Takes an envelope in.
@@ -601,7 +603,12 @@ impl Head {
                 self.outputs.push_back(Output::Notice(Notice::Dropped(why)));
                 Ok(false)
             }
-            outcome => outcome,
+            outcome => {
+                if let Some(seat) = self.seats.get_mut(name) {
+                    seat.resting_since = None;
+                }
+                outcome
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use crate::identity::Micros;
 use crate::output::Token;
 
 /// How many envelopes may wait.
-pub const INBOX_ENVELOPES: usize = 48;
+pub const INBOX_ENVELOPES: usize = 20;
 /// How many bytes of envelopes may wait.
 pub const INBOX_BYTES: usize = 8 * 1024 * 1024;
 /// How long to wait before asking again for what is missing.
