@@ -3,6 +3,8 @@
 //! A database names a table when a constraint breaks, seldom the row. The row is found by trying: shorter and shorter
 //! runs of the changes are written and rolled back. That costs some transactions, and only when something does not fit.
 
+use std::collections::BTreeMap;
+
 use crate::books::RowNames;
 use crate::change::{Effect, Key};
 use crate::failure::{OfficeError, OfficeResult};
@@ -22,8 +24,17 @@ pub(crate) async fn find<D: Database>(
     db: &mut D,
     schema: &Schema,
     purpose: Purpose,
-    mut effects: Vec<(TableId, Effect)>,
+    effects: Vec<(TableId, Effect)>,
 ) -> OfficeResult<RowNames> {
+    // The last word on each row.
+    let last: BTreeMap<(TableId, Key), Effect> = effects
+        .into_iter()
+        .filter_map(|(table, effect)| Some((name(schema, table, &effect)?, effect)))
+        .collect();
+    let mut effects: Vec<(TableId, Effect)> = last
+        .into_iter()
+        .map(|((table, _), effect)| (table, effect))
+        .collect();
     arrange(schema, &mut effects);
     let mut unfit = RowNames::new();
     while !fits(db, schema, purpose, &effects).await? {

@@ -64,6 +64,8 @@ struct Bench<'a> {
     now: Micros,
     /// Rows that the head's tables do not take.
     unfit: &'a RowNames,
+    /// Where accepted effects are noted, when the ones that do not fit are looked for.
+    tried: Option<&'a mut Vec<(TableId, Effect)>>,
 }
 
 impl Head {
@@ -81,35 +83,33 @@ impl Head {
             return self.stage_parts(db, branch).await;
         };
         let mut unfit = RowNames::new();
+        let mut tried = None;
         for _ in 0..ATTEMPTS {
-            match self.judge_once(db, now, branch, run, &unfit).await {
+            if let Some(tried) = &mut tried {
+                Vec::clear(tried);
+            }
+            match self
+                .judge_once(db, now, branch, run, &unfit, tried.as_mut())
+                .await
+            {
                 Ok(Judgement::Done(judged)) => {
                     self.adopt(branch, *judged);
                     return Ok(true);
                 }
                 Ok(Judgement::Clash) => while self.take(db, now).await? {},
                 Err(error) if is_unfit(&error) => {
-                    // One unit alone, without the rows that do not fit.
+                    // One unit alone, without the rows that do not fit. What is tried is what would be accepted.
                     let Some(seat) = self.seats.get(branch).filter(|seat| !seat.staged) else {
                         return Err(error);
                     };
                     run = seat.whole_units(0).unwrap_or(run);
-                    let effects = seat
-                        .inbox
-                        .slots()
-                        .take(run)
-                        .flat_map(|slot| &slot.message.changes);
-                    let effects = effects.map(|change| (change.table, change.effect.clone()));
-                    let known = |(table, effect): &(TableId, Effect)| {
-                        let table = self.schema.table(*table);
-                        table.is_some_and(|table| unfit.contains(&(table.id, effect.key(table))))
-                    };
-                    let effects: Vec<_> = effects.filter(|effect| !known(effect)).collect();
-                    let found = unfit::find(db, &self.schema, Purpose::Apply, effects).await?;
-                    if found.is_empty() {
-                        return Err(error);
+                    if let Some(effects) = tried.replace(Vec::new()) {
+                        let found = unfit::find(db, &self.schema, Purpose::Apply, effects).await?;
+                        if found.is_empty() {
+                            return Err(error);
+                        }
+                        unfit.extend(found);
                     }
-                    unfit.extend(found);
                 }
                 Err(error) => return Err(error),
             }
@@ -124,9 +124,10 @@ impl Head {
         branch: &OfficeName,
         run: usize,
         unfit: &RowNames,
+        tried: Option<&mut Vec<(TableId, Effect)>>,
     ) -> OfficeResult<Judgement> {
         db.begin(Purpose::Apply).await?;
-        let outcome = match self.judge(db, now, branch, run, unfit).await {
+        let outcome = match self.judge(db, now, branch, run, unfit, tried).await {
             Ok(Judgement::Done(judged)) => match db.commit().await {
                 Ok(()) => return Ok(Judgement::Done(judged)),
                 Err(error) => Err(error.into()),
@@ -166,6 +167,7 @@ impl Head {
         branch: &OfficeName,
         run: usize,
         unfit: &RowNames,
+        tried: Option<&mut Vec<(TableId, Effect)>>,
     ) -> OfficeResult<Judgement> {
         let Some(seat) = self.seats.get(branch) else {
             return Err(OfficeError::Books(format!("no record of branch {branch}")));
@@ -182,6 +184,7 @@ impl Head {
             changes: 0,
             now,
             unfit,
+            tried,
         };
         if seat.staged {
             let stream = staged_of(branch);
@@ -547,6 +550,9 @@ impl Bench<'_> {
             .newest
             .as_ref()
             .map_or(at, |newest| at.max(Micros(newest.at.0.saturating_add(1))));
+        if let Some(tried) = &mut self.tried {
+            tried.push((case.change.table, case.change.effect.clone()));
+        }
         self.pile.put(
             case.change.table,
             case.key.clone(),
