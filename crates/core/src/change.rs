@@ -132,4 +132,7 @@ pub struct Change {
     /// When the office's application last wrote it, by that office's clock.
     #[n(4)]
     pub at: Micros,
+    /// The row as the office's application found it, where the table's rule needs it.
+    #[n(5)]
+    pub before: Option<Row>,
 }

@@ -66,6 +66,9 @@ pub enum Reason {
     /// The head's tables do not take the row.
     #[n(6)]
     DoesNotFit,
+    /// Two changes to one version; the plan wants a person to decide.
+    #[n(7)]
+    AskedFor,
 }
 
 impl Reason {
@@ -79,6 +82,7 @@ impl Reason {
             Self::DownOnly => "down-only",
             Self::AlreadyHeld => "already-held",
             Self::DoesNotFit => "does-not-fit",
+            Self::AskedFor => "hold",
         }
     }
 
@@ -99,6 +103,9 @@ impl Reason {
             }
             Self::DownOnly => {
                 "a branch changed a table that only the head may change; the head's row was restored"
+            }
+            Self::AskedFor => {
+                "two offices changed the same version of this row; the plan wants a person to decide, and until then the branch keeps its row"
             }
             Self::AlreadyHeld => {
                 "an earlier change to this row is held, so this one is held with it"
@@ -140,8 +147,11 @@ pub fn decide(facts: &Facts<'_>) -> Decision {
     match facts.table.conflict {
         ConflictRule::Head => Decision::Lose(Reason::HeadPreferred),
         ConflictRule::Branch => Decision::Win(Reason::BranchPreferred),
-        ConflictRule::Newest if is_later(facts) => Decision::Win(Reason::Newest),
-        ConflictRule::Newest => Decision::Lose(Reason::Newest),
+        ConflictRule::Hold => Decision::Hold(Reason::AskedFor),
+        ConflictRule::Newest | ConflictRule::Merge if is_later(facts) => {
+            Decision::Win(Reason::Newest)
+        }
+        ConflictRule::Newest | ConflictRule::Merge => Decision::Lose(Reason::Newest),
     }
 }
 

@@ -54,6 +54,20 @@ pub struct Taken {
     pub first: First,
     /// When the application last wrote it.
     pub at: Micros,
+    /// The row as the application found it at its first write since the last take. Only of tables for which
+    /// [`Table::keeps_before`] holds, and only where it existed and that is known.
+    pub before: Option<Row>,
+}
+
+/// A captured row whose present content is not a row of the plan's table: a text in an integer column, invalid UTF-8.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// The row's table.
+    pub table: TableId,
+    /// The row's key.
+    pub key: Key,
+    /// What cannot be read, in a sentence: column, what stands there, what was expected.
+    pub problem: String,
 }
 
 /// What one call of [`Database::take`] returned.
@@ -61,6 +75,9 @@ pub struct Taken {
 pub struct Portion {
     /// Net changes, at most one for each row.
     pub changes: Vec<Taken>,
+    /// Rows that were written and cannot be read. Their captured writes are removed like the others'; the next write to
+    /// such a row captures it anew.
+    pub unreadable: Vec<Unreadable>,
     /// The unit of visibility goes on: the next call in this transaction returns more of it (SETTLED 2).
     pub open: bool,
     /// More is captured than was returned.
@@ -197,7 +214,8 @@ pub trait Database: Send {
     fn backlog(&mut self) -> impl Future<Output = DbResult<Backlog>> + Send;
 
     /// Makes these rows so, in a few statements: deletes children first, then puts parents first. At most one effect
-    /// for a row. Nothing is captured. Never deletes or changes another row to make one fit. Needs [`Purpose::Apply`].
+    /// for a row. Nothing is captured. Never deletes or changes another row to make one fit: a delete whose referential
+    /// actions would reach rows that are not among the effects is a broken foreign key. Needs [`Purpose::Apply`].
     fn write(
         &mut self,
         schema: &Schema,

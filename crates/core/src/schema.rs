@@ -56,6 +56,12 @@ pub enum ConflictRule {
     /// The branch's change stands.
     #[n(2)]
     Branch,
+    /// Column by column against the common base; where both sides changed one column, the later change wins it.
+    #[n(3)]
+    Merge,
+    /// A person decides; until then the branch's row is held.
+    #[n(4)]
+    Hold,
 }
 
 /// What two inserts of one key mean when they share no base (SETTLED 7).
@@ -103,6 +109,20 @@ pub struct Table {
     /// What two inserts of one key mean.
     #[n(8)]
     pub insert: InsertRule,
+    /// Columns whose concurrent changes add up.
+    #[n(9)]
+    pub counters: Vec<Counter>,
+}
+
+/// A numeric column whose concurrent changes add up instead of overwriting each other.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Counter {
+    /// The column, as an index into the table's columns.
+    #[n(0)]
+    pub column: u16,
+    /// A sum below this is reported (overselling); it stands nevertheless, since it is what happened.
+    #[n(1)]
+    pub floor: Option<i64>,
 }
 
 /// A column that travels.
@@ -179,6 +199,11 @@ impl Table {
             .iter()
             .filter_map(|&at| row.0.get(usize::from(at)).cloned())
             .collect())
+    }
+
+    /// Whether deciding needs a row as it was before a branch changed it, so that capture must keep it.
+    pub fn keeps_before(&self) -> bool {
+        self.conflict == ConflictRule::Merge || !self.counters.is_empty()
     }
 
     /// Whether a column belongs to the key.

@@ -819,6 +819,7 @@ fn plain(id: u32, name: &str, columns: Vec<Column>) -> Table {
         direction: Default::default(),
         conflict: Default::default(),
         insert: Default::default(),
+        counters: Vec::new(),
     }
 }
 

@@ -185,6 +185,7 @@ pub(crate) async fn take_all<D: Database>(db: &mut D, schema: &Schema) -> Vec<Ta
     loop {
         let Portion {
             changes,
+            unreadable: _,
             open,
             more,
         } = db.take(schema, 1000).await.unwrap();

@@ -208,6 +208,7 @@ impl Branch {
             base,
             inserted,
             at: taken.at,
+            before: taken.before,
         })
     }
 

@@ -26,6 +26,7 @@ fn table() -> Table {
         direction: Direction::Both,
         conflict: ConflictRule::Newest,
         insert: InsertRule::Hold,
+        counters: Vec::new(),
     }
 }
 

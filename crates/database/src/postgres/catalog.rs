@@ -118,6 +118,7 @@ pub(super) async fn inspect(db: &mut PostgresDatabase) -> DbResult<Inspection> {
                 direction: Default::default(),
                 conflict: Default::default(),
                 insert: Default::default(),
+                counters: Vec::new(),
             });
         }
         found.findings.append(&mut look.findings);

@@ -151,6 +151,7 @@ async fn all_of_few(
     db.taking = Taking::Done;
     Ok(Some(Portion {
         changes,
+        unreadable: Vec::new(),
         open: false,
         more: false,
     }))
@@ -185,6 +186,7 @@ async fn portion(
     };
     Ok(Portion {
         changes: changes?,
+        unreadable: Vec::new(),
         open: false,
         more,
     })
@@ -334,6 +336,7 @@ async fn staged(
     };
     Ok(Portion {
         changes,
+        unreadable: Vec::new(),
         open,
         more,
     })
@@ -487,6 +490,7 @@ impl<'s> Reads<'s> {
                         effect,
                         first,
                         at: at.micros(),
+                        before: None,
                     });
                 }
             }

@@ -48,6 +48,7 @@ impl SqliteDatabase {
             .map_err(failure)?;
         Ok(Portion {
             changes,
+            unreadable: Vec::new(),
             open: left,
             more: left,
         })
@@ -116,6 +117,7 @@ impl SqliteDatabase {
                 effect,
                 first,
                 at,
+                before: None,
             });
         }
         Ok((changes, through))

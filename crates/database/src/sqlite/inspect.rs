@@ -144,6 +144,7 @@ fn ordinary(
         direction: Default::default(),
         conflict: Default::default(),
         insert: Default::default(),
+        counters: Vec::new(),
     }))
 }
 

@@ -160,6 +160,7 @@ impl Shop {
         loop {
             let Portion {
                 changes,
+                unreadable: _,
                 open,
                 more,
             } = self.db.take(&self.schema, limit).await.unwrap();

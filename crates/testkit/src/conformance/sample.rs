@@ -173,6 +173,7 @@ fn table(id: TableId, name: &str, columns: Vec<Column>) -> Table {
         direction: Direction::Both,
         conflict: ConflictRule::Newest,
         insert: InsertRule::Hold,
+        counters: Vec::new(),
     }
 }
 

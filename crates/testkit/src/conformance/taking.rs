@@ -18,6 +18,7 @@ async fn take_units<D: Database>(db: &mut D, schema: &Schema, limit: usize) -> V
         let more = loop {
             let Portion {
                 changes,
+                unreadable: _,
                 open,
                 more,
             } = db.take(schema, limit).await.unwrap();

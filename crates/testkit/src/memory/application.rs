@@ -8,7 +8,7 @@ use branchline_core::schema::{Schema, Table};
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Shared;
-use super::state::State;
+use super::state::{State, Write};
 use crate::conformance::{Application, Op};
 
 /// A connection of the application.
@@ -44,10 +44,20 @@ impl MemoryApplication {
         let now = self.shared.inner().now;
         let (work, transaction, _) = self.open.as_mut().ok_or("no transaction is open")?;
         for op in ops {
+            let former = work.clone();
             let touched = run(work, schema, op).map_err(|error| error.to_string())?;
             for (table, key, first) in touched {
                 if work.installed.contains(&table) {
-                    work.capture(&table, key, first, now, *transaction);
+                    let before = former.table(&table).ok();
+                    let before = before.and_then(|stored| stored.rows.get(&key).cloned());
+                    work.capture(Write {
+                        table,
+                        key,
+                        first,
+                        at: now,
+                        transaction: *transaction,
+                        before,
+                    });
                 }
             }
         }

@@ -42,6 +42,7 @@ pub(super) fn take(
             .any(|write| schema.table_named(&write.table).is_some());
     Portion {
         changes,
+        unreadable: Vec::new(),
         open,
         more,
     }
@@ -116,6 +117,7 @@ fn net(state: &State, schema: &Schema, unit: &[u64]) -> Vec<Taken> {
             effect,
             first: write.first,
             at: write.at,
+            before: write.before.clone().filter(|_| table.keeps_before()),
         });
     }
     net

@@ -9,7 +9,7 @@ use branchline_core::port::{
 };
 use branchline_core::schema::{ConflictRule, Direction, InsertRule, Schema, Table, TableId};
 
-use super::state::State;
+use super::state::{State, Write};
 use super::{LostCommit, MemoryDatabase, Open, capture, gone, misuse};
 
 impl Database for MemoryDatabase {
@@ -103,7 +103,14 @@ impl Database for MemoryDatabase {
             for key in keys {
                 // Each row for itself: a first copy of a large table goes in small units.
                 let transaction = open.work.next_transaction();
-                open.work.capture(&table.name, key, first, now, transaction);
+                open.work.capture(Write {
+                    table: table.name.clone(),
+                    key,
+                    first,
+                    at: now,
+                    transaction,
+                    before: None,
+                });
             }
             Ok(())
         })
@@ -274,6 +281,7 @@ impl Database for MemoryDatabase {
                 direction: Direction::default(),
                 conflict: ConflictRule::default(),
                 insert: InsertRule::default(),
+                counters: Vec::new(),
                 ..table.clone()
             };
             let tables = state

@@ -48,6 +48,8 @@ pub(super) struct Write {
     pub(super) first: First,
     pub(super) at: Micros,
     pub(super) transaction: u64,
+    /// The row as the write found it.
+    pub(super) before: Option<Row>,
 }
 
 fn constraint(table: &Table, message: impl Into<String>, foreign_key: bool) -> DatabaseError {
@@ -153,22 +155,8 @@ impl State {
         self.transactions
     }
 
-    pub(super) fn capture(
-        &mut self,
-        table: &str,
-        key: Key,
-        first: First,
-        at: Micros,
-        transaction: u64,
-    ) {
+    pub(super) fn capture(&mut self, write: Write) {
         self.numbers += 1;
-        let write = Write {
-            table: table.into(),
-            key,
-            first,
-            at,
-            transaction,
-        };
         Arc::make_mut(&mut self.capture).insert(self.numbers, write);
     }
 

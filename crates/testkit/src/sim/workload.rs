@@ -51,6 +51,7 @@ fn table(id: TableId, name: &str, conflict: ConflictRule, insert: InsertRule) ->
         direction: Direction::Both,
         conflict,
         insert,
+        counters: Vec::new(),
     }
 }
 
