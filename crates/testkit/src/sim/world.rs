@@ -20,7 +20,7 @@ use rand::{RngExt, SeedableRng};
 use super::faults::{Faulty, Plan, Sabotage};
 use super::model::Journal;
 use super::network::{Bytes, Delivery, Network, Way};
-use super::office::{Disk, Machine, Office, run};
+use super::office::{Disk, Machine, Office, Place, run};
 use super::oracle::LogReader;
 use super::report::Story;
 use super::workload::{self, Desk};
@@ -28,10 +28,12 @@ use super::{Engine, Options};
 
 const MS: i64 = 1_000;
 const SECOND: i64 = 1_000_000;
+/// When the run begins, by the true clock.
+const EPOCH: i64 = 1_800_000_000 * SECOND;
 /// How long the company may take to come to rest.
 const REST_BOUND: i64 = 900 * SECOND;
 /// Until then, what was delayed for weeks has come.
-const STRAGGLERS: i64 = 20 * SECOND;
+const STRAGGLERS: i64 = 6 * SECOND;
 
 /// Something on the agenda.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +51,7 @@ pub enum Event {
     Kill(usize),
     Arm(usize),
     Restart(usize),
+    Reload(usize, u64),
     Jump(usize),
     Found(usize),
     Image(usize),
@@ -117,7 +120,8 @@ impl World {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(options.seed);
         let branches = rng.random_range(1..=4_usize);
         let fanout = rng.random_bool(0.5);
-        let folder = (options.engine != Engine::Memory).then(|| {
+        // Most runs keep SQLite's files in this process's memory, some in a folder.
+        let folder = (options.engine != Engine::Memory && options.seed % 16 == 0).then(|| {
             let shared = std::path::Path::new("/dev/shm");
             if shared.is_dir() {
                 tempfile::tempdir_in(shared)
@@ -138,12 +142,13 @@ impl World {
             } else {
                 format!("b{index}")
             };
-            let folder = folder
-                .as_ref()
-                .map(tempfile::TempDir::path)
-                .filter(|_| sqlite);
+            let place = match &folder {
+                _ if !sqlite => Place::Memory,
+                Some(folder) => Place::SqliteFile(folder.path()),
+                None => Place::SqliteMemory,
+            };
             offices.push(Office {
-                disk: Disk::new(folder, &name),
+                disk: Disk::new(place, &name),
                 name: OfficeName::new(name).expect("a legal name"),
                 machine: None,
                 skew: 0,
@@ -155,6 +160,7 @@ impl World {
                 lives: 0,
                 founded: false,
                 working: false,
+                troubled: false,
                 image: None,
                 restored: false,
                 joined: false,
@@ -164,7 +170,7 @@ impl World {
         (network.fanout, network.broker_up) = (fanout, true);
         network.links.resize_with(offices.len(), Default::default);
         let mut world = Self {
-            now: 1_800_000_000 * SECOND,
+            now: EPOCH,
             agenda: BTreeMap::new(),
             scheduled: 0,
             offices,
@@ -194,7 +200,7 @@ impl World {
 
     fn tell(&mut self, what: impl AsRef<str>) {
         self.story
-            .tell(self.now - 1_800_000_000 * SECOND, what.as_ref());
+            .tell(self.now - EPOCH, what.as_ref());
     }
 
     /// Ends the run with a failure, unless it has failed already.
@@ -247,7 +253,16 @@ impl World {
             locked: Default::default(),
             down_too: self.down_too,
         };
-        act(&mut Faulty::new(&mut office.disk, plan, desk), now)
+        let mut database = Faulty::new(&mut office.disk, plan, desk);
+        let done = act(&mut database, now);
+        let left_open = database.is_open() && !database.plan.dead;
+        if left_open {
+            let name = self.offices[index].name.clone();
+            self.fail(format!(
+                "the application waits (P8): {name} left a transaction open"
+            ));
+        }
+        done
     }
 
     fn identity(&self, index: usize) -> IdentityBook {
@@ -277,7 +292,7 @@ impl World {
         self.at(0, Event::Restart(0));
         for branch in 1..self.offices.len() {
             let late = if self.one_in(2) {
-                self.up_to(15 * SECOND)
+                self.up_to(5 * SECOND)
             } else {
                 self.up_to(SECOND)
             };
@@ -301,7 +316,9 @@ impl World {
 
     /// Draws the faults of the next stretch of time.
     fn storm(&mut self, first: bool) {
-        let length = self.rng.random_range(5..40) * SECOND;
+        // Short and hard, so that many companies can be seen; some are long.
+        let most = if self.one_in(8) { 40 } else { 12 };
+        let length = self.rng.random_range(4..most) * SECOND;
         self.phase = Phase::Storm;
         self.storm_end = self.now + length;
         let chance = |rng: &mut Xoshiro256PlusPlus, from: u32, to: u32| {
@@ -439,7 +456,7 @@ impl World {
         for link in 0..self.offices.len() {
             self.at(0, Event::Mend(link));
         }
-        self.at(STRAGGLERS + 5 * SECOND, Event::Quiet);
+        self.at(STRAGGLERS + 2 * SECOND, Event::Quiet);
     }
 
     /// One event. Returns whether the run goes on.
@@ -469,7 +486,7 @@ impl World {
                     self.tell(format!("the link of {} is cut", self.offices[link].name));
                     self.network.links[link].severed = true;
                     self.unlink(link);
-                    let delay = self.up_to(8 * SECOND);
+                    let delay = self.up_to(3 * SECOND);
                     self.at(delay, Event::Mend(link));
                 }
             }
@@ -484,7 +501,7 @@ impl World {
                     self.tell(format!("{} {what}", self.offices[link].name));
                     self.network.links[link].deaf = deaf;
                     self.network.links[link].mute = !deaf;
-                    let delay = self.up_to(10 * SECOND);
+                    let delay = self.up_to(4 * SECOND);
                     self.at(delay, Event::Cut(link));
                 }
             }
@@ -499,6 +516,7 @@ impl World {
             Event::Kill(office) => self.kill(office, "is killed"),
             Event::Arm(office) => self.arm(office),
             Event::Restart(office) => self.restart(office),
+            Event::Reload(office, life) => self.reload(office, life),
             Event::Jump(office) => {
                 let far = if self.one_in(3) { 365 * 86_400 } else { 3_600 };
                 let skew = self.rng.random_range(-far * SECOND..=far * SECOND);
@@ -515,7 +533,7 @@ impl World {
                     self.tell(format!("a backup of {} is made", self.offices[office].name));
                     let image = self.offices[office].disk.image();
                     self.offices[office].image = Some((image, self.journal.last()));
-                    let delay = self.up_to(15 * SECOND);
+                    let delay = self.up_to(5 * SECOND);
                     self.at(delay, Event::Restore(office));
                 }
             }
@@ -526,7 +544,7 @@ impl World {
                 for link in 0..self.offices.len() {
                     self.unlink(link);
                 }
-                let delay = self.up_to(6 * SECOND);
+                let delay = self.up_to(3 * SECOND);
                 self.at(delay, Event::BrokerStart);
             }
             Event::BrokerStart => {
@@ -562,19 +580,13 @@ impl World {
         if let Some(what) = desk.transact(&mut office.disk) {
             self.wrote(index, &what);
         }
+        self.check(index);
     }
 
     fn wrote(&mut self, office: usize, what: &str) {
         self.tell(format!("{} commits: {what}", self.offices[office].name));
         let delay = self.up_to(500 * MS);
         self.at(delay, Event::Wake(office));
-        self.check_money(office);
-    }
-
-    fn check_money(&mut self, office: usize) {
-        if let Err(why) = super::oracle::money(self, office) {
-            self.fail(why);
-        }
     }
 
     fn plan_work(&mut self, office: usize) {
@@ -620,7 +632,8 @@ impl World {
             return None;
         }
         if let Some(Machine::Branch(branch)) = &self.offices[office].machine {
-            self.offices[office].joined = branch.state().joining.is_none();
+            let joined = branch.state().joining.is_none();
+            self.set_joined(office, joined);
         }
         self.drain(office);
         self.check(office);
@@ -628,7 +641,7 @@ impl World {
             Ok(value) => Some(value),
             Err(error) if hindered => {
                 self.tell(format!("{}: {error}", self.offices[office].name));
-                self.plan_work(office);
+                self.trouble(office);
                 None
             }
             Err(error) => {
@@ -638,12 +651,77 @@ impl World {
         }
     }
 
+    /// A step failed: the driver waits a little, then reads the machine anew.
+    fn trouble(&mut self, office: usize) {
+        if !std::mem::replace(&mut self.offices[office].troubled, true) {
+            let life = self.offices[office].lives;
+            self.at(50 * MS, Event::Reload(office, life));
+        }
+    }
+
+    /// The machine is read anew from its database, within the same process.
+    fn reload(&mut self, office: usize, life: u64) {
+        if self.offices[office].lives != life || self.offices[office].machine.is_none() {
+            return;
+        }
+        let Some(machine) = self.load(office) else {
+            return;
+        };
+        self.offices[office].machine = Some(machine);
+        self.offices[office].troubled = false;
+        self.offices[office].working = false;
+        self.tell(format!("{} is read anew", self.offices[office].name));
+        let waiting = self.network.deliveries.iter();
+        let waiting: Vec<Token> = waiting
+            .filter(|(_, delivery)| delivery.office == office)
+            .map(|(token, _)| *token)
+            .collect();
+        for token in waiting {
+            self.network.settle(token);
+        }
+        if office == 0 && !self.network.fanout {
+            for link in 1..self.offices.len() {
+                self.unlink(link);
+            }
+        } else if self.network.links[office].up {
+            self.link_up(office);
+        }
+        self.check(office);
+        self.plan_work(office);
+    }
+
+    fn link_up(&mut self, office: usize) {
+        self.call(office, |machine, _, now| match machine {
+            Machine::Head(head) => {
+                head.link_up(None);
+                Ok(())
+            }
+            Machine::Branch(branch) => branch.link_up(now),
+        });
+    }
+
+    /// Looks at what must be true at every moment, where anything was committed since the last look.
     fn check(&mut self, office: usize) {
-        self.check_money(office);
+        if !std::mem::take(&mut self.offices[office].disk.changed) {
+            return;
+        }
+        if let Err(why) = super::oracle::money(self, office) {
+            self.fail(why);
+        }
         if office == 0
             && let Err(why) = super::oracle::read_log(self)
         {
             self.fail(why);
+        }
+    }
+
+    fn set_joined(&mut self, office: usize, joined: bool) {
+        if self.offices[office].joined != joined {
+            self.offices[office].joined = joined;
+            // Whose accounts are looked at has changed, everywhere.
+            for office in &mut self.offices {
+                office.disk.changed = true;
+            }
         }
     }
 
@@ -652,6 +730,9 @@ impl World {
             return;
         }
         self.offices[office].working = false;
+        if self.offices[office].troubled {
+            return;
+        }
         let more = self.call(office, |machine, db, now| match machine {
             Machine::Head(head) => run(head.work(db, now)),
             Machine::Branch(branch) => run(branch.work(db, now)),
@@ -672,26 +753,10 @@ impl World {
     }
 
     fn take_in(&mut self, office: usize, bytes: &Bytes, token: Token) {
-        let taken = self.call(office, |machine, db, now| match machine {
+        self.call(office, |machine, db, now| match machine {
             Machine::Head(head) => run(head.arrived(db, now, bytes, token)),
             Machine::Branch(branch) => run(branch.arrived(db, now, bytes, token)),
         });
-        if taken.is_none() && self.offices[office].machine.is_some() {
-            // The driver tries again with the same delivery.
-            let delay = 50 * MS;
-            if let Some(delivery) = self.network.deliveries.remove(&token) {
-                match delivery.message {
-                    Some(message) => {
-                        if let Some(stored) = self.network.stored.get_mut(&message) {
-                            stored.handed = None;
-                            self.at(delay, Event::Hand(message));
-                        }
-                    }
-                    // With a connection, it begins anew.
-                    None => self.at(0, Event::Cut(delivery.link)),
-                }
-            }
-        }
         self.plan_work(office);
     }
 
@@ -842,34 +907,8 @@ impl World {
     }
 
     fn tell_sent(&mut self, from: usize, to: &To, bytes: &Bytes) {
-        let Ok(message) = envelope::open(bytes).and_then(|opened| opened.read_own()) else {
-            return;
-        };
-        let words = match &message {
-            Message::Batch(batch) => {
-                format!("batch {} of {:?}", batch.number, short(&batch.incarnation))
-            }
-            Message::Log(entry) => format!("log entry {}", entry.position),
-            Message::Hello(hello) => format!(
-                "hello: incarnation {}, frozen {}, applied {}",
-                short(&hello.incarnation),
-                hello.frozen,
-                hello.applied
-            ),
-            Message::Welcome(welcome) => format!(
-                "welcome: incarnation {}, cursor {}, last {}",
-                short(&welcome.incarnation),
-                welcome.cursor,
-                welcome.last
-            ),
-            Message::Applied(_) | Message::Position(_) => return,
-            Message::Chunk(chunk) => format!(
-                "chunk of table {} at {}",
-                chunk.request.table, chunk.position
-            ),
-            other => format!("{other:?}"),
-        };
-        self.tell(format!("{} sends {to:?} {words}", self.offices[from].name));
+        let who = format!("{} sends {to:?}", self.offices[from].name);
+        self.story.sent(self.now - EPOCH, who, bytes);
     }
 
     /// A message over a branch's connection: in order and whole, or not at all.
@@ -945,13 +984,7 @@ impl World {
         let link = &mut self.network.links[office];
         link.up = true;
         link.epoch += 1;
-        self.call(office, |machine, _, now| match machine {
-            Machine::Head(head) => {
-                head.link_up(None);
-                Ok(())
-            }
-            Machine::Branch(branch) => branch.link_up(now),
-        });
+        self.link_up(office);
         self.plan_work(office);
         if self.network.fanout {
             for message in self.network.waiting(office) {
@@ -999,7 +1032,7 @@ impl World {
             self.unlink(link);
         }
         self.check(office);
-        let delay = self.up_to(5 * SECOND);
+        let delay = self.up_to(2 * SECOND);
         self.at(delay, Event::Restart(office));
     }
 
@@ -1009,9 +1042,22 @@ impl World {
         }
         self.offices[office].lives += 1;
         self.offices[office].working = false;
-        let session =
-            Digest::of(format!("{} {office} {}", self.seed, self.offices[office].lives).as_bytes())
-                .0;
+        self.offices[office].troubled = false;
+        let Some(machine) = self.load(office) else {
+            return;
+        };
+        self.offices[office].machine = Some(machine);
+        self.tell(format!("{} starts", self.offices[office].name));
+        self.check(office);
+        self.plan_work(office);
+        let delay = self.up_to(500 * MS);
+        self.at(delay, Event::Connect(office));
+    }
+
+    /// Reads a machine from its database. Where a fault keeps it from that, the process begins again later.
+    fn load(&mut self, office: usize) -> Option<Machine> {
+        let life = self.offices[office].lives;
+        let session = Digest::of(format!("{} {office} {life}", self.seed).as_bytes()).0;
         let wiring = if self.network.fanout {
             Wiring::Fanout
         } else {
@@ -1040,24 +1086,27 @@ impl World {
         match loaded {
             Ok(machine) => {
                 if let Machine::Branch(branch) = &machine {
-                    self.offices[office].joined = branch.state().joining.is_none();
+                    self.set_joined(office, branch.state().joining.is_none());
                 }
-                self.offices[office].machine = Some(machine);
-                self.tell(format!("{} starts", self.offices[office].name));
-                self.check(office);
-                self.plan_work(office);
-                let delay = self.up_to(500 * MS);
-                self.at(delay, Event::Connect(office));
+                return Some(machine);
+            }
+            Err(_) if dead && self.offices[office].machine.is_some() => {
+                self.kill(office, "dies while it is read anew");
             }
             Err(_) if dead || hindered => {
                 self.offices[office].disk.reopen();
-                self.at(SECOND, Event::Restart(office));
+                if self.offices[office].machine.is_some() {
+                    self.at(50 * MS, Event::Reload(office, life));
+                } else {
+                    self.at(SECOND, Event::Restart(office));
+                }
             }
             Err(error) => self.fail(format!(
                 "{} does not start: {error}",
                 self.offices[office].name
             )),
         }
+        None
     }
 
     /// The head invites a branch, and the branch sets its database up.
@@ -1101,7 +1150,7 @@ impl World {
         ));
         self.offices[office].disk.restore(&image);
         self.offices[office].restored = true;
-        self.offices[office].joined = false;
+        self.set_joined(office, false);
         self.journal.restored(office, since);
     }
 
@@ -1189,8 +1238,4 @@ impl World {
         self.at(SECOND, Event::Quiet);
         true
     }
-}
-
-fn short(incarnation: &Incarnation) -> String {
-    incarnation.to_string()[..6].to_owned()
 }
