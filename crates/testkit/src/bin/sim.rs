@@ -55,10 +55,16 @@ fn arguments() -> Result<Arguments, String> {
                     "sqlite" => Engine::Sqlite,
                     "mixed" => Engine::Mixed,
                     "memory" => Engine::Memory,
-                    other => return Err(format!("--engine is memory, sqlite or mixed, not {other}")),
+                    other => {
+                        return Err(format!("--engine is memory, sqlite or mixed, not {other}"));
+                    }
                 }
             }
-            other => return Err(format!("unknown argument {other}; see the head of this file")),
+            other => {
+                return Err(format!(
+                    "unknown argument {other}; see the head of this file"
+                ));
+            }
         }
     }
     Ok(asked)

@@ -56,8 +56,7 @@ fn assignments(dialect: Dialect, table: &Table, row: &Row) -> String {
         .join(", ")
 }
 
-/// A condition that only the row with this key meets.
-pub fn condition(dialect: Dialect, table: &Table, key: &Key) -> String {
+fn condition(dialect: Dialect, table: &Table, key: &Key) -> String {
     let pairs = table.key_columns().zip(&key.0);
     pairs
         .map(|(column, value)| equal(dialect, column, value))

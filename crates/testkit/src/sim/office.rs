@@ -14,12 +14,13 @@ use branchline_core::output::Output;
 use branchline_core::port::Database;
 use branchline_core::schema::{Schema, Table};
 use branchline_database::sqlite::SqliteDatabase;
+use rusqlite::params_from_iter;
 use rusqlite::types::Value as SqlValue;
 
 use super::faults::Plan;
 use super::model::{RowName, WriteId};
 use crate::conformance::Op;
-use crate::conformance::sql::{Dialect, condition, quoted, statement};
+use crate::conformance::sql::quoted;
 use crate::memory::{MemoryDatabase, Snapshot};
 use branchline_core::value::Value;
 
@@ -123,8 +124,48 @@ impl File {
         image
     }
 
+    /// A transaction of the application.
+    fn write(&self, schema: &Schema, ops: &[Op]) -> rusqlite::Result<()> {
+        let run = |sql: &str, values: Vec<SqlValue>| {
+            let mut statement = self.application.prepare_cached(sql)?;
+            statement.execute(params_from_iter(values))
+        };
+        run("BEGIN IMMEDIATE", Vec::new())?;
+        for op in ops {
+            let (Op::Insert(table, _) | Op::Update(table, _, _) | Op::Delete(table, _)) = op;
+            let table = schema.table(*table).expect("a shared table");
+            let name = quoted(&table.name);
+            match op {
+                Op::Insert(_, row) => {
+                    let places = vec!["?"; row.0.len()].join(", ");
+                    let sql = format!("INSERT INTO {name} VALUES ({places})");
+                    run(&sql, row.0.iter().map(stored).collect())?;
+                }
+                Op::Update(_, key, row) => {
+                    let columns = table.columns.iter().enumerate();
+                    let set: Vec<String> = columns
+                        .map(|(at, column)| format!("{} = ?{}", quoted(&column.name), at + 1))
+                        .collect();
+                    let condition = key_equals(table, table.columns.len() + 1);
+                    let sql = format!("UPDATE {name} SET {} WHERE {condition}", set.join(", "));
+                    run(&sql, row.0.iter().chain(&key.0).map(stored).collect())?;
+                }
+                Op::Delete(_, key) => {
+                    let sql = format!("DELETE FROM {name} WHERE {}", key_equals(table, 1));
+                    run(&sql, key.0.iter().map(stored).collect())?;
+                }
+            }
+        }
+        run("COMMIT", Vec::new()).map(drop)
+    }
+
     /// Rows of a table; none where there is no such table.
-    fn select(&self, table: &Table, how: &str) -> rusqlite::Result<Vec<Row>> {
+    fn select(
+        &self,
+        table: &Table,
+        how: &str,
+        values: Vec<SqlValue>,
+    ) -> rusqlite::Result<Vec<Row>> {
         let select = format!("SELECT * FROM {} {how}", quoted(&table.name));
         let mut select = match self.application.prepare_cached(&select) {
             Ok(select) => select,
@@ -134,7 +175,7 @@ impl File {
             Err(error) => return Err(error),
         };
         let width = table.columns.len();
-        let rows = select.query_map([], |row| {
+        let rows = select.query_map(params_from_iter(values), |row| {
             (0..width)
                 .map(|at| row.get::<_, SqlValue>(at).map(plain))
                 .collect::<rusqlite::Result<Vec<_>>>()
@@ -212,18 +253,10 @@ impl Disk {
         self.changed = true;
         match &mut self.store {
             Store::Memory(database) => database.application().write_now(schema, ops),
-            Store::Sqlite(file) => {
-                let mut sql = String::from("BEGIN IMMEDIATE;");
-                for op in ops {
-                    sql.push_str(&statement(Dialect::Sqlite, schema, op));
-                    sql.push(';');
-                }
-                sql.push_str("COMMIT");
-                file.application.execute_batch(&sql).map_err(|error| {
-                    let _none_open = file.application.execute_batch("ROLLBACK");
-                    error.to_string()
-                })
-            }
+            Store::Sqlite(file) => file.write(schema, ops).map_err(|error| {
+                let _none_open = file.application.execute_batch("ROLLBACK");
+                error.to_string()
+            }),
         }
     }
 
@@ -233,9 +266,9 @@ impl Disk {
         match &self.store {
             Store::Memory(database) => database.row(&table.name, key),
             Store::Sqlite(file) => {
-                let condition = condition(Dialect::Sqlite, table, key);
-                let found = file.select(table, &format!("WHERE {condition}"));
-                found.ok()?.pop()
+                let how = format!("WHERE {}", key_equals(table, 1));
+                let key: Vec<SqlValue> = key.0.iter().map(stored).collect();
+                file.select(table, &how, key).ok()?.pop()
             }
         }
     }
@@ -244,8 +277,28 @@ impl Disk {
     pub fn rows(&mut self, table: &Table) -> Vec<Row> {
         match &self.store {
             Store::Memory(database) => database.rows(&table.name),
-            Store::Sqlite(file) => file.select(table, "ORDER BY 1").expect("rows"),
+            Store::Sqlite(file) => file.select(table, "ORDER BY 1", Vec::new()).expect("rows"),
         }
+    }
+}
+
+/// `"a" = ?1 AND "b" = ?2`, with the places counted from `first`.
+fn key_equals(table: &Table, first: usize) -> String {
+    let columns = table.key_columns().enumerate();
+    let equal: Vec<String> = columns
+        .map(|(at, column)| format!("{} = ?{}", quoted(&column.name), first + at))
+        .collect();
+    equal.join(" AND ")
+}
+
+fn stored(value: &Value) -> SqlValue {
+    match value {
+        Value::Null => SqlValue::Null,
+        Value::Bool(truth) => SqlValue::Integer(i64::from(*truth)),
+        Value::Int(number) => SqlValue::Integer(*number),
+        Value::Float(number) => SqlValue::Real(*number),
+        Value::Text(text) => SqlValue::Text(text.clone()),
+        Value::Bytes(bytes) => SqlValue::Blob(bytes.clone()),
     }
 }
 

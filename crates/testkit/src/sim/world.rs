@@ -199,8 +199,7 @@ impl World {
     }
 
     fn tell(&mut self, what: impl AsRef<str>) {
-        self.story
-            .tell(self.now - EPOCH, what.as_ref());
+        self.story.tell(self.now - EPOCH, what.as_ref());
     }
 
     /// Ends the run with a failure, unless it has failed already.
@@ -464,7 +463,7 @@ impl World {
         match event {
             Event::App(office) => {
                 self.app(office);
-                let pause = if self.one_in(5) { 3 * SECOND } else { 300 * MS };
+                let pause = if self.one_in(5) { 3 * SECOND } else { 500 * MS };
                 let delay = self.up_to(pause);
                 self.at(delay, Event::App(office));
             }
