@@ -23,7 +23,7 @@ use super::network::{Bytes, Delivery, Network, Way};
 use super::office::{Disk, Machine, Office, Place, run};
 use super::oracle::LogReader;
 use super::report::Story;
-use super::workload::{self, Desk};
+use super::workload::{self, Business, Desk};
 use super::{Engine, Options};
 
 mod driver;
@@ -99,6 +99,7 @@ pub struct World {
     pub log: LogReader,
     pub verified: Option<Verification>,
     pub down_too: bool,
+    pub business: Business,
     pub conflicts: u64,
     pub reincarnations: u64,
     pub crashes: u64,
@@ -188,6 +189,12 @@ impl World {
             log: LogReader::default(),
             verified: None,
             down_too: rng.random_bool(0.3),
+            business: Business {
+                families: rng.random_bool(0.5),
+                unique: rng.random_bool(0.4),
+                asks: rng.random_bool(0.3),
+                bulk: rng.random_ratio(1, 12),
+            },
             conflicts: 0,
             reincarnations: 0,
             crashes: 0,
@@ -257,6 +264,7 @@ impl World {
             times: &mut office.times,
             locked: Default::default(),
             down_too: self.down_too,
+            business: self.business,
         };
         let mut database = Faulty::new(&mut office.disk, plan, desk);
         let done = act(&mut database, now);
@@ -408,6 +416,7 @@ impl World {
             times: &mut office.times,
             locked: Default::default(),
             down_too: self.down_too,
+            business: self.business,
         };
         if let Some(what) = desk.transact(&mut office.disk) {
             self.wrote(index, &what);
