@@ -332,6 +332,11 @@ impl Landing<'_> {
         if let Some(answer) = mine {
             self.book.answered = answer.batch;
         }
+        // Also what an earlier life of this database sent, and this one lost.
+        let own = body
+            .answers
+            .as_ref()
+            .is_some_and(|answer| answer.branch == self.branch.identity.name);
         for logged in &body.changes {
             let Some(table) = self.branch.schema.table(logged.table) else {
                 continue;
@@ -339,7 +344,7 @@ impl Landing<'_> {
             let key = logged.effect.key(table);
             if mine.is_some() {
                 self.confirmed(table, key);
-            } else if table.direction != Direction::Up {
+            } else if own || table.direction != Direction::Up {
                 let here = !passed_over.contains(&(table.id, key.clone()));
                 self.candidate(table, key, logged.effect.clone(), entry.position, here);
             }

@@ -44,7 +44,13 @@ fn contents(bytes: &[u8]) -> Option<String> {
     let message = envelope::open(bytes).and_then(|opened| opened.read_own());
     Some(match message.ok()? {
         Message::Batch(batch) => {
-            format!("batch {} of {:?}", batch.number, short(&batch.incarnation))
+            format!(
+                "batch {} of {:?}: {} changes{}",
+                batch.number,
+                short(&batch.incarnation),
+                batch.changes.len(),
+                if batch.open { ", and goes on" } else { "" }
+            )
         }
         Message::Log(entry) => format!("log entry {}", entry.position),
         Message::Hello(hello) => format!(
