@@ -820,6 +820,7 @@ fn plain(id: u32, name: &str, columns: Vec<Column>) -> Table {
         conflict: Default::default(),
         insert: Default::default(),
         counters: Vec::new(),
+        before: false,
     }
 }
 

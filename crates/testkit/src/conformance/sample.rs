@@ -174,6 +174,7 @@ fn table(id: TableId, name: &str, columns: Vec<Column>) -> Table {
         conflict: ConflictRule::Newest,
         insert: InsertRule::Hold,
         counters: Vec::new(),
+        before: false,
     }
 }
 
