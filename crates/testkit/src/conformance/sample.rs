@@ -2,7 +2,7 @@
 
 use branchline_core::change::{Effect, Key, Row};
 use branchline_core::schema::{
-    Column, ConflictRule, Direction, ForeignKey, InsertRule, Schema, Table, TableId,
+    Column, ConflictRule, Counter, Direction, ForeignKey, InsertRule, Schema, Table, TableId,
 };
 use branchline_core::value::{Type, Value};
 
@@ -35,6 +35,25 @@ pub fn schema() -> Schema {
             wide(),
         ],
     }
+}
+
+/// The schema of the suite, with rules under which these tables keep the row before a change: `stock` counts, the
+/// others merge.
+pub fn keeping(tables: &[TableId]) -> Schema {
+    let mut schema = schema();
+    for table in &mut schema.tables {
+        match table.id {
+            id if !tables.contains(&id) => {}
+            STOCK => {
+                table.counters = vec![Counter {
+                    column: 1,
+                    floor: None,
+                }];
+            }
+            _ => table.conflict = ConflictRule::Merge,
+        }
+    }
+    schema
 }
 
 fn customers() -> Table {
