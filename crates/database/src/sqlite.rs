@@ -1,7 +1,8 @@
 //! SQLite 3: an office whose database is one file, shared with an application that knows nothing of Branchline.
 //!
 //! **How a write travels.** Triggers on each shared table append the row's key to `branchline_capture` within the
-//! application's own transaction (`triggers`). Taking groups those keys, reads the present rows and removes what was
+//! application's own transaction (`triggers`), and the row that it found where the table's rule needs it (`image`).
+//! Taking groups those keys, reads the present rows and removes what was
 //! captured, in one transaction (`capture`). SQLite shows triggers no transaction number, so everything captured at
 //! that moment is one unit: whole transactions, never cut. Applying writes a row into the marker table
 //! `branchline_applying` first, which silences the capture triggers, and removes it before the commit (`apply`).
@@ -22,6 +23,7 @@ mod connection;
 mod ddl;
 mod declared;
 mod error;
+mod image;
 mod inspect;
 mod put;
 mod references;

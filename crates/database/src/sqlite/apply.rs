@@ -6,6 +6,7 @@ use std::sync::Arc;
 use branchline_core::change::{Effect, Key, Row};
 use branchline_core::port::{DatabaseError, DbResult, Purpose};
 use branchline_core::schema::{Schema, Table, TableId};
+use branchline_core::value::Value;
 use rusqlite::{Connection, params_from_iter};
 
 use super::SqliteDatabase;
@@ -13,7 +14,7 @@ use super::error::{failure, mismatch, on};
 use super::put::put_rows;
 use super::references::Reference;
 use super::sql::{columns, key_equals, places, quoted, select_row};
-use super::stored::{bound, row_at};
+use super::stored::{Stored, bound, row_at};
 
 /// Rows remembered for the message of a foreign key that fails at the commit.
 const TOUCHED: usize = 4096;
@@ -150,8 +151,10 @@ impl SqliteDatabase {
             let mut rows = select
                 .query(params_from_iter(bound(key)))
                 .map_err(on(&table.name))?;
-            if let Some(row) = rows.next().map_err(on(&table.name))? {
-                found.insert(key.clone(), row_at(table, row, 0)?);
+            if let Some(row) = rows.next().map_err(on(&table.name))?
+                && let Ok(row) = row_at(table, row, 0)?
+            {
+                found.insert(key.clone(), row);
             }
         }
         Ok(found)
@@ -169,7 +172,7 @@ impl SqliteDatabase {
             None => String::new(),
         };
         let select = format!(
-            "SELECT {} FROM {} AS t {beyond}ORDER BY {key} LIMIT {limit}",
+            "SELECT {} FROM {} AS t {beyond}ORDER BY {key} LIMIT ? OFFSET ?",
             columns("t", table.columns.iter()),
             quoted(&table.name),
         );
@@ -177,14 +180,28 @@ impl SqliteDatabase {
             .connection
             .prepare_cached(&select)
             .map_err(on(&table.name))?;
-        let mut rows = select
-            .query(params_from_iter(after.into_iter().flat_map(bound)))
-            .map_err(on(&table.name))?;
-        let mut found = Vec::new();
-        while let Some(row) = rows.next().map_err(on(&table.name))? {
-            found.push(row_at(table, row, 0)?);
+        let (mut found, mut passed) = (Vec::new(), 0);
+        loop {
+            let wanted = limit - found.len();
+            let page =
+                [wanted, passed].map(|count| Value::Int(count.try_into().unwrap_or(i64::MAX)));
+            let mut rows = select
+                .query(params_from_iter(
+                    after
+                        .into_iter()
+                        .flat_map(bound)
+                        .chain(page.iter().map(Stored)),
+                ))
+                .map_err(on(&table.name))?;
+            let before = passed;
+            while let Some(row) = rows.next().map_err(on(&table.name))? {
+                passed += 1;
+                found.extend(row_at(table, row, 0)?.ok());
+            }
+            if found.len() == limit || passed - before < wanted {
+                return Ok(found);
+            }
         }
-        Ok(found)
     }
 }
 
