@@ -22,6 +22,7 @@ mod catalog;
 mod connection;
 mod ddl;
 mod declared;
+mod delete;
 mod error;
 mod image;
 mod inspect;

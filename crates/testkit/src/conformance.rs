@@ -18,6 +18,7 @@ pub mod books;
 pub mod capture;
 pub mod catalogue;
 pub mod reading;
+pub mod references;
 pub mod sample;
 pub mod sql;
 pub mod taking;
@@ -75,6 +76,10 @@ pub trait Office: Sync {
     /// Whether a column found with this type serves for one planned with that type.
     fn serves(&self, planned: &Type, found: &Type) -> bool {
         planned == found
+    }
+    /// Whether the engine has this referential action.
+    fn knows_action(&self, _action: &str) -> bool {
+        true
     }
     /// Whether the engine cannot hold this value, and must say so instead of changing it.
     fn refuses(&self, _kind: &Type, _value: &Value) -> bool {
@@ -313,6 +318,12 @@ macro_rules! conformance_tests {
             writing: a_missing_parent_is_an_error_of_a_foreign_key,
             writing: a_parent_with_children_left_cannot_be_deleted,
             writing: many_rows_are_written_at_once,
+            references: a_delete_never_reaches_a_child_that_is_not_mentioned,
+            references: a_parent_goes_together_with_all_its_children,
+            references: a_parent_goes_while_its_children_move,
+            references: rows_of_one_table_go_together_or_not_at_all,
+            references: rows_of_tables_in_a_circle_go_together_or_not_at_all,
+            references: a_child_outside_the_plan_is_not_reached,
             reading: existing_rows_are_read_by_key,
             reading: chunks_walk_a_composite_key_without_gap_or_repetition,
             reading: chunks_go_on_after_a_key_that_is_gone,

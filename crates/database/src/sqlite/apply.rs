@@ -7,13 +7,13 @@ use branchline_core::change::{Effect, Key, Row};
 use branchline_core::port::{DatabaseError, DbResult, Purpose};
 use branchline_core::schema::{Schema, Table, TableId};
 use branchline_core::value::Value;
-use rusqlite::{Connection, params_from_iter};
+use rusqlite::params_from_iter;
 
 use super::SqliteDatabase;
+use super::delete::{delete_free, delete_held, key_columns};
 use super::error::{failure, mismatch, on};
 use super::put::put_rows;
-use super::references::Reference;
-use super::sql::{columns, key_equals, places, quoted, select_row};
+use super::sql::{columns, places, quoted, select_row};
 use super::stored::{Stored, bound, row_at};
 
 /// Rows remembered for the message of a foreign key that fails at the commit.
@@ -35,9 +35,7 @@ struct Batch<'a> {
 }
 
 impl SqliteDatabase {
-    /// Deletes first, children before parents, then puts, parents before children. Foreign keys wait for the commit;
-    /// what they would *do* is not waited for but avoided: a delete that a cascade hangs on goes after the puts, which
-    /// may have given the children another parent, and fails if children are left.
+    /// Deletes first, children before parents, then puts, parents before children, then the deletes that had to wait.
     pub(super) fn write_effects(
         &mut self,
         schema: &Schema,
@@ -45,18 +43,28 @@ impl SqliteDatabase {
     ) -> DbResult<()> {
         self.mark()?;
         let batches = sort(schema, effects)?;
-        self.references.load(&self.connection)?;
-        let mut postponed = Vec::new();
         for (table, batch) in schema.tables.iter().zip(&batches).rev() {
-            self.delete(table, &batch.deletes, Some(&mut postponed))?;
+            self.touch(table, batch.deletes.iter().map(|key| (*key).clone()))?;
         }
         for (table, batch) in schema.tables.iter().zip(&batches) {
             self.touch(table, batch.puts.iter().map(|row| table.key_of(row)))?;
+        }
+        let enforced = self.applying()?.purpose == Purpose::Apply;
+        let references = self.references.load(&self.connection)?;
+        let references = if enforced { references } else { &[] };
+        let mut held = Vec::new();
+        for (table, batch) in schema.tables.iter().zip(&batches).rev() {
+            held.extend(delete_free(
+                &self.connection,
+                references,
+                table,
+                &batch.deletes,
+            )?);
+        }
+        for (table, batch) in schema.tables.iter().zip(&batches) {
             put_rows(&self.connection, table, &batch.puts)?;
         }
-        postponed
-            .into_iter()
-            .try_for_each(|(table, key)| self.delete(table, &[key], None))
+        delete_held(&self.connection, references, schema, held)
     }
 
     /// Silences the capture triggers and defers foreign keys until the commit.
@@ -70,52 +78,6 @@ impl SqliteDatabase {
             )
             .map_err(failure)?;
         self.applying()?.marked = true;
-        Ok(())
-    }
-
-    /// Deletes rows. Where a cascade would follow, the row is postponed, or refused where that is no longer possible.
-    fn delete<'a>(
-        &mut self,
-        table: &'a Table,
-        keys: &[&'a Key],
-        mut postponed: Option<&mut Vec<(&'a Table, &'a Key)>>,
-    ) -> DbResult<()> {
-        if keys.is_empty() {
-            return Ok(());
-        }
-        self.touch(table, keys.iter().map(|key| (*key).clone()))?;
-        let key_columns = key_columns(table);
-        let enforced = self.applying()?.purpose == Purpose::Apply;
-        let acting: Vec<&Reference> = self
-            .references
-            .load(&self.connection)?
-            .iter()
-            .filter(|reference| {
-                enforced && reference.acts && reference.parent.eq_ignore_ascii_case(&table.name)
-            })
-            .collect();
-        let delete = format!(
-            "DELETE FROM {} AS t WHERE {}",
-            quoted(&table.name),
-            key_equals(table)
-        );
-        let mut delete = self
-            .connection
-            .prepare_cached(&delete)
-            .map_err(on(&table.name))?;
-        for key in keys {
-            match children_of(&self.connection, &acting, &key_columns, key)? {
-                None => drop(
-                    delete
-                        .execute(params_from_iter(bound(key)))
-                        .map_err(on(&table.name))?,
-                ),
-                Some(reference) => match &mut postponed {
-                    Some(postponed) => postponed.push((table, key)),
-                    None => return Err(left_children(reference)),
-                },
-            }
-        }
         Ok(())
     }
 
@@ -232,36 +194,4 @@ fn sort<'a>(schema: &Schema, effects: &'a [(TableId, Effect)]) -> DbResult<Vec<B
         }
     }
     Ok(batches)
-}
-
-fn key_columns(table: &Table) -> Vec<String> {
-    table
-        .key_columns()
-        .map(|column| column.name.clone())
-        .collect()
-}
-
-fn children_of<'a>(
-    connection: &Connection,
-    acting: &[&'a Reference],
-    key_columns: &[String],
-    key: &Key,
-) -> DbResult<Option<&'a Reference>> {
-    for reference in acting {
-        if reference.has_child(connection, key_columns, key)? {
-            return Ok(Some(reference));
-        }
-    }
-    Ok(None)
-}
-
-fn left_children(reference: &Reference) -> DatabaseError {
-    DatabaseError::Constraint {
-        table: reference.child.clone(),
-        message: format!(
-            "rows still refer to a row of table `{}` that is to be deleted",
-            reference.parent
-        ),
-        foreign_key: true,
-    }
 }

@@ -2,12 +2,13 @@
 
 use branchline_core::change::Key;
 use branchline_core::port::DbResult;
+use branchline_core::schema::{Schema, Table};
 use rusqlite::{Connection, OptionalExtension, params_from_iter};
 
 use super::apply::Touched;
 use super::error::failure;
-use super::sql::{all, quoted};
-use super::stored::bound;
+use super::sql::{all, columns, quoted};
+use super::stored::{bound, key_at};
 
 /// A foreign key.
 #[derive(Clone, Debug)]
@@ -93,6 +94,12 @@ impl Reference {
         all(pairs.map(|(parent, child)| format!("p.{} = c.{}", quoted(parent), quoted(child))))
     }
 
+    /// The child's table, where it is shared.
+    pub(super) fn child_table<'s>(&self, schema: &'s Schema) -> Option<&'s Table> {
+        let same = |table: &&Table| table.name.eq_ignore_ascii_case(&self.child);
+        schema.tables.iter().find(same)
+    }
+
     /// Whether another row refers to the row of the parent table with this key.
     pub(super) fn has_child(
         &self,
@@ -100,6 +107,36 @@ impl Reference {
         key_columns: &[String],
         key: &Key,
     ) -> DbResult<bool> {
+        let select = format!("SELECT 1 {} LIMIT 1", self.children_of_key(key_columns));
+        exists(connection, &select, key)
+    }
+
+    /// The other rows that refer to the row of the parent table with this key.
+    pub(super) fn children(
+        &self,
+        connection: &Connection,
+        child: &Table,
+        key_columns: &[String],
+        key: &Key,
+    ) -> DbResult<Vec<Key>> {
+        let select = format!(
+            "SELECT {} {}",
+            columns("c", child.key_columns()),
+            self.children_of_key(key_columns)
+        );
+        let mut select = connection.prepare_cached(&select).map_err(failure)?;
+        let mut rows = select
+            .query(params_from_iter(bound(key)))
+            .map_err(failure)?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next().map_err(failure)? {
+            found.push(key_at(child, row, 0)?.unwrap_or_else(|unreadable| unreadable.key));
+        }
+        Ok(found)
+    }
+
+    /// The children `c` of the row `p` with a key, but not `p` itself.
+    fn children_of_key(&self, key_columns: &[String]) -> String {
         let itself = if self.child.eq_ignore_ascii_case(&self.parent) {
             let same = all(key_columns
                 .iter()
@@ -108,14 +145,13 @@ impl Reference {
         } else {
             String::new()
         };
-        let select = format!(
-            "SELECT 1 FROM {} AS p JOIN {} AS c ON {} WHERE {}{itself} LIMIT 1",
+        format!(
+            "FROM {} AS p JOIN {} AS c ON {} WHERE {}{itself}",
             quoted(&self.parent),
             quoted(&self.child),
             self.joined(),
             key_is("p", key_columns),
-        );
-        exists(connection, &select, key)
+        )
     }
 
     /// Whether the row of the child table with this key refers to a row that is not there.

@@ -181,7 +181,7 @@ pub fn kinds() -> Vec<Type> {
     ]
 }
 
-fn table(id: TableId, name: &str, columns: Vec<Column>) -> Table {
+pub(super) fn table(id: TableId, name: &str, columns: Vec<Column>) -> Table {
     Table {
         id,
         name: name.into(),
@@ -196,7 +196,7 @@ fn table(id: TableId, name: &str, columns: Vec<Column>) -> Table {
     }
 }
 
-fn column(name: &str, kind: Type) -> Column {
+pub(super) fn column(name: &str, kind: Type) -> Column {
     Column {
         name: name.into(),
         kind,
@@ -206,14 +206,14 @@ fn column(name: &str, kind: Type) -> Column {
     }
 }
 
-fn nullable(name: &str, kind: Type) -> Column {
+pub(super) fn nullable(name: &str, kind: Type) -> Column {
     Column {
         nullable: true,
         ..column(name, kind)
     }
 }
 
-fn reference(column: u16, parent: &str, on_delete: &str) -> ForeignKey {
+pub(super) fn reference(column: u16, parent: &str, on_delete: &str) -> ForeignKey {
     ForeignKey {
         columns: vec![column],
         parent: parent.into(),
