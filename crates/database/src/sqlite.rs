@@ -12,9 +12,10 @@
 //!
 //! **Deliberately absent.** The journal mode is the application's and is never changed. No function or extension
 //! needs loading by the application; its library may be as old as SQLite 3.24. No `OR REPLACE`, which deletes rows.
-//! No cascades: a delete which would make one is refused. The application's own triggers fire on what is applied unless
+//! No referential actions on rows that are not to be written: the write is refused (`actions`). The application's own triggers fire on what is applied unless
 //! [`SqliteDatabase::silence_triggers`] says otherwise; `inspect` reports them.
 
+mod actions;
 mod apply;
 mod books;
 mod capture;
@@ -22,7 +23,6 @@ mod catalog;
 mod connection;
 mod ddl;
 mod declared;
-mod delete;
 mod error;
 mod image;
 mod inspect;

@@ -324,6 +324,7 @@ macro_rules! conformance_tests {
             references: rows_of_one_table_go_together_or_not_at_all,
             references: rows_of_tables_in_a_circle_go_together_or_not_at_all,
             references: a_child_outside_the_plan_is_not_reached,
+            references: an_update_never_reaches_a_child_that_is_not_mentioned,
             reading: existing_rows_are_read_by_key,
             reading: chunks_walk_a_composite_key_without_gap_or_repetition,
             reading: chunks_go_on_after_a_key_that_is_gone,

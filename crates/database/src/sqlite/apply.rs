@@ -10,7 +10,7 @@ use branchline_core::value::Value;
 use rusqlite::params_from_iter;
 
 use super::SqliteDatabase;
-use super::delete::{delete_free, delete_held, key_columns};
+use super::actions::{check_updates, delete_free, delete_held, key_columns};
 use super::error::{failure, mismatch, on};
 use super::put::put_rows;
 use super::sql::{columns, places, quoted, select_row};
@@ -52,6 +52,7 @@ impl SqliteDatabase {
         let enforced = self.applying()?.purpose == Purpose::Apply;
         let references = self.references.load(&self.connection)?;
         let references = if enforced { references } else { &[] };
+        check_updates(&self.connection, references, schema, effects)?;
         let mut held = Vec::new();
         for (table, batch) in schema.tables.iter().zip(&batches).rev() {
             held.extend(delete_free(

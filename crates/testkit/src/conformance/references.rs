@@ -313,3 +313,75 @@ pub async fn a_child_outside_the_plan_is_not_reached<O: Office>(office: &O) {
         office_now.schema = whole.clone();
     }
 }
+
+/// An area's code is unique, and shops refer to it.
+async fn office_with_codes<O: Office>(office: &O) -> Ready<O> {
+    let mut areas = table(
+        AREAS,
+        "areas",
+        vec![
+            column("id", Type::Int64),
+            column("code", Type::Int64),
+            column("sign", Type::Int64),
+        ],
+    );
+    areas.unique = vec![vec![1], vec![2]];
+    let mut tables = vec![areas];
+    for (action, first) in actions(office) {
+        let mut shops = child(first, &format!("shops_{first}"), "areas", "NO ACTION");
+        shops.foreign_keys[0].parent_columns = vec!["code".into()];
+        shops.foreign_keys[0].on_update = action.into();
+        if action == "SET DEFAULT" {
+            shops.columns[2].default = Some(Value::Int(NOWHERE));
+        }
+        tables.push(shops);
+    }
+    let mut office_now = ready_with(office, Schema { version: 1, tables }).await;
+    office_now.apply(&[put(AREAS, coded(9, NOWHERE, 9))]).await;
+    office_now
+}
+
+fn coded(id: i64, code: i64, sign: i64) -> Row {
+    Row([id, code, sign].map(Value::Int).into())
+}
+
+/// A put that changes what children refer to is no licence to change the children.
+pub async fn an_update_never_reaches_a_child_that_is_not_mentioned<O: Office>(office: &O) {
+    let mut office_now = office_with_codes(office).await;
+    for (action, first) in actions(office) {
+        let shops = shops(first);
+        office_now
+            .apply(&[put(AREAS, coded(1, 100, 1)), put(AREAS, coded(2, 200, 2))])
+            .await;
+        office_now
+            .apply(&[
+                put(shops, member(1, "one", Some(100))),
+                put(shops, member(2, "two", Some(200))),
+            ])
+            .await;
+        let new_code = put(AREAS, coded(1, 300, 1));
+        refused(
+            &mut office_now,
+            action,
+            std::slice::from_ref(&new_code),
+            &[AREAS, shops],
+        )
+        .await;
+        // Signs are exchanged; nobody refers to them.
+        office_now
+            .apply(&[put(AREAS, coded(1, 100, 2)), put(AREAS, coded(2, 200, 1))])
+            .await;
+        let still = [member(1, "one", Some(100)), member(2, "two", Some(200))];
+        assert_eq!(office_now.rows(shops).await, still, "{action}");
+        let moved = member(1, "one", Some(200));
+        office_now
+            .apply(&[put(AREAS, coded(1, 300, 2)), put(shops, moved.clone())])
+            .await;
+        let now = [moved, member(2, "two", Some(200))];
+        assert_eq!(office_now.rows(shops).await, now, "{action}");
+        office_now
+            .apply(&[gone(shops, id(1)), gone(shops, id(2))])
+            .await;
+    }
+    assert_eq!(office_now.take_all().await, []);
+}

@@ -1,12 +1,13 @@
-//! Deletes, of which no referential action reaches a row that is not among the effects.
+//! Referential actions, none of which may reach a row that is not among the effects.
 //!
 //! Foreign keys wait for the commit (which includes RESTRICT, under `defer_foreign_keys`), but what they would *do* comes
-//! at once. So a row that children hang on by a reference that acts is held back until the puts, which may have given
-//! the children another parent. What is left then are lines and circles of rows that all go, or the write is refused.
+//! at once. So a row that children hang on by a reference that acts is deleted after the puts, which may have given the
+//! children another parent. What is left then are lines and circles of rows that all go, or the write is refused. A put
+//! that changes columns which children follow is refused unless the children are among the effects too.
 
 use std::collections::BTreeSet;
 
-use branchline_core::change::Key;
+use branchline_core::change::{Effect, Key};
 use branchline_core::port::{DatabaseError, DbResult};
 use branchline_core::schema::{Schema, Table, TableId};
 use rusqlite::{Connection, params_from_iter};
@@ -69,12 +70,54 @@ pub(super) fn delete_held(
                 None => reference.has_child(connection, &key_columns, key)?,
             };
             if others {
-                return Err(left_children(reference));
+                return Err(strangers(reference, "deleted"));
             }
         }
     }
     held.iter()
         .try_for_each(|(table, key)| execute(connection, &delete_one(table), table, key))
+}
+
+/// Refuses puts after which a reference would act on rows that are not among the effects.
+pub(super) fn check_updates(
+    connection: &Connection,
+    references: &[Reference],
+    schema: &Schema,
+    effects: &[(TableId, Effect)],
+) -> DbResult<()> {
+    let mut written: Option<BTreeSet<(TableId, Key)>> = None;
+    for table in &schema.tables {
+        let key_columns = key_columns(table);
+        let follow = references.iter().filter(|reference| {
+            reference.parent.eq_ignore_ascii_case(&table.name) && reference.follows(&key_columns)
+        });
+        for reference in follow {
+            let rows = effects
+                .iter()
+                .filter(|(id, _)| *id == table.id)
+                .filter_map(|(_, effect)| effect.row());
+            for row in rows {
+                let children = reference.followers(connection, schema, table, row)?;
+                if children.is_empty() {
+                    continue;
+                }
+                let written = written.get_or_insert_with(|| names(schema, effects));
+                let known = |(id, key): &(TableId, Key)| written.contains(&(*id, key.clone()));
+                if !children
+                    .iter()
+                    .all(|child| child.as_ref().is_some_and(known))
+                {
+                    return Err(strangers(reference, "changed"));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn names(schema: &Schema, effects: &[(TableId, Effect)]) -> BTreeSet<(TableId, Key)> {
+    let named = |(id, effect): &(TableId, Effect)| Some((*id, effect.key(schema.table(*id)?)));
+    effects.iter().filter_map(named).collect()
 }
 
 /// The names of the columns of a table's key.
@@ -124,11 +167,11 @@ fn execute(connection: &Connection, delete: &str, table: &Table, key: &Key) -> D
         .map_err(on(&table.name))
 }
 
-fn left_children(reference: &Reference) -> DatabaseError {
+fn strangers(reference: &Reference, fate: &str) -> DatabaseError {
     DatabaseError::Constraint {
         table: reference.child.clone(),
         message: format!(
-            "rows still refer to a row of table `{}` that is to be deleted",
+            "rows still refer to a row of table `{}` that is to be {fate}",
             reference.parent
         ),
         foreign_key: true,
