@@ -26,6 +26,7 @@ mod declared;
 mod error;
 mod image;
 mod inspect;
+mod misfits;
 mod put;
 mod references;
 mod sql;
@@ -130,7 +131,11 @@ impl Database for SqliteDatabase {
     }
 
     async fn inspect(&mut self) -> DbResult<Inspection> {
-        self.catalogue_read(inspect::inspect)
+        let mut found = self.catalogue_read(inspect::inspect)?;
+        for table in &found.tables {
+            found.findings.extend(self.look_for_misfits(table)?);
+        }
+        Ok(found)
     }
 
     async fn prepare(&mut self) -> DbResult<()> {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use branchline_core::change::{Effect, Key, Row};
-use branchline_core::port::{DatabaseError, DbResult, Purpose};
+use branchline_core::port::{DatabaseError, DbResult, Purpose, Unreadable};
 use branchline_core::schema::{Schema, Table, TableId};
 use branchline_core::value::Value;
 use rusqlite::params_from_iter;
@@ -129,6 +129,27 @@ impl SqliteDatabase {
         after: Option<&Key>,
         limit: usize,
     ) -> DbResult<Vec<Row>> {
+        let (mut found, mut passed) = (Vec::new(), 0);
+        loop {
+            let wanted = limit - found.len();
+            let page = self.read_page(table, after, wanted, passed)?;
+            let last = page.len() < wanted;
+            passed += page.len();
+            found.extend(page.into_iter().flatten());
+            if last || found.len() == limit {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// Up to `limit` rows in key order, the first `passed` after the row with key `after` left out.
+    pub(super) fn read_page(
+        &self,
+        table: &Table,
+        after: Option<&Key>,
+        limit: usize,
+        passed: usize,
+    ) -> DbResult<Vec<Result<Row, Unreadable>>> {
         let key = columns("t", table.key_columns());
         let beyond = match after {
             Some(_) => format!("WHERE ({key}) > ({}) ", places(table.key.len())),
@@ -143,28 +164,16 @@ impl SqliteDatabase {
             .connection
             .prepare_cached(&select)
             .map_err(on(&table.name))?;
-        let (mut found, mut passed) = (Vec::new(), 0);
-        loop {
-            let wanted = limit - found.len();
-            let page =
-                [wanted, passed].map(|count| Value::Int(count.try_into().unwrap_or(i64::MAX)));
-            let mut rows = select
-                .query(params_from_iter(
-                    after
-                        .into_iter()
-                        .flat_map(bound)
-                        .chain(page.iter().map(Stored)),
-                ))
-                .map_err(on(&table.name))?;
-            let before = passed;
-            while let Some(row) = rows.next().map_err(on(&table.name))? {
-                passed += 1;
-                found.extend(row_at(table, row, 0)?.ok());
-            }
-            if found.len() == limit || passed - before < wanted {
-                return Ok(found);
-            }
+        let place = [limit, passed].map(|count| Value::Int(count.try_into().unwrap_or(i64::MAX)));
+        let after = after.into_iter().flat_map(bound);
+        let mut rows = select
+            .query(params_from_iter(after.chain(place.iter().map(Stored))))
+            .map_err(on(&table.name))?;
+        let mut page = Vec::new();
+        while let Some(row) = rows.next().map_err(on(&table.name))? {
+            page.push(row_at(table, row, 0)?);
         }
+        Ok(page)
     }
 }
 

@@ -1,7 +1,8 @@
 //! Rows whose content is none of the plan's.
 
 use branchline_core::change::{Effect, Key};
-use branchline_core::port::{Database, Portion, Purpose};
+use branchline_core::port::{Database, Finding, Portion, Purpose};
+use branchline_core::schema::Table;
 use branchline_core::value::{Type, Value};
 
 use super::office::{Office, SHOP, customer, key, text};
@@ -260,4 +261,34 @@ async fn reading_leaves_them_out_and_goes_on() {
     let keys = [4, 5, 6].map(key);
     let read = office.ours.read(&table, &keys).await.unwrap();
     assert_eq!(read.into_keys().collect::<Vec<_>>(), [key(4), key(6)]);
+}
+
+#[tokio::test]
+async fn an_inspection_finds_them_in_the_whole_table() {
+    let mut office = Office::new(SHOP).await;
+    office.does(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 9000)
+         INSERT INTO customer SELECT i, 'Ann', NULL FROM n",
+    );
+    let about = |findings: &[Finding]| -> Vec<String> {
+        let of_rows = findings.iter().filter(|one| one.problem.contains("rows"));
+        of_rows.map(|one| one.problem.clone()).collect()
+    };
+    assert_eq!(
+        about(&office.ours.inspect().await.unwrap().findings),
+        [""; 0]
+    );
+    office.does("UPDATE customer SET name = X'00' WHERE id BETWEEN 1990 AND 6010 OR id = 9000");
+    let found = office.ours.inspect().await.unwrap();
+    assert!(found.tables.contains(&Table {
+        id: 0,
+        ..office.table("customer")
+    }));
+    assert_eq!(
+        about(&found.findings),
+        [
+            "table `customer`: rows that are not what their columns are declared as stay at this office: 4022, among them \
+          the one with key 1990: column `name` holds a blob of 1 bytes where the plan says text"
+        ]
+    );
 }
