@@ -41,6 +41,8 @@ pub fn log(notice: &Notice) {
         Notice::Conflict { id, table, reason } => {
             tracing::info!("conflict {id} in table {table}: {reason}")
         }
+        Notice::Settled { id } => tracing::info!("conflict {id} was settled"),
+        Notice::Reply(..) => {}
         Notice::Reincarnated => tracing::warn!(
             "this database was restored or copied: the branch took a fresh incarnation"
         ),

@@ -12,12 +12,14 @@ use ed25519_dalek::VerifyingKey;
 use crate::books::{
     self, BranchBook, IdentityBook, Joining, Note, OUTBOX, PublicKey, SCHEMAS, STAGED, SecretBytes,
 };
-use crate::change::Base;
+use crate::change::{Base, Key};
 use crate::envelope;
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::inbox::{Admission, Inbox, Slot};
-use crate::message::{Batch, Chunk, Hello, LogEntry, Message, Position, Welcome};
+use crate::message::{
+    Batch, Chunk, Hello, HistoryRequest, Keep, LogEntry, Message, Position, SettleRequest, Welcome,
+};
 use crate::office::{IDENTITY, Identity, conclude};
 use crate::output::{Notice, Output, To, Token, offset_ms};
 use crate::port::{Database, Entry, Purpose};
@@ -343,6 +345,31 @@ impl Branch {
         self.tell(&Message::VerifyRequest)
     }
 
+    /// Asks the head to settle a conflict about this branch's changes. The answer comes as [`Notice::Reply`] under the
+    /// number returned.
+    pub fn settle(&mut self, conflict: u64, keep: Keep) -> OfficeResult<u64> {
+        self.link.question += 1;
+        let question = self.link.question;
+        self.tell(&Message::Settle(SettleRequest {
+            question,
+            conflict,
+            keep,
+        }))?;
+        Ok(question)
+    }
+
+    /// Asks the head for a row's history. The answer comes as [`Notice::Reply`] under the number returned.
+    pub fn history(&mut self, table: &str, key: Key) -> OfficeResult<u64> {
+        self.link.question += 1;
+        let question = self.link.question;
+        self.tell(&Message::HistoryRequest(HistoryRequest {
+            question,
+            table: table.into(),
+            key,
+        }))?;
+        Ok(question)
+    }
+
     /// Asks the head how far it is; see [`Branch::answered_evenly`].
     pub fn ask(&mut self, now: Micros) -> OfficeResult<u64> {
         self.link.question += 1;
@@ -416,6 +443,7 @@ impl Branch {
                     self.notice(Notice::RefusedByHead(refusal.reason));
                 }
             }
+            Message::Reply(reply) => self.notice(Notice::Reply(reply.question, reply.answer)),
             Message::VerifyResult(result) => self.notice(Notice::VerifyResult(result)),
             _ => {}
         }
@@ -431,9 +459,12 @@ impl Branch {
         token: Token,
     ) -> OfficeResult<()> {
         let known = self.book.head.is_some_and(|head| head == entry.head);
-        if !known || entry.schema != self.schema.version {
-            // Not yet let in, or another head's log: the greeting will sort it out.
+        if !known || entry.schema > self.schema.version {
+            // Not yet let in, another head's log, or new rules in the plan: the greeting will sort it out.
             self.outputs.push_back(Output::Settle(token));
+            if known && self.link.up && now.has_passed(GREET_AGAIN_MS, self.link.greeted) {
+                self.greet(now)?;
+            }
             return Ok(());
         }
         self.link.known_last = self.link.known_last.max(entry.position);
@@ -541,6 +572,10 @@ impl Branch {
             book.head = Some(welcome.head);
             book.cursor = welcome.last;
             book.secret = None;
+        }
+        if let Some(schema) = welcome.schema.as_ref().filter(|_| self.is_prepared()) {
+            // Capture must keep what the new rules need before a batch is frozen under them.
+            db.install(schema).await?;
         }
         db.begin(Purpose::Apply).await?;
         let outcome = async {
@@ -759,7 +794,7 @@ pub async fn held_rows<D: Database>(db: &mut D, table: &Table) -> OfficeResult<u
     for note in db.notes(table, None).await?.values() {
         held += u64::from(matches!(
             books::decode::<Note>(note)?,
-            Note::Held(_) | Note::Unfit(..)
+            Note::Held(..) | Note::Unfit(..) | Note::Unreadable(..)
         ));
     }
     Ok(held)

@@ -15,15 +15,19 @@ use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::inbox::{Admission, Inbox, Slot};
 use crate::message::{
-    Barrier, Batch, ChunkRequest, Hello, LogBody, Logged, LoggedChanges, Message, Position,
-    Refusal, Welcome,
+    Barrier, Batch, ChunkRequest, Hello, HistoryRequest, LogBody, Logged, LoggedChanges, Message,
+    Position, Refusal, Reply, SettleRequest, Source, Welcome,
 };
-use crate::office::{BATCH_CHANGES, Identity, PORTIONS_PER_TAKE, conclude, cut_by_weight};
+use crate::office::{
+    BATCH_CHANGES, Identity, PORTIONS_PER_TAKE, conclude, cut_by_weight, part_with_giants,
+};
 use crate::output::{Notice, Output, To, Token, offset_ms};
 use crate::port::{Database, Entry, First, Purpose};
-use crate::schema::{ConflictRule, Direction, InsertRule, Schema, TableId};
+use crate::schema::{Direction, Rules, Schema, Table};
 
 mod chunks;
+mod history;
+pub mod holds;
 mod judge;
 mod lanes;
 mod recent;
@@ -45,6 +49,9 @@ const REST_MS: i64 = 5_000;
 /// From which difference on a clock is reported, in milliseconds.
 const CLOCK_OFF_MS: i64 = 5_000;
 
+/// How many questions of branches wait at the most.
+const QUESTIONS: usize = 64;
+
 /// The head's machine.
 #[derive(Debug)]
 pub struct Head {
@@ -56,6 +63,9 @@ pub struct Head {
     tail: Tail,
     lanes: lanes::Lanes,
     any_held: bool,
+    retries: holds::Retries,
+    /// What branches asked and was not answered yet.
+    questions: VecDeque<(OfficeName, Question)>,
     captured: bool,
     /// Whether data moves: always in live mode, while asked in manual mode.
     moving: bool,
@@ -183,6 +193,8 @@ impl Head {
             tail: Tail::default(),
             lanes: lanes::Lanes::new(wiring, published),
             any_held,
+            retries: holds::Retries::default(),
+            questions: VecDeque::new(),
             captured: true,
             moving: true,
             announced: (LogPosition::NONE, Micros(0)),
@@ -223,27 +235,33 @@ impl Head {
         self.book.last
     }
 
-    /// Sets how a table's conflicts are decided from now on; the head alone decides, so nobody else needs to know.
-    ///
-    /// A direction that differs from the one that branches joined under is kept by the head from now on; branches learn of
-    /// it when they join.
-    pub fn set_rules(
+    /// Gives the tables the plan's rules. What branches need to know of them (directions, and which rows capture must
+    /// keep as they were) becomes a new schema version, which branches take with the next greeting.
+    pub async fn set_rules<D: Database>(
         &mut self,
-        table: TableId,
-        direction: Direction,
-        conflict: ConflictRule,
-        insert: InsertRule,
-    ) {
-        if let Some(table) = self
-            .schema
-            .tables
-            .iter_mut()
-            .find(|known| known.id == table)
-        {
-            table.direction = direction;
-            table.conflict = conflict;
-            table.insert = insert;
+        db: &mut D,
+        rules: impl Fn(&Table) -> Rules + Send,
+    ) -> OfficeResult<()> {
+        let mut schema = self.schema.clone();
+        let mut told = false;
+        for table in &mut schema.tables {
+            let former = table.clone();
+            table.set_rules(rules(table));
+            told |= former.direction != table.direction
+                || former.keeps_before() != table.keeps_before();
         }
+        if told {
+            schema.version += 1;
+            let entry = Entry {
+                number: schema.version.into(),
+                bytes: books::encode(&schema)?,
+            };
+            db.begin(Purpose::Apply).await?;
+            let outcome = db.append(books::SCHEMAS, &[entry]).await;
+            conclude(db, outcome.map_err(OfficeError::from)).await?;
+        }
+        self.schema = schema;
+        Ok(())
     }
 
     /// The application may have written something.
@@ -349,6 +367,8 @@ impl Head {
             Message::ChunkRequest(request) => seat.request = Some(request),
             Message::Digests(digests) => self.digests_arrived(origin, digests),
             Message::VerifyRequest => self.verifications.wanted.push((Some(origin.clone()), now)),
+            Message::Settle(request) => self.question(origin, Question::Settle(request)),
+            Message::HistoryRequest(request) => self.question(origin, Question::History(request)),
             Message::Leave => {
                 seat.book.removed = true;
                 seat.unsaved = true;
@@ -573,6 +593,9 @@ impl Head {
                 more |= self.take(db, now).await?;
             }
             self.start_verification(db, now).await?;
+            while let Some((branch, question)) = self.questions.pop_front() {
+                self.answer_question(db, now, &branch, question).await?;
+            }
         }
         more |= self.pump(db).await?;
         more |= self.serve_chunks(db, now).await?;
@@ -616,29 +639,31 @@ impl Head {
     async fn take<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<bool> {
         db.begin(Purpose::Take).await?;
         let outcome = self.take_portions(db, now).await;
-        let (book, fresh, more, changes) = conclude(db, outcome).await?;
-        self.captured = more;
-        if !fresh.is_empty() {
+        let taken = conclude(db, outcome).await?;
+        self.captured = taken.more;
+        if !taken.fresh.is_empty() {
             self.appended = now;
         }
-        self.book = book;
-        self.tail.adopt(fresh, &mut self.recent);
-        if changes > 0 {
+        self.any_held |= taken.held;
+        self.book = taken.book;
+        self.tail.adopt(taken.fresh, &mut self.recent);
+        if taken.changes > 0 {
+            let changes = taken.changes;
             self.outputs
                 .push_back(Output::Notice(Notice::Taken { changes }));
         }
-        Ok(more)
+        Ok(taken.more)
     }
 
-    async fn take_portions<D: Database>(
-        &self,
-        db: &mut D,
-        now: Micros,
-    ) -> OfficeResult<(HeadBook, Vec<writer::Fresh>, bool, u64)> {
+    async fn take_portions<D: Database>(&self, db: &mut D, now: Micros) -> OfficeResult<TakenIn> {
         let mut writer = LogWriter::new(&self.identity, &self.schema, self.book.clone());
         let mut changes = 0;
+        let mut held = false;
         for count in 1.. {
-            let portion = db.take(&self.schema, BATCH_CHANGES).await?;
+            let mut portion = db.take(&self.schema, BATCH_CHANGES).await?;
+            part_with_giants(&mut portion, &self.schema);
+            self.set_aside(db, now, &mut writer.book, &portion).await?;
+            held |= !portion.unreadable.is_empty();
             let kept = portion.changes.into_iter().filter(|taken| {
                 let nothing = taken.first == First::Inserted && taken.effect.row().is_none();
                 let upward = self
@@ -658,18 +683,26 @@ impl Head {
                     table: taken.table,
                     effect: taken.effect,
                     at: Micros(taken.at.0.min(now.0)),
+                    source: Source::Sender,
                 };
                 let body = LoggedChanges {
                     answers: None,
                     changes: run.into_iter().map(logged).collect(),
                     verdicts: Vec::new(),
                     open: portion.open || runs.peek().is_some(),
+                    settlements: Vec::new(),
                 };
                 writer.append(db, LogBody::Changes(body)).await?;
             }
             if !portion.open && (count >= PORTIONS_PER_TAKE || !portion.more) {
                 writer.finish(db).await?;
-                return Ok((writer.book, writer.fresh, portion.more, changes));
+                return Ok(TakenIn {
+                    book: writer.book,
+                    fresh: writer.fresh,
+                    more: portion.more,
+                    changes,
+                    held,
+                });
             }
         }
         Err(OfficeError::Books("a take did not end".into()))
@@ -700,7 +733,38 @@ impl Head {
             seat.online &= now < seat.book.seen.plus_millis(4 * ANNOUNCE_MS);
         }
         self.time_out_verification(db, now).await?;
+        self.retry_holds(db, now).await?;
         self.save_seen(db).await
+    }
+
+    /// Keeps a branch's question until the next piece of work; more than a few at a time are dropped, and asked again.
+    fn question(&mut self, branch: &OfficeName, question: Question) {
+        if self.questions.len() < QUESTIONS {
+            self.questions.push_back((branch.clone(), question));
+        }
+    }
+
+    async fn answer_question<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Micros,
+        branch: &OfficeName,
+        question: Question,
+    ) -> OfficeResult<()> {
+        let (question, answer) = match question {
+            Question::Settle(request) => {
+                let (conflict, keep) = (request.conflict, request.keep);
+                let settled = self.settle(db, now, conflict, keep, Some(branch)).await?;
+                let answer = settled.map(|_| serde_json::json!({ "settled": conflict }));
+                (request.question, answer)
+            }
+            Question::History(request) => {
+                let history = self.history(db, &request.table, &request.key).await?;
+                (request.question, history)
+            }
+        };
+        let answer = answer.map(|answer| answer.to_string());
+        self.tell(branch, &Message::Reply(Reply { question, answer }))
     }
 
     /// Whether every enrolled branch was heard of since this start, and all that it has frozen is here.
@@ -722,9 +786,27 @@ impl Head {
     }
 }
 
+/// What one transaction took of the head's own application's writes.
+struct TakenIn {
+    book: HeadBook,
+    fresh: Vec<writer::Fresh>,
+    more: bool,
+    changes: u64,
+    /// Rows that cannot be sent were listed.
+    held: bool,
+}
+
+/// Something that a branch asked.
+#[derive(Debug)]
+enum Question {
+    Settle(SettleRequest),
+    History(HistoryRequest),
+}
+
 /// What in a batch does not fit the shared tables, if anything (P12).
 fn misfit(batch: &Batch, schema: &Schema) -> Option<String> {
-    if batch.schema != schema.version {
+    // Versions differ in rules only, so that rows of an earlier one have the present shape.
+    if batch.schema > schema.version {
         return Some(format!(
             "it was written under schema version {}, the head is at {}",
             batch.schema, schema.version

@@ -14,7 +14,8 @@ use crate::failure::{OfficeError, OfficeResult};
 use crate::head::own_entry;
 use crate::identity::{BatchNumber, Digest, LogPosition};
 use crate::message::{
-    Answer, Barrier, Digests, LogBody, LogEntry, LoggedChanges, Message, Outcome, Verdict,
+    Answer, Barrier, Digests, LogBody, LogEntry, LoggedChanges, Message, Outcome, Settled,
+    Settlement, Source, Verdict,
 };
 use crate::office::conclude;
 use crate::output::{Notice, Output};
@@ -50,6 +51,7 @@ struct Landing<'a> {
     aside: &'a Aside,
     notes: BTreeMap<(TableId, Key), Option<Note>>,
     records: Vec<ConflictRecord>,
+    settled: Vec<Settled>,
     answered_rows: Vec<Digest>,
     changes: u64,
     deferred: u64,
@@ -163,6 +165,7 @@ impl Branch {
             aside,
             notes: BTreeMap::new(),
             records: Vec::new(),
+            settled: Vec::new(),
             answered_rows: Vec::new(),
             changes: 0,
             deferred: 0,
@@ -337,8 +340,11 @@ impl Landing<'_> {
                 continue;
             };
             let key = logged.effect.key(table);
-            if mine.is_some() {
+            if mine.is_some() && logged.source == Source::Sender {
                 self.confirmed(table, key);
+            } else if mine.is_some() {
+                self.answered_rows.push(key.digest(table));
+                self.candidate(table, key, logged.effect.clone(), entry.position, true);
             } else if table.direction != Direction::Up {
                 let here = !passed_over.contains(&(table.id, key.clone()));
                 self.candidate(table, key, logged.effect.clone(), entry.position, here);
@@ -347,6 +353,11 @@ impl Landing<'_> {
         if let Some(answer) = mine {
             for verdict in &body.verdicts {
                 self.verdict(verdict, answer.batch, entry.position);
+            }
+        }
+        for settlement in &body.settlements {
+            if settlement.branch == self.branch.identity.name {
+                self.settle(settlement, entry.position);
             }
         }
         self.changes += body.changes.len() as u64;
@@ -434,8 +445,14 @@ impl Landing<'_> {
                 .iter()
                 .filter(|v| v.table == table.id)
                 .map(|v| v.key.clone());
+            let settled = body
+                .settlements
+                .iter()
+                .filter(|s| s.table == table.id && s.branch == self.branch.identity.name)
+                .map(|s| s.key.clone());
             let keys: Vec<Key> = changed
                 .chain(judged)
+                .chain(settled)
                 .filter(|key| !self.notes.contains_key(&(table.id, key.clone())))
                 .collect();
             if keys.is_empty() {
@@ -477,10 +494,30 @@ impl Landing<'_> {
                 self.candidate(table, verdict.key.clone(), effect, position, true);
             }
             Outcome::Held => {
-                self.notes
-                    .insert((table.id, verdict.key.clone()), Some(Note::Held(batch)));
+                let place = (table.id, verdict.key.clone());
+                let noted = self.notes.get(&place).and_then(Option::as_ref);
+                let first = noted.map_or(position, Note::first_unseen);
+                self.notes.insert(place, Some(Note::Held(batch, first)));
             }
         }
+    }
+
+    /// The head says what the row is to be; a hold of it ends.
+    fn settle(&mut self, settlement: &Settlement, position: LogPosition) {
+        let Some(table) = self.branch.schema.table(settlement.table) else {
+            return;
+        };
+        self.records.extend(settlement.record.clone());
+        self.settled.extend(settlement.settled.clone());
+        let key = settlement.key.clone();
+        let place = (table.id, key.clone());
+        if let Some(Some(Note::Held(_, first))) = self.notes.get(&place) {
+            let first = *first;
+            self.notes.insert(place, Some(Note::Deferred(first)));
+        }
+        let row = settlement.row.clone();
+        let effect = row.map_or_else(|| Effect::Delete(key.clone()), Effect::Put);
+        self.candidate(table, key, effect, position, true);
     }
 
     /// The row is to become this, unless it has local changes or is held.
@@ -495,8 +532,13 @@ impl Landing<'_> {
     ) {
         let place = (table.id, key.clone());
         let noted = self.notes.get(&place).and_then(Option::as_ref);
-        if matches!(noted, Some(Note::Held(_))) {
-            return;
+        match noted {
+            Some(Note::Held(..)) => return,
+            Some(Note::Unreadable(..)) => {
+                self.deferred += 1;
+                return;
+            }
+            _ => {}
         }
         let claimed = self
             .branch
@@ -515,10 +557,7 @@ impl Landing<'_> {
         }
         if self.aside.unfit.contains(&place) {
             self.deferred += 1;
-            let first = match noted {
-                Some(Note::Deferred(first) | Note::Unfit(first, _)) => *first,
-                _ => position,
-            };
+            let first = noted.map_or(position, Note::first_unseen);
             self.notes.insert(place, Some(Note::Unfit(first, effect)));
             return;
         }
@@ -555,6 +594,10 @@ impl Landing<'_> {
         let records = records?;
         if !records.is_empty() {
             db.append(CONFLICTS, &records).await?;
+        }
+        for settled in &self.settled {
+            let name = books::settled_name(settled.conflict);
+            books::store(db, &name, settled).await?;
         }
         if self.book.answered != self.branch.book.answered {
             db.trim(OUTBOX, self.book.answered.0.saturating_sub(ANSWERED_KEPT))

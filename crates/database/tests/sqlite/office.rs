@@ -175,5 +175,6 @@ pub fn plain(id: u32, name: &str, columns: Vec<Column>) -> Table {
         conflict: Default::default(),
         insert: Default::default(),
         counters: Vec::new(),
+        before: false,
     }
 }

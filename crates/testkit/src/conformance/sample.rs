@@ -193,6 +193,7 @@ pub(super) fn table(id: TableId, name: &str, columns: Vec<Column>) -> Table {
         conflict: ConflictRule::Newest,
         insert: InsertRule::Hold,
         counters: Vec::new(),
+        before: false,
     }
 }
 

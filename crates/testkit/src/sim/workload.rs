@@ -52,6 +52,7 @@ fn table(id: TableId, name: &str, conflict: ConflictRule, insert: InsertRule) ->
         conflict,
         insert,
         counters: Vec::new(),
+        before: false,
     }
 }
 
