@@ -26,8 +26,7 @@ CREATE TABLE IF NOT EXISTS branchline.stream (
 ALTER TABLE branchline.stream ALTER COLUMN bytes SET STORAGE EXTERNAL;
 CREATE TABLE IF NOT EXISTS branchline.note (tbl int4, key bytea, note bytea NOT NULL, PRIMARY KEY (tbl, key));
 CREATE TABLE IF NOT EXISTS branchline.created (name text PRIMARY KEY);
-CREATE TABLE IF NOT EXISTS branchline.sleeper (asleep_until timestamptz NOT NULL);
-INSERT INTO branchline.sleeper SELECT '-infinity' WHERE NOT EXISTS (SELECT FROM branchline.sleeper)";
+CREATE SEQUENCE IF NOT EXISTS branchline.asleep_until MINVALUE 0 START 0";
 
 /// Our triggers: on which relation, which function they call.
 const OURS: &str = "
@@ -49,7 +48,7 @@ pub(super) async fn prepare(db: &mut PostgresDatabase) -> DbResult<()> {
     .await?;
     if db
         .query(
-            "SELECT pg_catalog.to_regclass('branchline.sleeper') IS NOT NULL AS done",
+            "SELECT pg_catalog.to_regclass('branchline.asleep_until') IS NOT NULL AS done",
             &[],
             &[],
         )
@@ -116,7 +115,8 @@ fn whole(found: &[Found], table: &Table, layout: &Layout) -> DbResult<bool> {
                 && f.function == wanted.function
                 && f.source == wanted.body
                 && f.enabled
-                && f.settings.matches(';').count() == wanted.settings.matches(" SET ").count()
+                && f.settings.split_terminator(';').count()
+                    == wanted.settings.matches(" SET ").count()
         })
     };
     Ok(triggers(table, layout.partitioned)?.iter().all(there))

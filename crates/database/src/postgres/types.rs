@@ -117,7 +117,9 @@ pub(super) fn key_text(kind: &Type, column: &str) -> String {
         Type::Decimal { .. } => {
             format!("pg_catalog.trim_scale({column}::pg_catalog.numeric)::pg_catalog.text")
         }
-        Type::Float32 | Type::Float64 => format!("({column} + 0)::pg_catalog.text"),
+        Type::Float32 | Type::Float64 => {
+            format!("({column} OPERATOR(pg_catalog.+) 0)::pg_catalog.text")
+        }
         _ => format!("{column}::pg_catalog.text"),
     }
 }
