@@ -346,6 +346,11 @@ impl Landing<'_> {
             // A head that was restored may answer again.
             self.book.answered = self.book.answered.max(answer.batch);
         }
+        // Also what an earlier life of this database sent, and this one lost.
+        let own = body
+            .answers
+            .as_ref()
+            .is_some_and(|answer| answer.branch == self.branch.identity.name);
         for logged in &body.changes {
             let Some(table) = self.branch.schema.table(logged.table) else {
                 continue;
@@ -356,7 +361,7 @@ impl Landing<'_> {
             } else if mine.is_some() {
                 self.answered_rows.push(key.digest(table));
                 self.candidate(table, key, logged.effect.clone(), entry.position, true);
-            } else if table.direction != Direction::Up {
+            } else if own || table.direction != Direction::Up {
                 let here = !passed_over.contains(&(table.id, key.clone()));
                 self.candidate(table, key, logged.effect.clone(), entry.position, here);
             }
