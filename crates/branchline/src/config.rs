@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use branchline_core::identity::OfficeName;
-use branchline_core::schema::{ConflictRule, Direction, InsertRule};
+use branchline_core::schema::{self, ConflictRule, Counter, Direction, InsertRule, Schema, Table};
+use branchline_core::value::Type;
 use branchline_database::AnyDatabase;
 use branchline_transport::amqp::QueueKind;
 use serde::Deserialize;
@@ -129,6 +130,9 @@ pub struct TableSection {
     direction: Option<Direction>,
     conflict: Option<ConflictRule>,
     insert: Option<InsertRule>,
+    counters: Option<Vec<String>>,
+    floor: Option<BTreeMap<String, i64>>,
+    before: Option<bool>,
 }
 
 /// The rules of the plan.
@@ -136,17 +140,72 @@ pub struct TableSection {
 pub struct Rules(BTreeMap<String, TableSection>);
 
 impl Rules {
-    /// The rules of one table: its own over those of `*`.
-    pub fn of(&self, table: &str) -> (Direction, ConflictRule, InsertRule) {
-        let (own, all) = (self.0.get(table), self.0.get("*"));
+    /// The rules of one table: its own over those of `*`. Columns that it does not have are left out; see
+    /// [`Rules::check`].
+    pub fn of(&self, table: &Table) -> schema::Rules {
+        let (own, all) = (self.0.get(&table.name), self.0.get("*"));
         let pick = |section: Option<&TableSection>| section.cloned().unwrap_or_default();
         let (own, all) = (pick(own), pick(all));
-        (
-            own.direction.or(all.direction).unwrap_or_default(),
-            own.conflict.or(all.conflict).unwrap_or_default(),
-            own.insert.or(all.insert).unwrap_or_default(),
-        )
+        let floors = own.floor.or(all.floor).unwrap_or_default();
+        let named = own.counters.or(all.counters).unwrap_or_default();
+        let counters = table.columns.iter().zip(0..).filter_map(|(column, at)| {
+            named.contains(&column.name).then(|| Counter {
+                column: at,
+                floor: floors.get(&column.name).copied(),
+            })
+        });
+        schema::Rules {
+            direction: own.direction.or(all.direction).unwrap_or_default(),
+            conflict: own.conflict.or(all.conflict).unwrap_or_default(),
+            insert: own.insert.or(all.insert).unwrap_or_default(),
+            counters: counters.collect(),
+            before: own.before.or(all.before).unwrap_or_default(),
+        }
     }
+
+    /// Whether every table and column that the rules name is there and can do what they say.
+    pub fn check(&self, schema: &Schema) -> Outcome<()> {
+        for (name, section) in self.0.iter().filter(|(name, _)| *name != "*") {
+            let Some(table) = schema.table_named(name) else {
+                return Err(Failure::usage(format!(
+                    "[tables.{name}]: table `{name}` is not shared; see the tables that `branchline status --json` lists, or leave the section out"
+                )));
+            };
+            let counters = section.counters.iter().flatten();
+            let floors = section.floor.iter().flatten().map(|(column, _)| column);
+            for column in counters.clone().chain(floors.clone()) {
+                check_counter(table, column)?;
+            }
+            for column in floors {
+                if !counters.clone().any(|counter| counter == column) {
+                    return Err(Failure::usage(format!(
+                        "[tables.{name}]: `floor` names `{column}`, which `counters` does not"
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check_counter(table: &Table, column: &str) -> Outcome<()> {
+    let name = &table.name;
+    let Some(at) = table.columns.iter().position(|c| c.name == column) else {
+        return Err(Failure::usage(format!(
+            "[tables.{name}]: table `{name}` has no column `{column}`"
+        )));
+    };
+    let kind = table.columns.get(at).map(|column| &column.kind);
+    let adds_up = matches!(
+        kind,
+        Some(Type::Int16 | Type::Int32 | Type::Int64 | Type::Decimal { .. })
+    );
+    if table.is_key(at) || !adds_up {
+        return Err(Failure::usage(format!(
+            "[tables.{name}]: `{column}` cannot be a counter: it must be a whole number or a decimal outside the key"
+        )));
+    }
+    Ok(())
 }
 
 /// How envelopes travel.
@@ -432,10 +491,7 @@ mod tests {
             settings.transport,
             TransportSettings::Listen { .. }
         ));
-        assert_eq!(
-            settings.rules.of("any"),
-            (Direction::Both, ConflictRule::Newest, InsertRule::Hold)
-        );
+        assert_eq!(settings.rules.of(&named("any")), schema::Rules::default());
     }
 
     #[test]
@@ -452,9 +508,74 @@ mod tests {
                     [tables.\"*\"]\nconflict = \"head\"\n[tables.price]\ndirection = \"down\"";
         let settings = parse(text).unwrap_or_else(|failure| panic!("{failure}"));
         assert_eq!(
-            settings.rules.of("price"),
-            (Direction::Down, ConflictRule::Head, InsertRule::Hold)
+            settings.rules.of(&named("price")),
+            schema::Rules {
+                direction: Direction::Down,
+                conflict: ConflictRule::Head,
+                ..schema::Rules::default()
+            }
         );
+    }
+
+    fn named(name: &str) -> Table {
+        let column = |name: &str, kind| schema::Column {
+            name: name.into(),
+            kind,
+            nullable: false,
+            default: None,
+            generated_key: false,
+        };
+        let mut table = Table {
+            id: 1,
+            name: name.into(),
+            columns: vec![
+                column("id", Type::Int64),
+                column("quantity", Type::Int32),
+                column("note", Type::Text { max: None }),
+            ],
+            key: vec![0],
+            unique: vec![],
+            foreign_keys: vec![],
+            direction: Direction::Both,
+            conflict: ConflictRule::Newest,
+            insert: InsertRule::Hold,
+            counters: vec![],
+            before: false,
+        };
+        table.set_rules(schema::Rules::default());
+        table
+    }
+
+    #[test]
+    fn counters_must_be_numbers_of_the_table() {
+        let text = |section: &str| {
+            format!(
+                "[office]\nname = \"HO\"\nrole = \"head\"\ndatabase = \"sqlite:a\"\n[transport]\nlisten = \"127.0.0.1:1\"\n[tables.stock]\n{section}"
+            )
+        };
+        let schema = Schema {
+            version: 1,
+            tables: vec![named("stock")],
+        };
+        let check = |section: &str| {
+            let settings = parse(&text(section)).unwrap_or_else(|failure| panic!("{failure}"));
+            settings.rules.check(&schema).map(|()| settings)
+        };
+        let settings = check("counters = [\"quantity\"]\nfloor = { quantity = 0 }")
+            .unwrap_or_else(|failure| panic!("{failure}"));
+        let counter = Counter {
+            column: 1,
+            floor: Some(0),
+        };
+        assert_eq!(settings.rules.of(&named("stock")).counters, [counter]);
+        for wrong in [
+            "counters = [\"note\"]",
+            "counters = [\"id\"]",
+            "counters = [\"amount\"]",
+            "floor = { quantity = 0 }",
+        ] {
+            assert!(check(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

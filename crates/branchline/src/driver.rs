@@ -432,15 +432,9 @@ async fn load(parts: &mut Parts, is_head: bool, session: [u8; 16]) -> OfficeResu
     let moving = parts.mode == Mode::Live;
     Ok(if is_head {
         let mut head = Head::load(&mut parts.db, parts.wiring, now()).await?;
-        for (table, (direction, conflict, insert)) in head
-            .schema()
-            .tables
-            .iter()
-            .map(|t| (t.id, parts.rules.of(&t.name)))
-            .collect::<Vec<_>>()
-        {
-            head.set_rules(table, direction, conflict, insert);
-        }
+        let rules = parts.rules.clone();
+        head.set_rules(&mut parts.db, |table| rules.of(table))
+            .await?;
         restore_capture(&mut parts.db, head.schema()).await?;
         head.set_moving(moving);
         Machine::Head(Box::new(head))

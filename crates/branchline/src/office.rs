@@ -5,9 +5,10 @@ use std::net::ToSocketAddrs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use branchline_core::books;
 use branchline_core::head::Wiring;
 use branchline_core::output::Notice;
-use branchline_core::port::Database;
+use branchline_core::port::{Database, Purpose};
 use branchline_database::AnyDatabase;
 use branchline_transport::Link;
 use branchline_transport::amqp::{AmqpSettings, Role};
@@ -129,6 +130,12 @@ async fn open_driver(
 ) -> Outcome<Driver> {
     let mut db = AnyDatabase::open(&settings.database, false).await?;
     db.prepare().await?;
+    if settings.role == RoleName::Head {
+        db.begin(Purpose::Read).await?;
+        let schema = books::newest_schema(&mut db).await;
+        db.rollback().await?;
+        settings.rules.check(&schema?.unwrap_or_default())?;
+    }
     let watcher = branchline_database::watch(&settings.database).await?;
     let broker = match (&settings.transport, settings.role) {
         (TransportSettings::Amqp(place), RoleName::Head) => Some(amqp_settings(settings, place)),

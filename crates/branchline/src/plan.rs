@@ -71,20 +71,18 @@ pub fn choose(
     };
     let names: Vec<&str> = chosen.iter().map(|table| table.name.as_str()).collect();
     for (number, table) in (1..).zip(&chosen) {
-        let (direction, conflict, insert) = rules.of(&table.name);
         let mut table = Table {
             id: number,
-            direction,
-            conflict,
-            insert,
             ..(*table).clone()
         };
+        table.set_rules(rules.of(&table));
         table
             .foreign_keys
             .retain(|reference| names.contains(&reference.parent.as_str()));
         schema.tables.push(table);
     }
     schema.sort_parents_first();
+    rules.check(&schema)?;
     Ok((
         schema,
         findings

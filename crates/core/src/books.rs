@@ -92,6 +92,21 @@ pub struct SeatBook {
     /// Incarnations that it had before: what still comes from them must not pass for new.
     #[n(10)]
     pub former: Vec<Incarnation>,
+    /// A continuation of the log that the head lost and took back from this branch as changes: its end there, the hash
+    /// of the entry at that end, and the place from which the branch is to follow the head's own continuation.
+    #[n(11)]
+    pub taken_back: Option<TakenBack>,
+}
+
+/// A lost continuation of the log that was taken back.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct TakenBack {
+    /// Where it ended, with the hash of the entry there.
+    #[n(0)]
+    pub end: (LogPosition, Digest),
+    /// The last place that both continuations share, with the hash of the entry there.
+    #[n(1)]
+    pub agreed: (LogPosition, Digest),
 }
 
 /// Secret bytes that do not show in debug output.
@@ -143,6 +158,19 @@ pub struct BranchBook {
     /// How far the first copy of the tables is; none when complete.
     #[n(9)]
     pub joining: Option<Joining>,
+    /// The hash of the last log entry in this database.
+    #[n(10)]
+    pub log_chain: Digest,
+    /// Which stream keeps the log entries followed: a branch that went back to an earlier place begins a new one.
+    #[n(11)]
+    pub lineage: u64,
+}
+
+impl BranchBook {
+    /// The stream of the log entries that this branch followed, for a head that is restored (SETTLED 10).
+    pub fn followed(&self) -> String {
+        format!("followed:{}", self.lineage)
+    }
 }
 
 /// How far a joining branch's first copy of the tables is.
@@ -166,6 +194,10 @@ pub struct Joining {
     /// What the office had before it joined has been frozen: from here on its rows follow the log.
     #[n(5)]
     pub frozen: bool,
+    /// The tables are copied anew, since the log no longer held what this branch missed from this place on: what it
+    /// has was made on nothing newer.
+    #[n(6)]
+    pub again_from: Option<LogPosition>,
 }
 
 /// A note on a row at a branch.
@@ -174,9 +206,10 @@ pub enum Note {
     /// Log entries from this one on were not applied to the row, since it has local changes.
     #[n(0)]
     Deferred(#[n(0)] LogPosition),
-    /// The row is held: its local content differs from the log on purpose.
+    /// The row is held: its local content differs from the log on purpose. Log entries from this one on were not
+    /// applied to it, since the change that is held was made without having seen them.
     #[n(1)]
-    Held(#[n(0)] BatchNumber),
+    Held(#[n(0)] BatchNumber, #[n(1)] LogPosition),
     /// This office's tables do not take what the log says from this entry on; it is tried again now and then.
     #[n(2)]
     Unfit(#[n(0)] LogPosition, #[n(1)] crate::change::Effect),
@@ -185,14 +218,81 @@ pub enum Note {
     /// Log entries from this one on were not applied to the row either.
     #[n(3)]
     Unseen(#[n(0)] LogPosition),
+    /// The row's content cannot be sent, and why: it is no value of its column, or too large. It is sent when it is
+    /// written again. Log entries from this one on were not applied to the row.
+    #[n(4)]
+    Unreadable(#[n(0)] LogPosition, #[n(1)] String),
 }
 
-/// A note on a row at the head: a branch's change to it is held.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+/// A note on a row at the head: branches' changes to it are held.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct HeldAtHead {
-    /// The branches that hold a row of their own under this key.
+    /// One for each branch that holds a row of its own under this key.
     #[n(0)]
-    pub branches: Vec<OfficeName>,
+    pub holds: Vec<Hold>,
+}
+
+/// A branch's held change of a row: its last one, since each stands for those before it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Hold {
+    /// The branch.
+    #[n(0)]
+    pub branch: OfficeName,
+    /// The record that keeps the change.
+    #[n(1)]
+    pub conflict: u64,
+    /// Why the first of the changes was held.
+    #[n(2)]
+    pub reason: crate::conflict::Reason,
+    /// The batch that brought the change, and the incarnation that numbered it.
+    #[n(3)]
+    pub batch: (Incarnation, BatchNumber),
+}
+
+impl Note {
+    /// The first log entry that was not applied to the row.
+    pub fn first_unseen(&self) -> LogPosition {
+        match self {
+            Self::Deferred(first)
+            | Self::Held(_, first)
+            | Self::Unfit(first, _)
+            | Self::Unseen(first)
+            | Self::Unreadable(first, _) => *first,
+        }
+    }
+}
+
+impl Note {
+    /// The same note, with another first entry that was not applied.
+    #[must_use]
+    pub fn with_first_unseen(self, first: LogPosition) -> Self {
+        match self {
+            Self::Deferred(_) => Self::Deferred(first),
+            Self::Held(batch, _) => Self::Held(batch, first),
+            Self::Unfit(_, effect) => Self::Unfit(first, effect),
+            Self::Unseen(_) => Self::Unseen(first),
+            Self::Unreadable(_, problem) => Self::Unreadable(first, problem),
+        }
+    }
+}
+
+impl HeldAtHead {
+    /// What is held of this branch.
+    pub fn of(&self, branch: &OfficeName) -> Option<&Hold> {
+        self.holds.iter().find(|hold| hold.branch == *branch)
+    }
+
+    /// Puts a branch's hold in, or takes it out. Returns the note to write, or none where nothing is held any more.
+    pub fn with(mut self, branch: &OfficeName, hold: Option<Hold>) -> Option<Self> {
+        self.holds.retain(|held| held.branch != *branch);
+        self.holds.extend(hold);
+        (!self.holds.is_empty()).then_some(self)
+    }
+}
+
+/// The name of the record that says how a conflict was settled afterwards.
+pub fn settled_name(conflict: u64) -> String {
+    format!("settled:{conflict}")
 }
 
 /// The name of a record about one branch.

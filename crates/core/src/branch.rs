@@ -12,12 +12,14 @@ use ed25519_dalek::VerifyingKey;
 use crate::books::{
     self, BranchBook, IdentityBook, Joining, Note, OUTBOX, PublicKey, SCHEMAS, STAGED, SecretBytes,
 };
-use crate::change::Base;
+use crate::change::{Base, Key};
 use crate::envelope;
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::inbox::{Admission, Inbox, Slot};
-use crate::message::{Batch, Chunk, Hello, LogEntry, Message, Position, Welcome};
+use crate::message::{
+    Batch, Chunk, Hello, HistoryRequest, Keep, LogEntry, Message, Position, SettleRequest, Welcome,
+};
 use crate::office::{IDENTITY, Identity, conclude};
 use crate::output::{Notice, Output, To, Token, offset_ms};
 use crate::port::{Database, Entry, Purpose};
@@ -25,6 +27,7 @@ use crate::schema::{Schema, Table};
 
 mod join;
 mod land;
+mod recall;
 mod take;
 mod unfit;
 
@@ -143,6 +146,8 @@ impl Branch {
                 head_key: PublicKey(enrolment.head_key),
                 secret: Some(SecretBytes(enrolment.secret)),
                 joining: Some(Joining::default()),
+                log_chain: Digest::default(),
+                lineage: 0,
             };
             books::store(db, IDENTITY, &enrolment.identity).await?;
             books::store(db, BRANCH, &book).await
@@ -322,6 +327,7 @@ impl Branch {
             head: self.book.head,
             schema: self.schema.version,
             clock: now,
+            chain: self.book.log_chain,
         };
         self.tell(&Message::Hello(hello))
     }
@@ -344,6 +350,31 @@ impl Branch {
     /// Asks the head to compare this branch with itself; the outcome comes as a notice.
     pub fn verify(&mut self) -> OfficeResult<()> {
         self.tell(&Message::VerifyRequest)
+    }
+
+    /// Asks the head to settle a conflict about this branch's changes. The answer comes as [`Notice::Reply`] under the
+    /// number returned.
+    pub fn settle(&mut self, conflict: u64, keep: Keep) -> OfficeResult<u64> {
+        self.link.question += 1;
+        let question = self.link.question;
+        self.tell(&Message::Settle(SettleRequest {
+            question,
+            conflict,
+            keep,
+        }))?;
+        Ok(question)
+    }
+
+    /// Asks the head for a row's history. The answer comes as [`Notice::Reply`] under the number returned.
+    pub fn history(&mut self, table: &str, key: Key) -> OfficeResult<u64> {
+        self.link.question += 1;
+        let question = self.link.question;
+        self.tell(&Message::HistoryRequest(HistoryRequest {
+            question,
+            table: table.into(),
+            key,
+        }))?;
+        Ok(question)
     }
 
     /// Asks the head how far it is; see [`Branch::answered_evenly`].
@@ -419,6 +450,8 @@ impl Branch {
                     self.notice(Notice::RefusedByHead(refusal.reason));
                 }
             }
+            Message::Recall(recall) => self.recall(db, now, &recall).await?,
+            Message::Reply(reply) => self.notice(Notice::Reply(reply.question, reply.answer)),
             Message::VerifyResult(result) => self.notice(Notice::VerifyResult(result)),
             _ => {}
         }
@@ -434,13 +467,24 @@ impl Branch {
         token: Token,
     ) -> OfficeResult<()> {
         let known = self.book.head.is_some_and(|head| head == entry.head);
-        if !known || entry.schema != self.schema.version {
-            // Not yet let in, or another head's log: the greeting will sort it out.
+        if !known || entry.schema > self.schema.version {
+            // Not yet let in, another head's log, or new rules in the plan: the greeting will sort it out.
             self.outputs.push_back(Output::Settle(token));
-            return Ok(());
+            return if known { self.greet_again(now) } else { Ok(()) };
+        }
+        let number = entry.position.0;
+        if number == self.inbox.expected() {
+            let before = match self.inbox.slots().last() {
+                Some(slot) => Some(envelope::chain(&slot.bytes)),
+                None => (!self.staged).then_some(self.book.log_chain),
+            };
+            if before.is_some_and(|chain| chain != entry.previous) {
+                // The head goes on from another past than this branch's: it was restored. The greeting tells it so.
+                self.outputs.push_back(Output::Settle(token));
+                return self.greet_again(now);
+            }
         }
         self.link.known_last = self.link.known_last.max(entry.position);
-        let number = entry.position.0;
         match self.inbox.admit(
             Slot {
                 number,
@@ -458,6 +502,14 @@ impl Branch {
         Ok(())
     }
 
+    /// Greets unless it did a moment ago: head and branch do not agree on something.
+    fn greet_again(&mut self, now: Micros) -> OfficeResult<()> {
+        if self.link.up && now.has_passed(GREET_AGAIN_MS, self.link.greeted) {
+            return self.greet(now);
+        }
+        Ok(())
+    }
+
     fn ask_again(&mut self, from: u64) -> OfficeResult<()> {
         self.notice(Notice::Gap { from });
         self.tell(&Message::Resend(from))
@@ -468,6 +520,10 @@ impl Branch {
             return Ok(());
         }
         let last = LogPosition(position.produced);
+        if last < self.book.cursor {
+            // An old announcement, or a head that was restored.
+            self.greet_again(now)?;
+        }
         self.link.known_last = self.link.known_last.max(last);
         self.link.clock_offset_ms = offset_ms(position.clock, now);
         if position.produced >= self.inbox.expected()
@@ -493,6 +549,9 @@ impl Branch {
         }
         if !self.agrees(db, &welcome).await? {
             return self.reincarnate(db, now).await;
+        }
+        if let Some((place, chain)) = welcome.rewind {
+            return self.rewind(db, now, place, chain).await;
         }
         let first = self.book.head.is_none();
         // The same welcome may come twice, and an older one late.
@@ -543,7 +602,12 @@ impl Branch {
         if first {
             book.head = Some(welcome.head);
             book.cursor = welcome.last;
+            book.log_chain = welcome.log_chain;
             book.secret = None;
+        }
+        if let Some(schema) = welcome.schema.as_ref().filter(|_| self.is_prepared()) {
+            // Capture must keep what the new rules need before a batch is frozen under them.
+            db.install(schema).await?;
         }
         db.begin(Purpose::Apply).await?;
         let outcome = async {
@@ -575,13 +639,22 @@ impl Branch {
     /// identity, with their times and bases: what the head has already is then the same, or a conflict. What the head
     /// has and this database lost comes back by the log.
     async fn reincarnate<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<()> {
+        let incarnation = self.fresh_incarnation(now);
+        db.begin(Purpose::Apply).await?;
+        let outcome = self.reissue(db, incarnation, None).await;
+        self.book = conclude(db, outcome).await?;
+        self.begin_anew(db, now).await
+    }
+
+    fn fresh_incarnation(&self, now: Micros) -> Incarnation {
         let mut seed = self.book.incarnation.0.to_vec();
         seed.extend(self.session);
         seed.extend(now.0.to_be_bytes());
-        let incarnation = Incarnation(Digest::of(&seed).0);
-        db.begin(Purpose::Apply).await?;
-        let outcome = self.reissue(db, incarnation).await;
-        self.book = conclude(db, outcome).await?;
+        Incarnation(Digest::of(&seed).0)
+    }
+
+    /// Reads what depends on the incarnation, and greets under it.
+    async fn begin_anew<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<()> {
         self.reused = false;
         self.claims.clear();
         self.read_claims(db).await?;
@@ -594,11 +667,12 @@ impl Branch {
         self.greet(now)
     }
 
-    /// Writes the unanswered batches anew, numbered from 1, by way of a second stream.
+    /// Writes the unanswered batches anew, numbered from 1, by way of a second stream; with bases not after `latest`.
     async fn reissue<D: Database>(
         &self,
         db: &mut D,
         incarnation: Incarnation,
+        latest: Option<LogPosition>,
     ) -> OfficeResult<BranchBook> {
         let mut book = BranchBook {
             incarnation,
@@ -621,6 +695,11 @@ impl Branch {
                 let number = book.frozen.next();
                 renumbered.insert(batch.number, number);
                 for change in &mut batch.changes {
+                    if let (Base::Log(place) | Base::Own(_, place), Some(latest)) =
+                        (&mut change.base, latest)
+                    {
+                        *place = latest.min(*place);
+                    }
                     if let Base::Own(own, place) = change.base {
                         change.base = renumbered
                             .get(&own)
@@ -769,7 +848,7 @@ pub async fn held_rows<D: Database>(db: &mut D, table: &Table) -> OfficeResult<u
     for note in db.notes(table, None).await?.values() {
         held += u64::from(matches!(
             books::decode::<Note>(note)?,
-            Note::Held(_) | Note::Unfit(..)
+            Note::Held(..) | Note::Unfit(..) | Note::Unreadable(..)
         ));
     }
     Ok(held)

@@ -4,7 +4,10 @@ use minicbor::{Decode, Encode};
 
 use crate::change::{Base, Key, Row};
 use crate::identity::{Micros, OfficeName};
+use crate::message::{Keep, Settled};
 use crate::schema::{ConflictRule, Direction, InsertRule, Table};
+
+mod merge;
 
 /// What the head knows of a row and of a branch's change to it.
 #[derive(Clone, Debug)]
@@ -17,6 +20,8 @@ pub struct Facts<'a> {
     pub on_present_version: bool,
     /// Whether the row did not exist in the version that the change was made on, as far as the branch knew.
     pub inserted: bool,
+    /// The row as the branch found it before the change, where the table's rule needs it and it is known.
+    pub before: Option<&'a Row>,
     /// The row that the change leaves.
     pub theirs: Option<&'a Row>,
     /// When the change was made.
@@ -28,7 +33,7 @@ pub struct Facts<'a> {
 }
 
 /// What the head does with a branch's change.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// It becomes the row's version; nobody contradicted it.
     Accept,
@@ -40,6 +45,8 @@ pub enum Decision {
     Lose(Reason),
     /// It is set aside for a person; the branch keeps its row.
     Hold(Reason),
+    /// Both sides' changes fit into this row, which becomes the version; listed where a reason is given.
+    Merge(Row, Option<Reason>),
 }
 
 /// Why a decision was not plain acceptance.
@@ -69,6 +76,21 @@ pub enum Reason {
     /// Two changes to one version; the plan wants a person to decide.
     #[n(7)]
     AskedFor,
+    /// Two changes to one version were put together; columns that both had changed went to the later change.
+    #[n(8)]
+    Merged,
+    /// Concurrent changes of a counter add up to less than its floor.
+    #[n(9)]
+    BelowFloor,
+    /// A comparison found the branch's row different without a change of it on the way.
+    #[n(10)]
+    Repaired,
+    /// This office's tables hold something that is no value of the column.
+    #[n(11)]
+    Unreadable,
+    /// The row was changed at a head that was then restored from a backup, and changed again before that came back.
+    #[n(12)]
+    Restored,
 }
 
 impl Reason {
@@ -83,6 +105,11 @@ impl Reason {
             Self::AlreadyHeld => "already-held",
             Self::DoesNotFit => "does-not-fit",
             Self::AskedFor => "hold",
+            Self::Merged => "merged",
+            Self::BelowFloor => "below-floor",
+            Self::Repaired => "repaired",
+            Self::Unreadable => "unreadable",
+            Self::Restored => "restored",
         }
     }
 
@@ -106,6 +133,21 @@ impl Reason {
             }
             Self::AskedFor => {
                 "two offices changed the same version of this row; the plan wants a person to decide, and until then the branch keeps its row"
+            }
+            Self::Merged => {
+                "two offices changed the same version of this row; their changes were put together, and where both had changed one column the later change stands"
+            }
+            Self::BelowFloor => {
+                "two offices changed this counter at the same time; both changes count, and their sum is below the floor that the plan sets (more was sold than there was)"
+            }
+            Self::Repaired => {
+                "a comparison found that the branch's row differed, though no change of it was on the way; the head's row was restored there"
+            }
+            Self::Unreadable => {
+                "the row holds something that is no value of its column, so it cannot be sent; it is sent when it is mended"
+            }
+            Self::Restored => {
+                "the head's database was restored from a backup and this row changed before what it had lost came back; the later change stands"
             }
             Self::AlreadyHeld => {
                 "an earlier change to this row is held, so this one is held with it"
@@ -137,13 +179,23 @@ pub fn decide(facts: &Facts<'_>) -> Decision {
     if facts.on_present_version {
         return Decision::Accept;
     }
-    if same {
+    // Two equal sums are still two changes.
+    let adds_up = !facts.table.counters.is_empty() && facts.before.is_some();
+    if same && !adds_up {
         return Decision::Same;
     }
     let two_rows = facts.inserted && facts.ours.is_some();
     if two_rows && facts.table.insert == InsertRule::Hold {
         return Decision::Hold(Reason::InsertedTwice);
     }
+    if let Some(decision) = merge::together(facts) {
+        return decision;
+    }
+    by_rule(facts)
+}
+
+/// The plan's rule alone, between two contents of a row.
+fn by_rule(facts: &Facts<'_>) -> Decision {
     match facts.table.conflict {
         ConflictRule::Head => Decision::Lose(Reason::HeadPreferred),
         ConflictRule::Branch => Decision::Win(Reason::BranchPreferred),
@@ -201,6 +253,15 @@ pub struct ConflictRecord {
     /// When the head decided.
     #[n(11)]
     pub decided: Micros,
+    /// The row that both sides changed, where it is known.
+    #[n(12)]
+    pub before: Option<Row>,
+    /// The row made of both sides' changes.
+    #[n(13)]
+    pub merged: Option<Row>,
+    /// What a person needs to know besides, in a sentence: which columns, what the database said.
+    #[n(14)]
+    pub detail: Option<String>,
 }
 
 /// How a conflict ended.
@@ -215,21 +276,64 @@ pub enum Resolution {
     /// The branch's row is held at the branch.
     #[n(2)]
     Held,
+    /// A row made of both sides' changes stands.
+    #[n(3)]
+    Merged,
 }
 
 impl ConflictRecord {
+    /// The record under the public interface's keys, with how it was settled afterwards.
+    pub fn to_json_with(&self, settled: Option<&Settled>) -> serde_json::Value {
+        let mut document = self.to_json();
+        let settled = settled.map(|settled| {
+            let row = settled.row.as_ref().map(|row| self.row_json(row));
+            let keep = match settled.keep {
+                Keep::Head => "head",
+                Keep::Branch | Keep::Retry => "branch",
+                Keep::Base => "base",
+            };
+            serde_json::json!({ "keep": keep, "at": rfc3339(settled.at), "by": settled.by, "row": row })
+        });
+        if let Some(fields) = document.as_object_mut() {
+            fields.insert("settled".into(), settled.unwrap_or_default());
+        }
+        document
+    }
+
+    /// The record without its rows where they are large; the head keeps it whole.
+    #[must_use]
+    pub fn fit_to_travel(self) -> Self {
+        let rows = [&self.ours, &self.theirs, &self.before, &self.merged];
+        let bytes: usize = rows
+            .into_iter()
+            .flatten()
+            .map(|row| crate::office::weight_of(&row.0))
+            .sum();
+        if bytes <= crate::office::RECORD_BYTES {
+            return self;
+        }
+        Self {
+            ours: None,
+            theirs: None,
+            before: None,
+            merged: None,
+            detail: Some("the rows are large; the head keeps them".into()),
+            ..self
+        }
+    }
+
+    fn row_json(&self, row: &Row) -> serde_json::Value {
+        let fields = self.columns.iter().zip(&row.0);
+        serde_json::Value::Object(
+            fields
+                .map(|(name, value)| (name.clone(), value.to_json()))
+                .collect(),
+        )
+    }
+
     /// The record under the public interface's keys.
     pub fn to_json(&self) -> serde_json::Value {
-        let row = |row: &Option<Row>| -> serde_json::Value {
-            row.as_ref().map_or(serde_json::Value::Null, |row| {
-                let fields = self.columns.iter().zip(&row.0);
-                serde_json::Value::Object(
-                    fields
-                        .map(|(name, value)| (name.clone(), value.to_json()))
-                        .collect(),
-                )
-            })
-        };
+        let row = |row: &Option<Row>| row.as_ref().map(|row| self.row_json(row));
         let base = match self.base {
             Base::Log(position) => serde_json::json!({ "log": position }),
             Base::Own(batch, position) => {
@@ -241,11 +345,12 @@ impl ConflictRecord {
             Resolution::Ours => ("ours", row(&self.ours)),
             Resolution::Theirs => ("theirs", row(&self.theirs)),
             Resolution::Held => ("held", row(&self.ours)),
+            Resolution::Merged => ("merged", row(&self.merged)),
         };
         serde_json::json!({
             "id": self.id, "table": self.table, "key": self.key.to_json(), "reason": self.reason.code(),
             "explanation": self.reason.sentence(), "at": rfc3339(self.at), "decided_at": rfc3339(self.decided),
-            "origin": self.origin, "base": base, "ours": row(&self.ours), "theirs": row(&self.theirs),
+            "origin": self.origin, "base": base, "before": row(&self.before), "detail": self.detail, "ours": row(&self.ours), "theirs": row(&self.theirs),
             "result": { "stands": result, "row": stands },
         })
     }

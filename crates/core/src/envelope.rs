@@ -16,9 +16,9 @@ use crate::message::Message;
 /// The format's version.
 pub const VERSION: u8 = 1;
 /// The largest envelope, in bytes.
-pub const MAX_ENVELOPE_BYTES: usize = 4 * 1024 * 1024;
+pub const MAX_ENVELOPE_BYTES: usize = 15 * 1024 * 1024;
 /// The largest message before compression, in bytes.
-pub const MAX_MESSAGE_BYTES: usize = 16 * 1024 * 1024;
+pub const MAX_MESSAGE_BYTES: usize = 32 * 1024 * 1024;
 
 const MAGIC: &[u8; 4] = b"BRLN";
 const COMPRESSED: u8 = 1;

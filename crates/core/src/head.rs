@@ -15,23 +15,29 @@ use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::inbox::{Admission, Inbox, Slot};
 use crate::message::{
-    Barrier, Batch, ChunkRequest, Hello, LogBody, Logged, LoggedChanges, Message, Position,
-    Refusal, Welcome,
+    Barrier, Batch, ChunkRequest, Hello, HistoryRequest, LogBody, Logged, LoggedChanges, Message,
+    Position, Recalled, Refusal, Reply, SettleRequest, Source, Welcome,
 };
-use crate::office::{BATCH_CHANGES, Identity, PORTIONS_PER_TAKE, conclude, cut_by_weight};
+use crate::office::{
+    BATCH_CHANGES, Identity, PORTIONS_PER_TAKE, conclude, cut_by_weight, part_with_giants,
+};
 use crate::output::{Notice, Output, To, Token, offset_ms};
 use crate::port::{Database, Entry, First, Purpose};
-use crate::schema::{ConflictRule, Direction, InsertRule, Schema, TableId};
+use crate::schema::{Direction, Rules, Schema, Table};
 
 mod chunks;
+mod history;
+pub mod holds;
 mod judge;
 mod lanes;
+mod recall;
 mod recent;
 pub mod seats;
 mod verify;
 mod writer;
 
 pub use lanes::Wiring;
+use recall::Standing;
 use recent::Recent;
 pub use recent::own_entry;
 use writer::{HEAD, LogWriter, Tail};
@@ -45,6 +51,13 @@ const REST_MS: i64 = 5_000;
 /// From which difference on a clock is reported, in milliseconds.
 const CLOCK_OFF_MS: i64 = 5_000;
 
+/// How long after its start the head waits for its branches before it adds to the log, in milliseconds.
+const SETTLE_IN_MS: i64 = 2_000;
+/// The same, while a branch gives back what the log lost.
+const RECALL_MS: i64 = 60_000;
+/// How many questions of branches wait at the most.
+const QUESTIONS: usize = 64;
+
 /// The head's machine.
 #[derive(Debug)]
 pub struct Head {
@@ -56,11 +69,16 @@ pub struct Head {
     tail: Tail,
     lanes: lanes::Lanes,
     any_held: bool,
+    retries: holds::Retries,
+    /// What branches asked and was not answered yet.
+    questions: VecDeque<(OfficeName, Question)>,
     captured: bool,
     /// Whether data moves: always in live mode, while asked in manual mode.
     moving: bool,
     announced: (LogPosition, Micros),
     appended: Micros,
+    /// When the head was started, until it adds to its log.
+    started: Option<Micros>,
     verifications: verify::Verifications,
     outputs: VecDeque<Output>,
 }
@@ -83,6 +101,11 @@ struct Seat {
     produced: Option<BatchNumber>,
     /// Its changes could not be applied; not tried again before.
     resting_since: Option<Micros>,
+    /// What it was asked to give back of the log, and its answer.
+    asking: Option<recall::Asking>,
+    recalled: Option<Recalled>,
+    /// The session that greeted last.
+    session: [u8; 16],
 }
 
 impl Seat {
@@ -98,6 +121,9 @@ impl Seat {
             unsaved: false,
             produced: None,
             resting_since: None,
+            asking: None,
+            recalled: None,
+            session: [0; 16],
             book,
         }
     }
@@ -160,7 +186,9 @@ impl Head {
     pub async fn load<D: Database>(db: &mut D, wiring: Wiring, now: Micros) -> OfficeResult<Self> {
         db.begin(Purpose::Read).await?;
         let outcome = Self::read(db, wiring, now).await;
-        conclude(db, outcome).await
+        let head = conclude(db, outcome).await?;
+        head.note_start(db).await?;
+        Ok(head)
     }
 
     async fn read<D: Database>(db: &mut D, wiring: Wiring, now: Micros) -> OfficeResult<Self> {
@@ -183,10 +211,13 @@ impl Head {
             tail: Tail::default(),
             lanes: lanes::Lanes::new(wiring, published),
             any_held,
+            retries: holds::Retries::default(),
+            questions: VecDeque::new(),
             captured: true,
             moving: true,
             announced: (LogPosition::NONE, Micros(0)),
             appended: now,
+            started: Some(now),
             verifications: verify::Verifications::default(),
             outputs: VecDeque::new(),
             seats: BTreeMap::new(),
@@ -196,6 +227,23 @@ impl Head {
             head.load_seat(db, &name).await?;
         }
         Ok(head)
+    }
+
+    /// Whether this start is so recent that a branch may still tell that the log lost its end (a restored database):
+    /// until then nothing is added to the log, so that what was lost fits just where it was.
+    fn settling_in(&mut self, now: Micros) -> bool {
+        let Some(since) = self.started else {
+            return false;
+        };
+        let silent = |seat: &Seat| seat.is_enrolled() && seat.session == [0; 16];
+        let asked = self.seats.values().any(|seat| seat.asking.is_some());
+        let patience = if asked { RECALL_MS } else { SETTLE_IN_MS };
+        let waits = asked || self.seats.values().any(silent);
+        if self.book.last > LogPosition::NONE && waits && !now.has_passed(patience, since) {
+            return true;
+        }
+        self.started = None;
+        false
     }
 
     /// Takes the next output.
@@ -223,27 +271,33 @@ impl Head {
         self.book.last
     }
 
-    /// Sets how a table's conflicts are decided from now on; the head alone decides, so nobody else needs to know.
-    ///
-    /// A direction that differs from the one that branches joined under is kept by the head from now on; branches learn of
-    /// it when they join.
-    pub fn set_rules(
+    /// Gives the tables the plan's rules. What branches need to know of them (directions, and which rows capture must
+    /// keep as they were) becomes a new schema version, which branches take with the next greeting.
+    pub async fn set_rules<D: Database>(
         &mut self,
-        table: TableId,
-        direction: Direction,
-        conflict: ConflictRule,
-        insert: InsertRule,
-    ) {
-        if let Some(table) = self
-            .schema
-            .tables
-            .iter_mut()
-            .find(|known| known.id == table)
-        {
-            table.direction = direction;
-            table.conflict = conflict;
-            table.insert = insert;
+        db: &mut D,
+        rules: impl Fn(&Table) -> Rules + Send,
+    ) -> OfficeResult<()> {
+        let mut schema = self.schema.clone();
+        let mut told = false;
+        for table in &mut schema.tables {
+            let former = table.clone();
+            table.set_rules(rules(table));
+            told |= former.direction != table.direction
+                || former.keeps_before() != table.keeps_before();
         }
+        if told {
+            schema.version += 1;
+            let entry = Entry {
+                number: schema.version.into(),
+                bytes: books::encode(&schema)?,
+            };
+            db.begin(Purpose::Apply).await?;
+            let outcome = db.append(books::SCHEMAS, &[entry]).await;
+            conclude(db, outcome.map_err(OfficeError::from)).await?;
+        }
+        self.schema = schema;
+        Ok(())
     }
 
     /// The application may have written something.
@@ -349,6 +403,9 @@ impl Head {
             Message::ChunkRequest(request) => seat.request = Some(request),
             Message::Digests(digests) => self.digests_arrived(origin, digests),
             Message::VerifyRequest => self.verifications.wanted.push((Some(origin.clone()), now)),
+            Message::Recalled(recalled) => seat.recalled = Some(recalled),
+            Message::Settle(request) => self.question(origin, Question::Settle(request)),
+            Message::HistoryRequest(request) => self.question(origin, Question::History(request)),
             Message::Leave => {
                 seat.book.removed = true;
                 seat.unsaved = true;
@@ -498,13 +555,15 @@ impl Head {
             return Ok(());
         }
         self.outputs.push_back(Output::Name(token, origin.clone()));
+        let standing = self.standing(db, origin, &hello).await?;
         let Some(seat) = self.seats.get_mut(origin) else {
             return Ok(());
         };
+        seat.session = hello.session;
         seat.online = true;
         seat.book.seen = now;
         seat.produced = Some(hello.frozen);
-        seat.book.applied = seat.book.applied.max(hello.applied);
+        seat.book.applied = hello.applied.min(self.book.last);
         seat.clock_offset_ms = offset_ms(hello.clock, now);
         if seat.clock_offset_ms.abs() > CLOCK_OFF_MS {
             let notice = Notice::ClockOff(origin.clone(), seat.clock_offset_ms);
@@ -522,7 +581,18 @@ impl Head {
         };
         let outcome = outcome.await;
         conclude(db, outcome).await?;
-        let from = if joining {
+        let rewind = match standing {
+            Standing::Ahead => {
+                // What this head lost comes back before anything else is said.
+                self.recall(db, origin, hello.applied).await?;
+                self.outputs.push_back(Output::Settle(token));
+                return Ok(());
+            }
+            Standing::GoBack(place, chain) => Some((place, chain)),
+            Standing::Agrees | Standing::BeyondHorizon => None,
+        };
+        let beyond_horizon = matches!(standing, Standing::BeyondHorizon);
+        let from = if joining || beyond_horizon {
             self.book.last
         } else {
             hello.applied
@@ -540,6 +610,9 @@ impl Head {
             last: self.book.last,
             schema: (hello.schema != self.schema.version).then(|| self.schema.clone()),
             clock: now,
+            log_chain: self.book.chain,
+            rewind,
+            beyond_horizon,
         };
         self.tell(origin, &Message::Welcome(welcome))?;
         self.outputs
@@ -559,7 +632,15 @@ impl Head {
     /// Does one bounded piece of work. Returns whether there may be more.
     pub async fn work<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<bool> {
         let mut more = false;
-        if self.moving {
+        let given_back: Vec<(OfficeName, Recalled)> = self
+            .seats
+            .iter_mut()
+            .filter_map(|(name, seat)| Some((name.clone(), seat.recalled.take()?)))
+            .collect();
+        for (name, recalled) in given_back {
+            more |= self.take_back(db, now, &name, recalled).await?;
+        }
+        if self.moving && !self.settling_in(now) {
             let waiting: Vec<OfficeName> = self
                 .seats
                 .iter()
@@ -573,6 +654,9 @@ impl Head {
                 more |= self.take(db, now).await?;
             }
             self.start_verification(db, now).await?;
+            while let Some((branch, question)) = self.questions.pop_front() {
+                self.answer_question(db, now, &branch, question).await?;
+            }
         }
         more |= self.pump(db).await?;
         more |= self.serve_chunks(db, now).await?;
@@ -616,29 +700,31 @@ impl Head {
     async fn take<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<bool> {
         db.begin(Purpose::Take).await?;
         let outcome = self.take_portions(db, now).await;
-        let (book, fresh, more, changes) = conclude(db, outcome).await?;
-        self.captured = more;
-        if !fresh.is_empty() {
+        let taken = conclude(db, outcome).await?;
+        self.captured = taken.more;
+        if !taken.fresh.is_empty() {
             self.appended = now;
         }
-        self.book = book;
-        self.tail.adopt(fresh, &mut self.recent);
-        if changes > 0 {
+        self.any_held |= taken.held;
+        self.book = taken.book;
+        self.tail.adopt(taken.fresh, &mut self.recent);
+        if taken.changes > 0 {
+            let changes = taken.changes;
             self.outputs
                 .push_back(Output::Notice(Notice::Taken { changes }));
         }
-        Ok(more)
+        Ok(taken.more)
     }
 
-    async fn take_portions<D: Database>(
-        &self,
-        db: &mut D,
-        now: Micros,
-    ) -> OfficeResult<(HeadBook, Vec<writer::Fresh>, bool, u64)> {
+    async fn take_portions<D: Database>(&self, db: &mut D, now: Micros) -> OfficeResult<TakenIn> {
         let mut writer = LogWriter::new(&self.identity, &self.schema, self.book.clone());
         let mut changes = 0;
+        let mut held = false;
         for count in 1.. {
-            let portion = db.take(&self.schema, BATCH_CHANGES).await?;
+            let mut portion = db.take(&self.schema, BATCH_CHANGES).await?;
+            part_with_giants(&mut portion, &self.schema);
+            self.set_aside(db, now, &mut writer.book, &portion).await?;
+            held |= !portion.unreadable.is_empty();
             let kept = portion.changes.into_iter().filter(|taken| {
                 let nothing = taken.first == First::Inserted && taken.effect.row().is_none();
                 let upward = self
@@ -658,18 +744,26 @@ impl Head {
                     table: taken.table,
                     effect: taken.effect,
                     at: Micros(taken.at.0.min(now.0)),
+                    source: Source::Sender,
                 };
                 let body = LoggedChanges {
                     answers: None,
                     changes: run.into_iter().map(logged).collect(),
                     verdicts: Vec::new(),
                     open: portion.open || runs.peek().is_some(),
+                    settlements: Vec::new(),
                 };
                 writer.append(db, LogBody::Changes(body)).await?;
             }
             if !portion.open && (count >= PORTIONS_PER_TAKE || !portion.more) {
                 writer.finish(db).await?;
-                return Ok((writer.book, writer.fresh, portion.more, changes));
+                return Ok(TakenIn {
+                    book: writer.book,
+                    fresh: writer.fresh,
+                    more: portion.more,
+                    changes,
+                    held,
+                });
             }
         }
         Err(OfficeError::Books("a take did not end".into()))
@@ -700,7 +794,38 @@ impl Head {
             seat.online &= now < seat.book.seen.plus_millis(4 * ANNOUNCE_MS);
         }
         self.time_out_verification(db, now).await?;
+        self.retry_holds(db, now).await?;
         self.save_seen(db).await
+    }
+
+    /// Keeps a branch's question until the next piece of work; more than a few at a time are dropped, and asked again.
+    fn question(&mut self, branch: &OfficeName, question: Question) {
+        if self.questions.len() < QUESTIONS {
+            self.questions.push_back((branch.clone(), question));
+        }
+    }
+
+    async fn answer_question<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Micros,
+        branch: &OfficeName,
+        question: Question,
+    ) -> OfficeResult<()> {
+        let (question, answer) = match question {
+            Question::Settle(request) => {
+                let (conflict, keep) = (request.conflict, request.keep);
+                let settled = self.settle(db, now, conflict, keep, Some(branch)).await?;
+                let answer = settled.map(|_| serde_json::json!({ "settled": conflict }));
+                (request.question, answer)
+            }
+            Question::History(request) => {
+                let history = self.history(db, &request.table, &request.key).await?;
+                (request.question, history)
+            }
+        };
+        let answer = answer.map(|answer| answer.to_string());
+        self.tell(branch, &Message::Reply(Reply { question, answer }))
     }
 
     /// Whether every enrolled branch was heard of since this start, and all that it has frozen is here.
@@ -722,9 +847,27 @@ impl Head {
     }
 }
 
+/// What one transaction took of the head's own application's writes.
+struct TakenIn {
+    book: HeadBook,
+    fresh: Vec<writer::Fresh>,
+    more: bool,
+    changes: u64,
+    /// Rows that cannot be sent were listed.
+    held: bool,
+}
+
+/// Something that a branch asked.
+#[derive(Debug)]
+enum Question {
+    Settle(SettleRequest),
+    History(HistoryRequest),
+}
+
 /// What in a batch does not fit the shared tables, if anything (P12).
 fn misfit(batch: &Batch, schema: &Schema) -> Option<String> {
-    if batch.schema != schema.version {
+    // Versions differ in rules only, so that rows of an earlier one have the present shape.
+    if batch.schema > schema.version {
         return Some(format!(
             "it was written under schema version {}, the head is at {}",
             batch.schema, schema.version

@@ -52,6 +52,102 @@ pub enum Message {
     /// Branch to head: I leave for good.
     #[n(13)]
     Leave,
+    /// Branch to head: a person here decided a conflict.
+    #[n(14)]
+    Settle(#[n(0)] SettleRequest),
+    /// Branch to head: how did this row come to be what it is?
+    #[n(15)]
+    HistoryRequest(#[n(0)] HistoryRequest),
+    /// Head to branch: the answer to a question, as JSON of the public interface.
+    #[n(16)]
+    Reply(#[n(0)] Reply),
+    /// Head to branch: you have log entries that I lost; which, and what do they say?
+    #[n(17)]
+    Recall(#[n(0)] Recall),
+    /// Branch to head: the log entries that this branch kept.
+    #[n(18)]
+    Recalled(#[n(0)] Recalled),
+}
+
+/// A head that was restored from a backup asks a branch for the part of its log that it lost.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Recall {
+    /// Places of the head's log with the hash of the entry there, from the end backwards.
+    #[n(0)]
+    pub points: Vec<(LogPosition, Digest)>,
+    /// How far the entries are known already that follow the place on which both agree.
+    #[n(1)]
+    pub after: LogPosition,
+}
+
+/// Log entries that a branch kept, just as the head sealed them.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Recalled {
+    /// The last of the points on which both agree; none where the branch keeps nothing so old.
+    #[n(0)]
+    pub agreed: Option<LogPosition>,
+    /// The next entries.
+    #[n(1)]
+    pub entries: Vec<minicbor::bytes::ByteVec>,
+    /// The branch's cursor, and the hash of the entry there.
+    #[n(2)]
+    pub end: (LogPosition, Digest),
+}
+
+/// What a person wants to stand after a conflict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Keep {
+    /// The head's row.
+    #[n(0)]
+    Head,
+    /// The branch's row.
+    #[n(1)]
+    Branch,
+    /// The row that both sides changed.
+    #[n(2)]
+    Base,
+    /// The branch's row, if it fits by now: a held change is tried again.
+    #[n(3)]
+    Retry,
+}
+
+/// A person's decision of a conflict, sent from a branch.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct SettleRequest {
+    /// The question's number, for the reply.
+    #[n(0)]
+    pub question: u64,
+    /// The conflict.
+    #[n(1)]
+    pub conflict: u64,
+    /// What shall stand.
+    #[n(2)]
+    pub keep: Keep,
+}
+
+/// Asks for a row's history.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct HistoryRequest {
+    /// The question's number, for the reply.
+    #[n(0)]
+    pub question: u64,
+    /// The table's name.
+    #[n(1)]
+    pub table: String,
+    /// The row's key.
+    #[n(2)]
+    pub key: Key,
+}
+
+/// The answer to a branch's question.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Reply {
+    /// The question's number.
+    #[n(0)]
+    pub question: u64,
+    /// The answer as JSON, or why there is none, for a person.
+    #[n(1)]
+    pub answer: Result<String, String>,
 }
 
 /// A branch's greeting after its link came up.
@@ -84,6 +180,9 @@ pub struct Hello {
     /// Its clock.
     #[n(8)]
     pub clock: Micros,
+    /// The hash of the last log entry in its database.
+    #[n(9)]
+    pub chain: Digest,
 }
 
 /// The head's answer to a hello.
@@ -113,6 +212,16 @@ pub struct Welcome {
     /// The head's clock.
     #[n(7)]
     pub clock: Micros,
+    /// The hash of the log's last entry.
+    #[n(8)]
+    pub log_chain: Digest,
+    /// The branch follows another continuation of the log than the head does since it was restored: it goes back to
+    /// this place, whose entry has this hash.
+    #[n(9)]
+    pub rewind: Option<(LogPosition, Digest)>,
+    /// The log no longer holds what the branch misses: it copies the tables anew.
+    #[n(10)]
+    pub beyond_horizon: bool,
 }
 
 /// A branch's changes: whole transactions, frozen before they are first sent (SETTLED 1).
@@ -184,6 +293,53 @@ pub struct LoggedChanges {
     /// The unit of visibility goes on in the next entry.
     #[n(3)]
     pub open: bool,
+    /// What single branches must do besides, outside of any answer to a batch.
+    #[n(4)]
+    pub settlements: Vec<Settlement>,
+}
+
+/// Tells one branch to take the head's row: a person decided a conflict, a held change was released or dropped, or a
+/// comparison found that the row differed.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Settlement {
+    /// The branch.
+    #[n(0)]
+    pub branch: OfficeName,
+    /// The row's table.
+    #[n(1)]
+    pub table: TableId,
+    /// The row's key.
+    #[n(2)]
+    pub key: Key,
+    /// The row as it stands at the head; nothing where it does not exist. A hold of the row at that branch ends.
+    #[n(3)]
+    pub row: Option<Row>,
+    /// A decision to list, kept whole.
+    #[n(4)]
+    pub record: Option<ConflictRecord>,
+    /// The conflict that is settled, and how.
+    #[n(5)]
+    pub settled: Option<Settled>,
+}
+
+/// How a listed conflict was settled afterwards.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Settled {
+    /// The conflict.
+    #[n(0)]
+    pub conflict: u64,
+    /// What stands since.
+    #[n(1)]
+    pub keep: Keep,
+    /// When the head did it.
+    #[n(2)]
+    pub at: Micros,
+    /// The office whose person decided; none where the hold's cause went away by itself.
+    #[n(3)]
+    pub by: Option<OfficeName>,
+    /// The row that stands since.
+    #[n(4)]
+    pub row: Option<Row>,
 }
 
 /// Which batch an entry answers.
@@ -215,6 +371,23 @@ pub struct Logged {
     /// The time part of its version.
     #[n(2)]
     pub at: Micros,
+    /// Whose content it is.
+    #[n(3)]
+    pub source: Source,
+}
+
+/// Whose content an accepted change is.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Source {
+    /// The office's whose batch the entry answers, just as it sent it; the head's where it answers none.
+    #[n(0)]
+    Sender,
+    /// It was made of both sides' changes: the branch takes it like any other.
+    #[n(1)]
+    Merged,
+    /// It was held before: the branch sent it in this batch of this incarnation.
+    #[n(2)]
+    Held(#[n(0)] OfficeName, #[n(1)] Incarnation, #[n(2)] BatchNumber),
 }
 
 /// A verdict that is not plain acceptance.

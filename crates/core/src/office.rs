@@ -7,7 +7,8 @@ use ed25519_dalek::SigningKey;
 use crate::books::{self, IdentityBook};
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::OfficeName;
-use crate::port::{Database, DatabaseError, Taken};
+use crate::port::{Database, DatabaseError, Portion, Taken, Unreadable};
+use crate::schema::Schema;
 use crate::value::Value;
 
 /// The name of the record that says who this office is.
@@ -16,6 +17,10 @@ pub const IDENTITY: &str = "identity";
 pub const BATCH_CHANGES: usize = 1000;
 /// How many bytes of values a batch or log entry holds, about.
 pub const BATCH_BYTES: usize = 1024 * 1024;
+/// How large a row may be, in bytes of values: an entry of the log may hold it twice.
+pub const MAX_ROW_BYTES: usize = 6 * 1024 * 1024;
+/// Up to how many bytes of rows a listed decision travels whole; a larger one is kept whole at the head only.
+pub const RECORD_BYTES: usize = 256 * 1024;
 /// How many portions one transaction takes, unless a unit is larger. Looking for clean cuts costs each transaction a
 /// look at the whole backlog, so that few large transactions catch up faster than many small ones.
 pub const PORTIONS_PER_TAKE: usize = 24;
@@ -54,6 +59,35 @@ impl Identity {
             )
         })?;
         Ok((Self::from_book(&book), book.head))
+    }
+}
+
+/// Takes out the rows that are too large to travel, with what to tell of them.
+pub fn part_with_giants(portion: &mut Portion, schema: &Schema) {
+    let heavy = |taken: &Taken| {
+        let before = taken.before.as_ref().map_or(0, |row| weight_of(&row.0));
+        weight(taken).max(before) > MAX_ROW_BYTES
+    };
+    if !portion.changes.iter().any(heavy) {
+        return;
+    }
+    let (giants, rest) = std::mem::take(&mut portion.changes)
+        .into_iter()
+        .partition(heavy);
+    portion.changes = rest;
+    for taken in giants {
+        let Some(table) = schema.table(taken.table) else {
+            continue;
+        };
+        let problem = format!(
+            "the row holds {} bytes; at most {MAX_ROW_BYTES} can be sent",
+            weight(&taken)
+        );
+        portion.unreadable.push(Unreadable {
+            table: taken.table,
+            key: taken.effect.key(table),
+            problem,
+        });
     }
 }
 

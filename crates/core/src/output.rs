@@ -67,6 +67,15 @@ pub enum Notice {
         /// The reason's code.
         reason: &'static str,
     },
+    /// A conflict was settled afterwards, or a hold ended.
+    Settled {
+        /// Its number.
+        id: u64,
+    },
+    /// The head took back a part of its log that it had lost, up to here, from this branch.
+    TakenBack(OfficeName, LogPosition),
+    /// The head goes on from another past than this branch followed: the branch went back to this place.
+    Rewound(LogPosition),
     /// The branch took a fresh incarnation.
     Reincarnated,
     /// The first copy of a table goes on.
@@ -96,6 +105,8 @@ pub enum Notice {
     Verified(crate::verify::Verification),
     /// The outcome of a comparison that a branch had asked for, as JSON.
     VerifyResult(String),
+    /// The head's answer to a question of this branch, as JSON, or why there is none.
+    Reply(u64, Result<String, String>),
     /// A clock differs much from the head's.
     ClockOff(OfficeName, i64),
 }

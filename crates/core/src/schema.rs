@@ -112,6 +112,24 @@ pub struct Table {
     /// Columns whose concurrent changes add up.
     #[n(9)]
     pub counters: Vec<Counter>,
+    /// Keep the row that a change was made on also where no rule needs it, so that a person can go back to it.
+    #[n(10)]
+    pub before: bool,
+}
+
+/// How a table's changes travel and are decided; the plan sets it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rules {
+    /// Which way its changes go.
+    pub direction: Direction,
+    /// How its conflicts are decided.
+    pub conflict: ConflictRule,
+    /// What two inserts of one key mean.
+    pub insert: InsertRule,
+    /// Columns whose concurrent changes add up.
+    pub counters: Vec<Counter>,
+    /// Keep the row that a change was made on.
+    pub before: bool,
 }
 
 /// A numeric column whose concurrent changes add up instead of overwriting each other.
@@ -201,9 +219,29 @@ impl Table {
             .collect())
     }
 
+    /// The table's rules.
+    pub fn rules(&self) -> Rules {
+        Rules {
+            direction: self.direction,
+            conflict: self.conflict,
+            insert: self.insert,
+            counters: self.counters.clone(),
+            before: self.before,
+        }
+    }
+
+    /// Gives the table other rules.
+    pub fn set_rules(&mut self, rules: Rules) {
+        self.direction = rules.direction;
+        self.conflict = rules.conflict;
+        self.insert = rules.insert;
+        self.counters = rules.counters;
+        self.before = rules.before;
+    }
+
     /// Whether deciding needs a row as it was before a branch changed it, so that capture must keep it.
     pub fn keeps_before(&self) -> bool {
-        self.conflict == ConflictRule::Merge || !self.counters.is_empty()
+        self.before || self.conflict == ConflictRule::Merge || !self.counters.is_empty()
     }
 
     /// Whether a column belongs to the key.

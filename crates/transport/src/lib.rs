@@ -21,7 +21,7 @@ pub use error::LinkError;
 pub use link::{Destination, Event, Link, LinkGuard, LinkSender, Parcel, Receipt};
 
 /// The largest envelope that a link carries. Senders cut theirs far smaller (about 1 MiB).
-pub const MAX_ENVELOPE_BYTES: usize = 4 * 1024 * 1024;
+pub const MAX_ENVELOPE_BYTES: usize = 15 * 1024 * 1024;
 
 /// How many events wait for a slow receiver before the link stops reading.
 const EVENTS: usize = 64;

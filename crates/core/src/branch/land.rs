@@ -14,7 +14,8 @@ use crate::failure::{OfficeError, OfficeResult};
 use crate::head::own_entry;
 use crate::identity::{BatchNumber, Digest, LogPosition};
 use crate::message::{
-    Answer, Barrier, Digests, LogBody, LogEntry, LoggedChanges, Message, Outcome, Verdict,
+    Answer, Barrier, Digests, LogBody, LogEntry, LoggedChanges, Message, Outcome, Settled,
+    Settlement, Source, Verdict,
 };
 use crate::office::conclude;
 use crate::output::{Notice, Output};
@@ -28,6 +29,8 @@ use crate::verify::digest;
 const CHANGES_PER_TRANSACTION: usize = 8_000;
 /// How often a landing is begun anew because the application was writing the same rows.
 const ATTEMPTS: usize = 50;
+/// How many entries followed are written at a time.
+const FOLLOWED_PIECE: usize = 16;
 /// How many bytes of staged parts are read at a time.
 const STAGED_BYTES: usize = 1024 * 1024;
 /// How many answered batches are kept for a head that was restored (SETTLED 10).
@@ -50,6 +53,9 @@ struct Landing<'a> {
     aside: &'a Aside,
     notes: BTreeMap<(TableId, Key), Option<Note>>,
     records: Vec<ConflictRecord>,
+    settled: Vec<Settled>,
+    /// Entries not yet written to the stream of those followed.
+    followed: Vec<Entry>,
     answered_rows: Vec<Digest>,
     changes: u64,
     deferred: u64,
@@ -169,6 +175,8 @@ impl Branch {
             aside,
             notes: BTreeMap::new(),
             records: Vec::new(),
+            settled: Vec::new(),
+            followed: Vec::new(),
             answered_rows: Vec::new(),
             changes: 0,
             deferred: 0,
@@ -182,7 +190,9 @@ impl Branch {
                     break;
                 };
                 for part in &parts {
-                    let clashes = landing.hear(db, &own_entry(&part.bytes)?).await?;
+                    let clashes = landing
+                        .hear(db, &own_entry(&part.bytes)?, &part.bytes)
+                        .await?;
                     if !clashes.is_empty() {
                         return Ok(LandingEnd::Clash(clashes));
                     }
@@ -192,7 +202,7 @@ impl Branch {
             db.trim(STAGED, u64::MAX >> 1).await?;
         }
         for slot in self.inbox.slots().take(run) {
-            let clashes = landing.hear(db, &slot.message).await?;
+            let clashes = landing.hear(db, &slot.message, &slot.bytes).await?;
             if !clashes.is_empty() {
                 return Ok(LandingEnd::Clash(clashes));
             }
@@ -323,6 +333,7 @@ impl Landing<'_> {
         &mut self,
         db: &mut D,
         entry: &LogEntry,
+        bytes: &[u8],
     ) -> OfficeResult<Vec<(TableId, Key)>> {
         if entry.position != self.book.cursor.next() {
             return Err(OfficeError::Books(format!(
@@ -331,6 +342,8 @@ impl Landing<'_> {
             )));
         }
         self.book.cursor = entry.position;
+        self.book.log_chain = envelope::chain(bytes);
+        self.follow(db, entry.position, bytes).await?;
         let LogBody::Changes(body) = &entry.body else {
             return Ok(Vec::new());
         };
@@ -338,7 +351,8 @@ impl Landing<'_> {
         let passed_over = self.passed_over(db, body).await?;
         let mine = self.mine(db, body).await?;
         if let Some(answer) = mine {
-            self.book.answered = answer.batch;
+            // A head that was restored may answer again.
+            self.book.answered = self.book.answered.max(answer.batch);
         }
         // Also what an earlier life of this database sent, and this one lost.
         let own = body
@@ -350,8 +364,11 @@ impl Landing<'_> {
                 continue;
             };
             let key = logged.effect.key(table);
-            if mine.is_some() {
+            if mine.is_some() && logged.source == Source::Sender {
                 self.confirmed(table, key);
+            } else if mine.is_some() {
+                self.answered_rows.push(key.digest(table));
+                self.candidate(table, key, logged.effect.clone(), entry.position, true);
             } else if own || table.direction != Direction::Up {
                 let here = !passed_over.contains(&(table.id, key.clone()));
                 self.candidate(table, key, logged.effect.clone(), entry.position, here);
@@ -362,12 +379,35 @@ impl Landing<'_> {
                 self.verdict(verdict, answer.batch, entry.position);
             }
         }
+        for settlement in &body.settlements {
+            if settlement.branch == self.branch.identity.name {
+                self.settle(settlement, entry.position);
+            }
+        }
         self.changes += body.changes.len() as u64;
         if self.pile.is_full() {
             self.pile.write(db, &self.branch.schema).await
         } else {
             Ok(Vec::new())
         }
+    }
+
+    /// Keeps the entry for a head that may be restored one day (SETTLED 10).
+    async fn follow<D: Database>(
+        &mut self,
+        db: &mut D,
+        position: LogPosition,
+        bytes: &[u8],
+    ) -> OfficeResult<()> {
+        self.followed.push(Entry {
+            number: position.0,
+            bytes: bytes.to_vec(),
+        });
+        if self.followed.len() >= FOLLOWED_PIECE {
+            let piece = std::mem::take(&mut self.followed);
+            db.append(&self.book.followed(), &piece).await?;
+        }
+        Ok(())
     }
 
     /// Rows of tables whose first copy has not begun, which are not here in any form: their chunks come later.
@@ -452,8 +492,14 @@ impl Landing<'_> {
                 .iter()
                 .filter(|v| v.table == table.id)
                 .map(|v| v.key.clone());
+            let settled = body
+                .settlements
+                .iter()
+                .filter(|s| s.table == table.id && s.branch == self.branch.identity.name)
+                .map(|s| s.key.clone());
             let keys: Vec<Key> = changed
                 .chain(judged)
+                .chain(settled)
                 .filter(|key| !self.notes.contains_key(&(table.id, key.clone())))
                 .collect();
             if keys.is_empty() {
@@ -495,10 +541,30 @@ impl Landing<'_> {
                 self.candidate(table, verdict.key.clone(), effect, position, true);
             }
             Outcome::Held => {
-                self.notes
-                    .insert((table.id, verdict.key.clone()), Some(Note::Held(batch)));
+                let place = (table.id, verdict.key.clone());
+                let noted = self.notes.get(&place).and_then(Option::as_ref);
+                let first = noted.map_or(position, Note::first_unseen);
+                self.notes.insert(place, Some(Note::Held(batch, first)));
             }
         }
+    }
+
+    /// The head says what the row is to be; a hold of it ends.
+    fn settle(&mut self, settlement: &Settlement, position: LogPosition) {
+        let Some(table) = self.branch.schema.table(settlement.table) else {
+            return;
+        };
+        self.records.extend(settlement.record.clone());
+        self.settled.extend(settlement.settled.clone());
+        let key = settlement.key.clone();
+        let place = (table.id, key.clone());
+        if let Some(Some(Note::Held(_, first))) = self.notes.get(&place) {
+            let first = *first;
+            self.notes.insert(place, Some(Note::Deferred(first)));
+        }
+        let row = settlement.row.clone();
+        let effect = row.map_or_else(|| Effect::Delete(key.clone()), Effect::Put);
+        self.candidate(table, key, effect, position, true);
     }
 
     /// The row is to become this, unless it has local changes or is held.
@@ -513,8 +579,13 @@ impl Landing<'_> {
     ) {
         let place = (table.id, key.clone());
         let noted = self.notes.get(&place).and_then(Option::as_ref);
-        if matches!(noted, Some(Note::Held(_))) {
-            return;
+        match noted {
+            Some(Note::Held(..)) => return,
+            Some(Note::Unreadable(..)) => {
+                self.deferred += 1;
+                return;
+            }
+            _ => {}
         }
         let claimed = self
             .branch
@@ -533,10 +604,7 @@ impl Landing<'_> {
         }
         if self.aside.unfit.contains(&place) {
             self.deferred += 1;
-            let first = match noted {
-                Some(Note::Deferred(first) | Note::Unfit(first, _)) => *first,
-                _ => position,
-            };
+            let first = noted.map_or(position, Note::first_unseen);
             self.notes.insert(place, Some(Note::Unfit(first, effect)));
             return;
         }
@@ -573,6 +641,13 @@ impl Landing<'_> {
         let records = records?;
         if !records.is_empty() {
             db.append(CONFLICTS, &records).await?;
+        }
+        if !self.followed.is_empty() {
+            db.append(&self.book.followed(), &self.followed).await?;
+        }
+        for settled in &self.settled {
+            let name = books::settled_name(settled.conflict);
+            books::store(db, &name, settled).await?;
         }
         if self.book.answered != self.branch.book.answered {
             db.trim(OUTBOX, self.book.answered.0.saturating_sub(ANSWERED_KEPT))

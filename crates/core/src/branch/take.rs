@@ -9,9 +9,9 @@ use crate::envelope;
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, LogPosition, Micros};
 use crate::message::{Batch, Message};
-use crate::office::{BATCH_CHANGES, PORTIONS_PER_TAKE, conclude, cut_by_weight};
+use crate::office::{BATCH_CHANGES, PORTIONS_PER_TAKE, conclude, cut_by_weight, part_with_giants};
 use crate::output::Notice;
-use crate::port::{Database, Entry, First, Purpose, Taken};
+use crate::port::{Database, Entry, First, Portion, Purpose, Taken};
 use crate::schema::{Table, TableId};
 
 /// Batches that may be unanswered at a time. While more wait, further writes to one row still travel once.
@@ -27,6 +27,8 @@ struct Frozen {
     open: bool,
     more: bool,
     changes: u64,
+    /// Rows were set aside with notes.
+    noted: bool,
 }
 
 impl Branch {
@@ -47,6 +49,7 @@ impl Branch {
         self.captured = frozen.more;
         self.book = frozen.book;
         self.claims.extend(frozen.claims);
+        self.any_notes |= frozen.noted;
         if frozen.changes > 0 {
             self.notice(Notice::Taken {
                 changes: frozen.changes,
@@ -62,10 +65,14 @@ impl Branch {
             open: false,
             more: false,
             changes: 0,
+            noted: false,
         };
         for count in 1.. {
-            let portion = db.take(&self.schema, BATCH_CHANGES).await?;
-            let notes = self.notes_on(db, &portion.changes).await?;
+            let mut portion = db.take(&self.schema, BATCH_CHANGES).await?;
+            part_with_giants(&mut portion, &self.schema);
+            self.set_aside(db, &mut frozen, &portion).await?;
+            let notes = self.notes_on(db, &portion.changes, frozen.noted).await?;
+            self.mended(db, &notes).await?;
             let mut runs = cut_by_weight(portion.changes).into_iter().peekable();
             while let Some(run) = runs.next() {
                 let number = frozen.book.frozen.next();
@@ -131,13 +138,58 @@ impl Branch {
         Ok(())
     }
 
+    /// Rows that cannot be sent are noted, so that a person sees them and the others go on (P6).
+    async fn set_aside<D: Database>(
+        &self,
+        db: &mut D,
+        frozen: &mut Frozen,
+        portion: &Portion,
+    ) -> OfficeResult<()> {
+        for unreadable in &portion.unreadable {
+            let Some(table) = self.schema.table(unreadable.table) else {
+                continue;
+            };
+            let keys = std::slice::from_ref(&unreadable.key);
+            let former = match db.notes(table, Some(keys)).await?.remove(&unreadable.key) {
+                Some(note) => Some(books::decode::<Note>(&note)?),
+                None => None,
+            };
+            if matches!(former, Some(Note::Held(..))) {
+                // A held row is listed already.
+                continue;
+            }
+            let first = former.map_or(self.book.cursor.next(), |note| note.first_unseen());
+            let note = books::encode(&Note::Unreadable(first, unreadable.problem.clone()))?;
+            db.set_notes(table, &[(unreadable.key.clone(), Some(note))])
+                .await?;
+            frozen.noted = true;
+        }
+        Ok(())
+    }
+
+    /// Rows that can be sent by now: log entries from the noted one on are still to come to them.
+    async fn mended<D: Database>(
+        &self,
+        db: &mut D,
+        notes: &BTreeMap<(TableId, Key), Note>,
+    ) -> OfficeResult<()> {
+        for ((id, key), note) in notes {
+            if let (Note::Unreadable(first, _), Some(table)) = (note, self.schema.table(*id)) {
+                let note = books::encode(&Note::Deferred(*first))?;
+                db.set_notes(table, &[(key.clone(), Some(note))]).await?;
+            }
+        }
+        Ok(())
+    }
+
     async fn notes_on<D: Database>(
         &self,
         db: &mut D,
         taken: &[Taken],
+        noted: bool,
     ) -> OfficeResult<BTreeMap<(TableId, Key), Note>> {
         let mut found = BTreeMap::new();
-        if !self.any_notes {
+        if !self.any_notes && !noted {
             return Ok(found);
         }
         for table in &self.schema.tables {
@@ -168,17 +220,13 @@ impl Branch {
         if gone_again && note.is_none() {
             return None;
         }
-        let place = match note {
-            Some(Note::Deferred(first) | Note::Unfit(first, _) | Note::Unseen(first)) => {
-                first.previous().min(self.book.cursor)
-            }
-            _ => self.book.cursor,
-        };
+        let unseen_from = note.map_or(LogPosition(u64::MAX), Note::first_unseen);
+        let place = unseen_from.previous().min(self.book.cursor);
         let own = fresh_claims
             .get(&name)
             .or_else(|| self.claims.get(&name))
             .copied();
-        let own = own.or(if let Some(Note::Held(batch)) = note {
+        let own = own.or(if let Some(Note::Held(batch, _)) = note {
             Some(*batch)
         } else {
             None

@@ -48,6 +48,19 @@ impl Branch {
                     }),
             );
         }
+        effects.extend(self.inbox.slots().take(run).flat_map(|slot| {
+            let LogBody::Changes(body) = &slot.message.body else {
+                return Vec::new();
+            };
+            let mine = body.settlements.iter();
+            let mine = mine.filter(|settlement| settlement.branch == self.identity.name);
+            mine.map(|settlement| {
+                let gone = || Effect::Delete(settlement.key.clone());
+                let row = settlement.row.clone();
+                (settlement.table, row.map_or_else(gone, Effect::Put))
+            })
+            .collect()
+        }));
         // Rows that are claimed are tried too: this landing may itself bring the answer that frees them.
         effects.retain(|(id, effect)| {
             self.schema.table(*id).is_some_and(|table| {

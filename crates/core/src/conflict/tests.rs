@@ -27,6 +27,7 @@ fn table() -> Table {
         conflict: ConflictRule::Newest,
         insert: InsertRule::Hold,
         counters: Vec::new(),
+        before: false,
     }
 }
 
@@ -251,6 +252,7 @@ fn every_case_of_the_table_is_decided_as_written() {
         (case.shape)(&mut table);
         let (ours, theirs) = (case.ours.map(row), case.theirs.map(row));
         let facts = Facts {
+            before: None,
             table: &table,
             origin: &branch,
             on_present_version: case.on_present,

@@ -8,14 +8,17 @@ use super::recent::Newest;
 use super::writer::{Fresh, LogWriter};
 use super::{Head, Seat};
 use crate::books::{
-    self, CONFLICTS, HeadBook, HeldAtHead, RowNames, SeatBook, seat_name, staged_of,
+    self, CONFLICTS, HeadBook, HeldAtHead, Hold, RowNames, SeatBook, seat_name, staged_of,
 };
 use crate::change::{Base, Change, Effect, Key, Row};
 use crate::conflict::{ConflictRecord, Decision, Facts, Reason, Resolution, decide};
 use crate::envelope;
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, LogPosition, Micros, OfficeName};
-use crate::message::{Answer, Batch, LogBody, Logged, LoggedChanges, Message, Outcome, Verdict};
+use crate::message::{
+    Answer, Batch, Keep, LogBody, Logged, LoggedChanges, Message, Outcome, Settled, Settlement,
+    Source, Verdict,
+};
 use crate::output::{Notice, Output};
 use crate::pile::Pile;
 use crate::port::{Database, Entry, Purpose};
@@ -59,7 +62,9 @@ struct Bench<'a> {
     /// Versions that this judgement itself made.
     overlay: BTreeMap<Digest, Newest>,
     records: Vec<ConflictRecord>,
-    held: BTreeMap<(TableId, Key), HeldAtHead>,
+    /// Holds that this judgement makes, and those that it ends.
+    held: BTreeMap<(TableId, Key), Option<Hold>>,
+    settled: Vec<Settled>,
     changes: u64,
     now: Micros,
     /// Rows that the head's tables do not take.
@@ -181,6 +186,7 @@ impl Head {
             overlay: BTreeMap::new(),
             records: Vec::new(),
             held: BTreeMap::new(),
+            settled: Vec::new(),
             changes: 0,
             now,
             unfit,
@@ -292,7 +298,8 @@ struct Case<'c> {
     name: Digest,
     newest: Option<Newest>,
     on_present_version: bool,
-    held: bool,
+    /// An earlier change of this branch to the row is held.
+    held: Option<Hold>,
 }
 
 impl Bench<'_> {
@@ -316,6 +323,7 @@ impl Bench<'_> {
             changes: Vec::with_capacity(cases.len()),
             verdicts: Vec::new(),
             open: batch.open,
+            settlements: Vec::new(),
         };
         for case in cases {
             self.rule(&case, &present, position, batch.number, &mut body);
@@ -359,7 +367,7 @@ impl Bench<'_> {
                 name,
                 newest: None,
                 on_present_version: true,
-                held: false,
+                held: None,
             });
         }
         let found = self
@@ -399,12 +407,15 @@ impl Bench<'_> {
                 .iter_mut()
                 .filter(|case| case.change.table == table.id)
             {
-                let note = notes
-                    .get(&case.key)
-                    .map(|note| books::decode::<HeldAtHead>(note))
-                    .transpose()?;
-                let noted = note.is_some_and(|note| note.branches.contains(self.branch));
-                case.held = noted || self.held.contains_key(&(table.id, case.key.clone()));
+                let here = self.held.get(&(table.id, case.key.clone()));
+                case.held = match (here, notes.get(&case.key)) {
+                    (Some(hold), _) => hold.clone(),
+                    (None, Some(note)) => {
+                        let note: HeldAtHead = books::decode(note)?;
+                        note.of(self.branch).cloned()
+                    }
+                    (None, None) => None,
+                };
             }
         }
         Ok(())
@@ -422,7 +433,11 @@ impl Bench<'_> {
             let keys: Vec<Key> = cases
                 .iter()
                 .filter(|case| {
-                    case.change.table == table.id && (down || !case.on_present_version || case.held)
+                    case.change.table == table.id
+                        && (down
+                            || !case.on_present_version
+                            || case.held.is_some()
+                            || self.unfit.contains(&(table.id, case.key.clone())))
                 })
                 .map(|case| case.key.clone())
                 .collect();
@@ -471,6 +486,7 @@ impl Bench<'_> {
             origin: self.branch,
             on_present_version: case.on_present_version,
             inserted: case.change.inserted || case.change.base == Base::Unknown,
+            before: case.change.before.as_ref(),
             theirs: case.change.effect.row(),
             // A row from before the join is of unknown age: what the head knows of it stands.
             at: if case.change.base == Base::Unknown {
@@ -484,64 +500,121 @@ impl Bench<'_> {
                 .as_ref()
                 .map(|newest| (newest.at, &*newest.origin)),
         };
-        let decision = if case.held {
-            Decision::Hold(Reason::AlreadyHeld)
-        } else {
-            match decide(&facts) {
-                Decision::Accept | Decision::Win(_) if self.unfit.contains(&place) => {
-                    Decision::Hold(Reason::DoesNotFit)
-                }
-                decision => decision,
-            }
+        let decision = match case.held.as_ref().map(|hold| hold.reason) {
+            // A person decides between the two rows; the branch may take its own back.
+            Some(Reason::InsertedTwice) if facts.theirs.is_none() => Decision::Same,
+            Some(Reason::InsertedTwice | Reason::AskedFor) => Decision::Hold(Reason::AlreadyHeld),
+            // What did not fit may fit by now.
+            _ => decide(&facts),
         };
-        let (reason, result) = match decision {
+        let decision = match decision {
+            Decision::Accept | Decision::Win(_) | Decision::Merge(..)
+                if self.unfit.contains(&place) =>
+            {
+                Decision::Hold(Reason::DoesNotFit)
+            }
+            decision => decision,
+        };
+        let theirs = case.change.effect.clone();
+        let listed = |reason, result| Some((reason, result));
+        let (outcome, list) = match decision {
             Decision::Accept => {
-                self.accept(case, position, batch, at, body);
-                return;
+                self.accept(case, theirs, position, Some(batch), at, body);
+                (None, None)
             }
-            Decision::Same => {
-                body.verdicts.push(Verdict {
-                    table: table.id,
-                    key: case.key.clone(),
-                    outcome: Outcome::Overridden(ours.cloned()),
-                    record: None,
-                });
-                return;
+            Decision::Same => (Some(Outcome::Overridden(ours.cloned())), None),
+            Decision::Win(reason) => {
+                self.accept(case, theirs, position, Some(batch), at, body);
+                (Some(Outcome::Accepted), listed(reason, Resolution::Theirs))
             }
-            Decision::Win(reason) => (reason, Resolution::Theirs),
-            Decision::Lose(reason) => (reason, Resolution::Ours),
-            Decision::Hold(reason) => (reason, Resolution::Held),
+            Decision::Lose(reason) => (
+                Some(Outcome::Overridden(ours.cloned())),
+                listed(reason, Resolution::Ours),
+            ),
+            Decision::Merge(row, reason) => {
+                self.accept(case, Effect::Put(row), position, None, at, body);
+                let list = reason.and_then(|reason| listed(reason, Resolution::Merged));
+                (list.is_some().then_some(Outcome::Accepted), list)
+            }
+            Decision::Hold(reason) => (Some(Outcome::Held), listed(reason, Resolution::Held)),
         };
-        let record = self.record(case, table, at, ours, reason, result);
-        let outcome = match result {
-            Resolution::Theirs => {
-                self.accept(case, position, batch, at, body);
-                Outcome::Accepted
+        let record = list.map(|(reason, result)| {
+            let merged = match (result, body.changes.last()) {
+                (Resolution::Merged, Some(logged)) => logged.effect.row().cloned(),
+                _ => None,
+            };
+            self.record(case, at, ours, reason, result, merged)
+        });
+        if let (Some(Outcome::Held), Some(record)) = (&outcome, &record) {
+            let first = case.held.as_ref().map_or(record.reason, |hold| hold.reason);
+            let hold = Hold {
+                branch: self.branch.clone(),
+                conflict: record.id,
+                reason: first,
+                batch: (self.seat.incarnation, batch),
+            };
+            if case.held.is_none() {
+                self.seat.holds += 1;
             }
-            Resolution::Ours => Outcome::Overridden(ours.cloned()),
-            Resolution::Held => {
-                if !case.held {
-                    self.seat.holds += 1;
-                }
-                self.held
-                    .entry(place)
-                    .or_insert(HeldAtHead { branches: vec![] });
-                Outcome::Held
+            self.held.insert(place, Some(hold));
+        } else if let Some(hold) = &case.held {
+            self.release(case, hold, outcome.as_ref(), body);
+        }
+        if let Some(outcome) = outcome {
+            body.verdicts.push(Verdict {
+                table: table.id,
+                key: case.key.clone(),
+                outcome,
+                record,
+            });
+        }
+    }
+
+    /// A later change of the branch to a held row was decided: nothing of it is held any more.
+    fn release(
+        &mut self,
+        case: &Case<'_>,
+        hold: &Hold,
+        outcome: Option<&Outcome>,
+        body: &mut LoggedChanges,
+    ) {
+        self.seat.holds = self.seat.holds.saturating_sub(1);
+        self.held
+            .insert((case.change.table, case.key.clone()), None);
+        let (keep, row) = match outcome {
+            Some(Outcome::Overridden(row)) => (Keep::Head, row.clone()),
+            _ => {
+                let accepted = body.changes.last();
+                let row = accepted.and_then(|logged| logged.effect.row().cloned());
+                (Keep::Branch, row)
             }
         };
-        body.verdicts.push(Verdict {
-            table: table.id,
+        let settled = Settled {
+            conflict: hold.conflict,
+            keep,
+            at: self.now,
+            by: None,
+            row: row.clone(),
+        };
+        self.settled.push(settled.clone());
+        body.settlements.push(Settlement {
+            branch: self.branch.clone(),
+            table: case.change.table,
             key: case.key.clone(),
-            outcome,
-            record: Some(record),
+            row,
+            record: None,
+            settled: Some(settled),
         });
     }
 
+    /// The effect becomes the row's version. It is the branch's own where `batch` says which one brought it; otherwise
+    /// it was made of both sides' changes.
     fn accept(
         &mut self,
         case: &Case<'_>,
+        effect: Effect,
         position: LogPosition,
-        batch: BatchNumber,
+        batch: Option<BatchNumber>,
         at: Micros,
         body: &mut LoggedChanges,
     ) {
@@ -551,46 +624,49 @@ impl Bench<'_> {
             .as_ref()
             .map_or(at, |newest| at.max(Micros(newest.at.0.saturating_add(1))));
         if let Some(tried) = &mut self.tried {
-            tried.push((case.change.table, case.change.effect.clone()));
+            tried.push((case.change.table, effect.clone()));
         }
-        self.pile.put(
-            case.change.table,
-            case.key.clone(),
-            case.change.effect.clone(),
-        );
+        self.pile
+            .put(case.change.table, case.key.clone(), effect.clone());
         let origin = Arc::new(self.branch.clone());
         self.overlay.insert(
             case.name,
             Newest {
                 position,
                 origin,
-                batch: Some((self.seat.incarnation, batch)),
+                batch: batch.map(|batch| (self.seat.incarnation, batch)),
                 at,
             },
         );
         body.changes.push(Logged {
             table: case.change.table,
-            effect: case.change.effect.clone(),
+            effect,
             at,
+            source: if batch.is_some() {
+                Source::Sender
+            } else {
+                Source::Merged
+            },
         });
     }
 
     fn record(
         &mut self,
         case: &Case<'_>,
-        table: &crate::schema::Table,
         at: Micros,
         ours: Option<&Row>,
         reason: Reason,
         result: Resolution,
+        merged: Option<Row>,
     ) -> ConflictRecord {
+        let table = self.head.schema.table(case.change.table);
         self.writer.book.conflicts += 1;
         let record = ConflictRecord {
             id: self.writer.book.conflicts,
-            table: table.name.clone(),
+            table: table.map(|table| table.name.clone()).unwrap_or_default(),
             columns: table
-                .columns
-                .iter()
+                .into_iter()
+                .flat_map(|table| &table.columns)
                 .map(|column| column.name.clone())
                 .collect(),
             key: case.key.clone(),
@@ -602,9 +678,12 @@ impl Bench<'_> {
             theirs: case.change.effect.row().cloned(),
             result,
             decided: self.now,
+            before: case.change.before.clone(),
+            merged,
+            detail: None,
         };
         self.records.push(record.clone());
-        record
+        record.fit_to_travel()
     }
 
     async fn flush<D: Database>(&mut self, db: &mut D) -> OfficeResult<bool> {
@@ -629,24 +708,16 @@ impl Bench<'_> {
         if !conflicts.is_empty() {
             db.append(CONFLICTS, &conflicts).await?;
         }
+        for settled in &self.settled {
+            let name = books::settled_name(settled.conflict);
+            books::store(db, &name, settled).await?;
+        }
         let held = !self.held.is_empty();
-        for ((id, key), _) in std::mem::take(&mut self.held) {
+        for ((id, key), hold) in std::mem::take(&mut self.held) {
             let Some(table) = self.head.schema.table(id) else {
                 continue;
             };
-            let mut note = match db
-                .notes(table, Some(std::slice::from_ref(&key)))
-                .await?
-                .remove(&key)
-            {
-                Some(note) => books::decode::<HeldAtHead>(&note)?,
-                None => HeldAtHead { branches: vec![] },
-            };
-            if !note.branches.contains(self.branch) {
-                note.branches.push(self.branch.clone());
-            }
-            db.set_notes(table, &[(key, Some(books::encode(&note)?))])
-                .await?;
+            super::holds::set(db, table, &key, self.branch, hold).await?;
         }
         self.seat.seen = self.now;
         books::store(db, &seat_name(self.branch), &self.seat).await?;

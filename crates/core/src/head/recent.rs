@@ -12,7 +12,7 @@ use crate::change::{Base, Key};
 use crate::envelope;
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
-use crate::message::{LogBody, LogEntry, Message};
+use crate::message::{LogBody, LogEntry, Message, Source};
 use crate::port::Database;
 use crate::schema::Schema;
 
@@ -20,7 +20,8 @@ use crate::schema::Schema;
 pub(super) const ROWS_REMEMBERED: usize = 100_000;
 /// How many bytes of row names are read at a time.
 const READ_BYTES: usize = 1024 * 1024;
-const NAME_BYTES: usize = 8;
+/// How many bytes of a row's name are kept beside a log entry.
+pub(super) const NAME_BYTES: usize = 8;
 
 /// The newest version of a row in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -170,7 +171,7 @@ pub fn names_of(rows: &[(Digest, Newest)]) -> Vec<u8> {
     rows.iter().flat_map(|(name, _)| short(name)).collect()
 }
 
-fn short(name: &Digest) -> [u8; NAME_BYTES] {
+pub(super) fn short(name: &Digest) -> [u8; NAME_BYTES] {
     let mut short = [0; NAME_BYTES];
     short.copy_from_slice(&name.0[..NAME_BYTES]);
     short
@@ -218,11 +219,18 @@ pub fn rows_of(entry: &LogEntry, schema: &Schema, head: &Arc<OfficeName>) -> Vec
     let versions = body.changes.iter().filter_map(|logged| {
         let table = schema.table(logged.table)?;
         let name = named(logged.table, logged.effect.key(table))?;
+        let (origin, batch) = match &logged.source {
+            Source::Sender => (Arc::clone(&origin), batch),
+            Source::Merged => (Arc::clone(&origin), None),
+            Source::Held(branch, incarnation, batch) => {
+                (Arc::new(branch.clone()), Some((*incarnation, *batch)))
+            }
+        };
         Some((
             name,
             Newest {
                 position: entry.position,
-                origin: Arc::clone(&origin),
+                origin,
                 batch,
                 at: logged.at,
             },

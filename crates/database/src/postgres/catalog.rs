@@ -119,6 +119,7 @@ pub(super) async fn inspect(db: &mut PostgresDatabase) -> DbResult<Inspection> {
                 conflict: Default::default(),
                 insert: Default::default(),
                 counters: Vec::new(),
+                before: false,
             });
         }
         found.findings.append(&mut look.findings);

@@ -145,6 +145,7 @@ fn ordinary(
         conflict: Default::default(),
         insert: Default::default(),
         counters: Vec::new(),
+        before: false,
     }))
 }
 

@@ -282,6 +282,7 @@ impl Database for MemoryDatabase {
                 conflict: ConflictRule::default(),
                 insert: InsertRule::default(),
                 counters: Vec::new(),
+                before: false,
                 ..table.clone()
             };
             let tables = state

@@ -177,9 +177,9 @@ fn holdings(world: &mut World, office: usize) -> Result<Holdings, String> {
             continue;
         }
         match books::decode::<Note>(&note).map_err(|error| error.to_string())? {
-            Note::Held(_) => drop(found.held.insert((table, key))),
+            Note::Held(..) => drop(found.held.insert((table, key))),
             Note::Unfit(..) => drop(found.unfit.insert((table, key))),
-            Note::Deferred(_) | Note::Unseen(_) => found.other_notes += 1,
+            Note::Deferred(_) | Note::Unseen(_) | Note::Unreadable(..) => found.other_notes += 1,
         }
     }
     Ok(found)

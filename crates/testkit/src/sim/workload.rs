@@ -70,6 +70,7 @@ fn table(id: TableId, name: &str, conflict: ConflictRule, insert: InsertRule) ->
         conflict,
         insert,
         counters: Vec::new(),
+        before: false,
     }
 }
 
