@@ -112,12 +112,11 @@ impl File {
         }
     }
 
-    /// The processes died; SQLite undoes what they had not committed.
+    /// Branchline's process died, the application's did not; SQLite undoes what was not committed.
     fn reopen(&mut self) {
         // A file in memory lets nobody in, not even to open it, while a transaction writes.
         run(self.database.rollback()).expect("a transaction can be undone");
         self.database = SqliteDatabase::open(&self.address, true).expect("the file opens");
-        self.application = open(&self.address);
     }
 
     fn image(&self) -> rusqlite::Connection {
