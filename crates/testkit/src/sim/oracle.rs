@@ -353,6 +353,8 @@ fn nothing_lost(world: &World, head: &Holdings) -> Result<(), String> {
                     && !listed_deletes.contains(row)
                     && !replaced
                     && !reborn
+                    // A row that was held, and let in when the delete had freed its key.
+                    && !present_maker.is_some_and(|maker| listed.contains(&maker))
             } else {
                 present_maker != Some(id) && !listed.contains(&id)
             };
