@@ -26,6 +26,7 @@ use crate::port::{Database, Entry, First, Purpose};
 use crate::schema::{Direction, Rules, Schema, Table};
 
 mod chunks;
+mod clones;
 mod history;
 pub mod holds;
 mod judge;
@@ -36,6 +37,7 @@ pub mod seats;
 mod verify;
 mod writer;
 
+use clones::Sessions;
 pub use lanes::Wiring;
 use recall::Standing;
 use recent::Recent;
@@ -104,8 +106,7 @@ struct Seat {
     /// What it was asked to give back of the log, and its answer.
     asking: Option<recall::Asking>,
     recalled: Option<Recalled>,
-    /// The session that greeted last.
-    session: [u8; 16],
+    sessions: Sessions,
 }
 
 impl Seat {
@@ -123,7 +124,7 @@ impl Seat {
             resting_since: None,
             asking: None,
             recalled: None,
-            session: [0; 16],
+            sessions: Sessions::default(),
             book,
         }
     }
@@ -235,7 +236,7 @@ impl Head {
         let Some(since) = self.started else {
             return false;
         };
-        let silent = |seat: &Seat| seat.is_enrolled() && seat.session == [0; 16];
+        let silent = |seat: &Seat| seat.is_enrolled() && seat.sessions.present == [0; 16];
         let asked = self.seats.values().any(|seat| seat.asking.is_some());
         let patience = if asked { RECALL_MS } else { SETTLE_IN_MS };
         let waits = asked || self.seats.values().any(silent);
@@ -428,7 +429,13 @@ impl Head {
         let Some(seat) = self.seats.get_mut(origin) else {
             return Ok(());
         };
-        seat.clock_offset_ms = offset_ms(position.clock, now);
+        seat.clock_offset_ms = position
+            .offset
+            .map_or_else(|| offset_ms(position.clock, now), |offset| -offset / 1000);
+        self.listen_for_clones(origin, position.session, position.clock)?;
+        let Some(seat) = self.seats.get_mut(origin) else {
+            return Ok(());
+        };
         seat.produced = Some(BatchNumber(position.produced));
         if let Some(applied) = position.applied {
             seat.book.applied = seat
@@ -456,6 +463,8 @@ impl Head {
             applied: Some(seat.book.cursor.0),
             question,
             clock: now,
+            session: [0; 16],
+            offset: None,
         };
         self.tell(to, &Message::Position(position))
     }
@@ -504,6 +513,7 @@ impl Head {
                 reincarnate: true,
                 incarnation: batch.incarnation,
                 cursor: BatchNumber(u64::MAX),
+                copied: false,
             };
             self.drop_envelope(
                 token,
@@ -537,6 +547,9 @@ impl Head {
         trusted: bool,
         token: Token,
     ) -> OfficeResult<()> {
+        if trusted {
+            self.listen_for_clones(origin, hello.session, hello.clock)?;
+        }
         if let Err(refusal) = self.admit(now, origin, &hello, trusted) {
             self.outputs.push_back(Output::Notice(Notice::Refused(
                 origin.clone(),
@@ -559,7 +572,7 @@ impl Head {
         let Some(seat) = self.seats.get_mut(origin) else {
             return Ok(());
         };
-        seat.session = hello.session;
+        seat.sessions.greeted(hello.session, hello.clock);
         seat.online = true;
         seat.book.seen = now;
         seat.produced = Some(hello.frozen);
@@ -781,6 +794,8 @@ impl Head {
                 applied: None,
                 question: 0,
                 clock: now,
+                session: [0; 16],
+                offset: None,
             };
             let bytes = envelope::seal(
                 &self.identity.name,

@@ -67,6 +67,9 @@ pub enum Message {
     /// Branch to head: the log entries that this branch kept.
     #[n(18)]
     Recalled(#[n(0)] Recalled),
+    /// Head to branch: something that a person there should know.
+    #[n(19)]
+    Warning(#[n(0)] String),
 }
 
 /// A head that was restored from a backup asks a branch for the part of its log that it lost.
@@ -450,6 +453,12 @@ pub struct Position {
     /// The sender's clock.
     #[n(3)]
     pub clock: Micros,
+    /// The branch's session; zero from the head. Tells a clone that runs beside its original.
+    #[cbor(n(4), with = "minicbor::bytes")]
+    pub session: [u8; 16],
+    /// The head's clock minus the branch's in microseconds, as the branch measured it over a round trip.
+    #[n(5)]
+    pub offset: Option<i64>,
 }
 
 /// Which rows a joining branch wants next.
@@ -505,6 +514,9 @@ pub struct Refusal {
     /// The branch's last batch at the head: a branch that has frozen it knows that its greeting was merely old.
     #[n(4)]
     pub cursor: BatchNumber,
+    /// The branch runs on a copy of another's database.
+    #[n(5)]
+    pub copied: bool,
 }
 
 /// What an office's tables were at a barrier.
