@@ -105,8 +105,12 @@ impl Branch {
                 }
                 Ok(LandingEnd::Clash(rows)) => aside.busy.extend(rows),
                 Err(error) if is_unfit(&error) => {
-                    // One unit alone, without the rows that do not fit.
+                    // One unit alone, which may fit; then without the rows that do not.
+                    let several = run;
                     (run, barrier) = self.whole_units(0).unwrap_or((run, barrier));
+                    if run < several {
+                        continue;
+                    }
                     let found = self.find_unfit(db, run, &aside).await?;
                     if found.is_empty() {
                         return Err(error);

@@ -61,6 +61,7 @@ impl World {
             loss: chance(&mut self.rng, 3, 40),
             duplication: chance(&mut self.rng, 3, 30),
             delay: chance(&mut self.rng, 5, 60),
+            damage: chance(&mut self.rng, 10, 60),
             race: self.rng.random_bool(0.6),
         };
         let mut drawn: Vec<(&str, u32, Trouble)> = Vec::new();
@@ -72,12 +73,23 @@ impl World {
             ("half cut", Event::HalfCut),
             ("jump", Event::Jump),
             ("restore", Event::Image),
+            ("dismiss", Event::Dismiss),
+            ("manual", Event::Manual),
+            ("disk full", Event::Full),
         ] {
-            let one_in = if name == "restore" { 5 } else { 2 };
+            let one_in = match name {
+                "restore" | "manual" | "disk full" => 5,
+                "dismiss" => 8,
+                _ => 2,
+            };
             if self.one_in(one_in) {
-                let count = self
-                    .rng
-                    .random_range(1..if name.starts_with("arm") { 40 } else { 8 });
+                let count = self.rng.random_range(
+                    1..match name {
+                        "arm" | "arm more" => 40,
+                        "dismiss" => 3,
+                        _ => 8,
+                    },
+                );
                 drawn.push((name, count, event));
             }
         }
@@ -136,6 +148,9 @@ impl World {
                     | Event::HalfCut(_)
                     | Event::Jump(_)
                     | Event::Image(_)
+                    | Event::Dismiss(_)
+                    | Event::Manual(_)
+                    | Event::Full(_)
                     | Event::Restore(_)
                     | Event::BrokerStop
                     | Event::BrokerEmpty
@@ -159,6 +174,9 @@ impl World {
                 strikes: office.plan.strikes,
                 ..Plan::default()
             };
+        }
+        for office in 0..self.offices.len() {
+            self.set_manual(office, false);
         }
         self.at(0, Event::BrokerStart);
         for link in 0..self.offices.len() {
