@@ -28,6 +28,8 @@ pub const SYNC_SECONDS: u64 = 60;
 #[derive(Deserialize)]
 struct Patience {
     timeout: Option<u64>,
+    /// Of a comparison: mend what differs.
+    repair: Option<bool>,
 }
 
 /// Serves until told to stop, and records the address beside the configuration.
@@ -149,6 +151,7 @@ async fn verify(State(office): State<Handle>, Query(patience): Query<Patience>) 
         office
             .ask(Ask::Verify {
                 deadline: deadline(&patience),
+                repair: patience.repair.unwrap_or(false),
             })
             .await,
     )

@@ -38,6 +38,8 @@ pub enum Ask {
     Verify {
         /// When to give up.
         deadline: Instant,
+        /// Make differing rows at the branches what they are at the head.
+        repair: bool,
     },
     /// A branch was invited or removed: read its record again.
     Reload(OfficeName),

@@ -18,7 +18,8 @@ use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::inbox::{Admission, Inbox, Slot};
 use crate::message::{
-    Batch, Chunk, Hello, HistoryRequest, Keep, LogEntry, Message, Position, SettleRequest, Welcome,
+    Batch, Chunk, Hello, HistoryRequest, Keep, LogEntry, Message, Position, SettleRequest,
+    VerifyRequest, Welcome,
 };
 use crate::office::{IDENTITY, Identity, conclude};
 use crate::output::{Notice, Output, To, Token, offset_ms};
@@ -29,6 +30,7 @@ mod join;
 mod land;
 mod take;
 mod unfit;
+mod verify;
 
 /// The name of the branch's own record.
 const BRANCH: &str = "branch";
@@ -66,6 +68,8 @@ pub struct Branch {
     link: LinkState,
     chunk: Option<(Chunk, Token)>,
     chunk_asked: Option<Micros>,
+    /// What was seen at the last barrier, for narrower questions.
+    seen: Option<verify::Seen>,
     outputs: VecDeque<Output>,
 }
 
@@ -220,6 +224,7 @@ impl Branch {
             link,
             chunk: None,
             chunk_asked: None,
+            seen: None,
             outputs: VecDeque::new(),
             book,
         };
@@ -340,9 +345,10 @@ impl Branch {
         self.tell(&Message::Leave)
     }
 
-    /// Asks the head to compare this branch with itself; the outcome comes as a notice.
-    pub fn verify(&mut self) -> OfficeResult<()> {
-        self.tell(&Message::VerifyRequest)
+    /// Asks the head to compare this branch with itself, and where wanted to make differing rows here what they are at
+    /// the head; the outcome comes as a notice.
+    pub fn verify(&mut self, repair: bool) -> OfficeResult<()> {
+        self.tell(&Message::VerifyRequest(VerifyRequest { repair }))
     }
 
     /// Asks the head to settle a conflict about this branch's changes. The answer comes as [`Notice::Reply`] under the
@@ -445,6 +451,8 @@ impl Branch {
             }
             Message::Reply(reply) => self.notice(Notice::Reply(reply.question, reply.answer)),
             Message::VerifyResult(result) => self.notice(Notice::VerifyResult(result)),
+            Message::Narrow(question) => self.narrow(&question)?,
+            Message::RowsRequest(request) => self.tell_rows(db, request).await?,
             _ => {}
         }
         self.outputs.push_back(Output::Settle(token));
@@ -741,6 +749,7 @@ impl Branch {
 
     /// Time has passed. To be called a few times a second.
     pub fn tick(&mut self, now: Micros) -> OfficeResult<()> {
+        self.forget_seen(now);
         if !self.link.up {
             return Ok(());
         }

@@ -61,11 +61,11 @@ impl Driver {
 
     fn begin_waiting(&mut self, ask: Ask, reply: tokio::sync::oneshot::Sender<Answer>) {
         self.set_moving(true);
-        if matches!(ask, Ask::Verify { .. }) {
+        if let Ask::Verify { repair, .. } = ask {
             match &mut self.machine {
-                Machine::Head(head) => head.verify(now()),
+                Machine::Head(head) => head.verify(repair),
                 Machine::Branch(branch) => {
-                    if let Err(error) = branch.verify() {
+                    if let Err(error) = branch.verify(repair) {
                         drop(reply.send(Err(error.into())));
                         return;
                     }
@@ -100,22 +100,22 @@ impl Driver {
 
     /// Remembers outcomes that someone waits for.
     pub(super) fn note_for_waiting(&mut self, notice: &Notice) {
-        let verified = match notice {
+        let document = match notice {
             Notice::Verified(verification) if verification.wanted_by.is_none() => {
-                Some((verification.is_equal(), verification.to_json()))
+                Some(verification.to_json())
             }
-            Notice::VerifyResult(text) => serde_json::from_str::<serde_json::Value>(text)
-                .ok()
-                .map(|document| (document["equal"] == true, document)),
+            Notice::VerifyResult(text) => serde_json::from_str::<serde_json::Value>(text).ok(),
             _ => None,
         };
-        if let Some((equal, document)) = verified {
-            for waiting in self
-                .waiting
-                .iter_mut()
-                .filter(|waiting| matches!(waiting.ask, Ask::Verify { .. }))
-            {
-                waiting.answer = Some(Ok((code_of(equal, &document), document.clone())));
+        let Some(document) = document else {
+            return;
+        };
+        // A comparison without repair is no answer to who wanted one.
+        let repaired = document["repair"] == true;
+        let code = code_of(document["equal"] == true, &document);
+        for waiting in &mut self.waiting {
+            if matches!(waiting.ask, Ask::Verify { repair, .. } if repair == repaired) {
+                waiting.answer = Some(Ok((code, document.clone())));
             }
         }
     }
@@ -144,7 +144,7 @@ impl Driver {
 
     async fn try_answer(&mut self, waiting: &mut Waiting) -> Option<Answer> {
         let deadline = match &waiting.ask {
-            Ask::Sync { deadline } | Ask::Verify { deadline } => Some(*deadline),
+            Ask::Sync { deadline } | Ask::Verify { deadline, .. } => Some(*deadline),
             Ask::Joined { deadline } => *deadline,
             _ => None,
         };
