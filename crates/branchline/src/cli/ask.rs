@@ -6,7 +6,7 @@ use clap::Args;
 use comfy_table::{Table, presets};
 
 use super::{Context, SHORT};
-use crate::exit::{Failure, Outcome};
+use crate::exit::Outcome;
 use crate::office::{Lock, Office};
 use crate::request::{Answer, Ask};
 use crate::{api, config};

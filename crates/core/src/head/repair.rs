@@ -24,6 +24,10 @@ use crate::schema::{Table, TableId};
 
 /// How many rows of a branch are fetched and repaired at a time.
 const ROWS_AT_A_TIME: usize = 500;
+/// How many of them are read at a time: rows may be large.
+const ROWS_READ: usize = 25;
+/// How many bytes of rows one transaction repairs, about.
+const BYTES_AT_A_TIME: usize = 8 * BATCH_BYTES;
 
 /// What one transaction repaired, to be adopted after the commit.
 struct Written {
@@ -31,6 +35,10 @@ struct Written {
     fresh: Vec<Fresh>,
     /// Number and table of each record.
     records: Vec<(u64, TableId, String)>,
+    /// How many of the branch's rows were looked at.
+    done: usize,
+    /// How many bytes of envelopes it took.
+    bytes: u64,
 }
 
 /// How many bytes of envelopes entries are.
@@ -100,25 +108,25 @@ impl Head {
             if rows.rows.is_empty() {
                 continue;
             }
-            let written = self.repair(db, now, &name, &rows).await?;
+            let (repaired, done, bytes) = self.repair(db, now, &name, &rows).await?;
             let Some(running) = &mut self.verifications.running else {
                 return Ok(());
             };
             running.since = now;
             running.asked = now;
             running.again = true;
-            running.bytes += written.1;
+            running.bytes += bytes;
             let Some(compared) = running.branches.get_mut(&name) else {
                 continue;
             };
-            for (table, count) in written.0 {
+            for (table, count) in repaired {
                 *compared.repaired.entry(table).or_default() += count;
             }
-            let answered: BTreeSet<(TableId, &Key)> =
-                rows.rows.iter().map(|row| (row.table, &row.key)).collect();
+            let done = rows.rows.iter().take(done);
+            let done: BTreeSet<(TableId, &Key)> = done.map(|row| (row.table, &row.key)).collect();
             compared
                 .to_fetch
-                .retain(|(table, key)| !answered.contains(&(*table, key)));
+                .retain(|(table, key)| !done.contains(&(*table, key)));
             compared.awaited = !compared.to_fetch.is_empty();
             if compared.awaited {
                 self.ask_rows(&name)?;
@@ -127,19 +135,19 @@ impl Head {
         Ok(())
     }
 
-    /// Tells a branch to take the head's rows in place of these. Returns how many in each table, and the bytes that it took.
+    /// Tells a branch to take the head's rows in place of these. Returns how many in each table, how many were looked at,
+    /// and the bytes that it took.
     async fn repair<D: Database>(
         &mut self,
         db: &mut D,
         now: Micros,
         branch: &OfficeName,
         rows: &PresentRows,
-    ) -> OfficeResult<(ByTable<u64>, u64)> {
+    ) -> OfficeResult<(ByTable<u64>, usize, u64)> {
         while self.take(db, now).await? {}
         db.begin(Purpose::Apply).await?;
         let outcome = self.try_repair(db, now, branch, rows).await;
         let written = conclude(db, outcome).await?;
-        let bytes = bytes_of(&written.fresh);
         self.book = written.book;
         if !written.fresh.is_empty() {
             self.appended = now;
@@ -154,7 +162,7 @@ impl Head {
                 reason: Reason::Repaired.code(),
             }));
         }
-        Ok((repaired, bytes))
+        Ok((repaired, written.done, written.bytes))
     }
 
     async fn try_repair<D: Database>(
@@ -165,11 +173,16 @@ impl Head {
         rows: &PresentRows,
     ) -> OfficeResult<Written> {
         let mut writer = LogWriter::new(&self.identity, &self.schema, self.book.clone());
-        let mut records = Vec::new();
+        let (mut records, mut entries) = (Vec::new(), Vec::new());
         let mut pieces: VecDeque<Settlement> = VecDeque::new();
-        let mut bytes = 0;
+        let (mut bytes, mut all_bytes, mut done) = (0, 0, 0);
         // Runs of rows of one table, in the order in which they can be written.
-        for run in rows.rows.chunk_by(|a, b| a.table == b.table) {
+        let runs = rows.rows.chunk_by(|a, b| a.table == b.table);
+        for run in runs.flat_map(|run| run.chunks(ROWS_READ)) {
+            if all_bytes > BYTES_AT_A_TIME {
+                break;
+            }
+            done += run.len();
             let Some(table) = run.first().and_then(|row| self.schema.table(row.table)) else {
                 continue;
             };
@@ -193,13 +206,13 @@ impl Head {
                     merged: None,
                     detail: None,
                 };
-                let entry = Entry {
+                entries.push(Entry {
                     number: record.id,
                     bytes: books::encode(&record)?,
-                };
-                db.append(CONFLICTS, &[entry]).await?;
+                });
                 records.push((record.id, table.id, table.name.clone()));
                 let weight = ours.as_ref().map_or(16, |row| weight_of(&row.0));
+                all_bytes += weight;
                 if bytes + weight > BATCH_BYTES && !pieces.is_empty() {
                     append(db, &mut writer, std::mem::take(&mut pieces)).await?;
                     bytes = 0;
@@ -218,11 +231,16 @@ impl Head {
         if !pieces.is_empty() {
             append(db, &mut writer, pieces).await?;
         }
+        if !entries.is_empty() {
+            db.append(CONFLICTS, &entries).await?;
+        }
         writer.finish(db).await?;
         Ok(Written {
             book: writer.book,
+            bytes: bytes_of(&writer.fresh),
             fresh: writer.fresh,
             records,
+            done,
         })
     }
 
