@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use branchline_core::failure::OfficeResult;
 use branchline_core::output::Notice;
 use branchline_core::port::Database;
 
@@ -61,17 +62,6 @@ impl Driver {
 
     fn begin_waiting(&mut self, ask: Ask, reply: tokio::sync::oneshot::Sender<Answer>) {
         self.set_moving(true);
-        if let Ask::Verify { repair, .. } = ask {
-            match &mut self.machine {
-                Machine::Head(head) => head.verify(repair),
-                Machine::Branch(branch) => {
-                    if let Err(error) = branch.verify(repair) {
-                        drop(reply.send(Err(error.into())));
-                        return;
-                    }
-                }
-            }
-        }
         self.waiting.push(Waiting {
             ask,
             reply,
@@ -172,7 +162,40 @@ impl Driver {
         if deadline.is_some_and(|deadline| Instant::now() > deadline) {
             return Some(Err(self.too_late(waiting).await));
         }
+        if let Ask::Verify { repair, .. } = waiting.ask
+            && let Err(error) = self.ask_for_comparison(waiting, repair).await
+        {
+            return Some(Err(error.into()));
+        }
         None
+    }
+
+    /// Asks for the comparison that someone waits for, once: at a branch as soon as the head can hear it.
+    async fn ask_for_comparison(
+        &mut self,
+        waiting: &mut Waiting,
+        repair: bool,
+    ) -> OfficeResult<()> {
+        if waiting.question.is_some() {
+            return Ok(());
+        }
+        match &mut self.machine {
+            Machine::Head(head) => head.verify(repair),
+            Machine::Branch(branch) if branch.state().connected => branch.verify(repair)?,
+            Machine::Branch(_) => return Ok(()),
+        }
+        waiting.question = Some(0);
+        self.flush().await;
+        Ok(())
+    }
+
+    /// What was asked may be forgotten, or its answer lost: it is asked again.
+    pub(super) fn ask_comparisons_again(&mut self) {
+        for waiting in &mut self.waiting {
+            if matches!(waiting.ask, Ask::Verify { .. }) {
+                waiting.question = None;
+            }
+        }
     }
 
     fn refused(&self) -> Option<String> {

@@ -130,5 +130,13 @@ fn rows_changed_behind_the_back_of_capture_are_repaired_while_writers_go_on() {
         assert!(had(7)["theirs"].is_null() && had(5_001)["ours"].is_null());
     }
     branch.stop();
+
+    // An office that does not run is started for the question.
+    tamper(&branch);
+    let document = branch.cmd(&["verify", "--json"]).expect(1).document();
+    let table = &document["branches"][0]["tables"][0];
+    assert_eq!(table["different"], 3, "{document}");
+    let ran = branch.cmd(&["verify", "--repair", "--json"]).expect(0);
+    assert_eq!(ran.document()["branches"][0]["repaired"], 6);
     head.stop();
 }

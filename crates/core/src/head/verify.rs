@@ -126,6 +126,11 @@ pub(super) struct Compared {
 impl Verifications {
     pub fn want(&mut self, by: Option<OfficeName>, repair: bool) {
         let wanted = Wanted { by, repair };
+        // Who asks again while it runs, since a link broke, has its answer coming.
+        let mut runs = self.running.iter();
+        if wanted.by.is_some() && runs.any(|running| running.wanted == wanted) {
+            return;
+        }
         if !self.wanted.contains(&wanted) && self.wanted.len() < WANTED {
             self.wanted.push_back(wanted);
         }

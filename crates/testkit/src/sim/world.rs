@@ -50,6 +50,7 @@ pub enum Event {
     Arm(usize),
     Restart(usize),
     Jump(usize),
+    Compare(usize),
     Found(usize),
     Image(usize),
     Restore(usize),
@@ -325,6 +326,7 @@ impl World {
             ("cut", Event::Cut),
             ("half cut", Event::HalfCut),
             ("jump", Event::Jump),
+            ("compare", Event::Compare),
             ("restore", Event::Image),
         ] {
             let one_in = if name == "restore" { 5 } else { 2 };
@@ -410,6 +412,7 @@ impl World {
                     | Event::Cut(_)
                     | Event::HalfCut(_)
                     | Event::Jump(_)
+                    | Event::Compare(_)
                     | Event::Image(_)
                     | Event::Restore(_)
                     | Event::BrokerStop
@@ -508,6 +511,15 @@ impl World {
                     skew / SECOND
                 ));
                 self.offices[office].skew = skew;
+            }
+            Event::Compare(_) => {
+                self.call(0, |machine, _, _| {
+                    if let Machine::Head(head) = machine {
+                        head.verify(true);
+                    }
+                    Ok(())
+                });
+                self.plan_work(0);
             }
             Event::Found(branch) => self.found(branch),
             Event::Image(office) => {
@@ -777,6 +789,12 @@ impl World {
             Notice::Reincarnated => self.reincarnations += 1,
             Notice::RefusedByHead(why) => {
                 self.fail(format!("{} was refused: {why}", self.offices[office].name))
+            }
+            Notice::Verified(verification) if verification.repair => {
+                // Nobody writes behind the back of capture here: whatever the weather, nothing differs.
+                if let Err(why) = super::oracle::undisturbed(verification) {
+                    self.fail(why);
+                }
             }
             Notice::Verified(verification) => self.verified = Some(verification.clone()),
             _ => {}
