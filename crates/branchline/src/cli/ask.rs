@@ -50,10 +50,8 @@ impl Verify {
     /// Does it.
     pub async fn run(self, context: &Context) -> Outcome<u8> {
         let patience = Duration::from_secs(self.timeout.min(86_400));
-        let path = format!(
-            "/api/verify?timeout={}&repair={}",
-            self.timeout, self.repair
-        );
+        let verb = if self.repair { "repair" } else { "verify" };
+        let path = format!("/api/{verb}?timeout={}", self.timeout);
         let ask = Ask::Verify {
             deadline: Instant::now() + patience,
             repair: self.repair,
