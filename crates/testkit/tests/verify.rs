@@ -15,7 +15,7 @@ use branchline_core::identity::{Incarnation, Micros, OfficeName};
 use branchline_core::message::{Keep, Message};
 use branchline_core::output::{Notice, Output};
 use branchline_core::port::{Database, Purpose};
-use branchline_core::schema::{Column, Direction, Schema, Table, TableId};
+use branchline_core::schema::{Column, Direction, ForeignKey, Schema, Table, TableId};
 use branchline_core::value::{Type, Value};
 use branchline_core::verify::{TableVerification, Verification};
 use branchline_testkit::conformance::Op;
@@ -96,7 +96,10 @@ struct Pair {
 
 impl Pair {
     fn new(tables: u32, sqlite: bool) -> Self {
-        let schema = schema(tables);
+        Self::sharing(schema(tables), sqlite)
+    }
+
+    fn sharing(schema: Schema, sqlite: bool) -> Self {
         let folder = sqlite.then(|| tempfile::tempdir().unwrap());
         let place = folder.as_ref().map(tempfile::TempDir::path);
         let (mut at_head, mut at_branch) = (Disk::new(place, "head"), Disk::new(place, "branch"));
@@ -430,6 +433,46 @@ fn a_branch_that_asks_is_told_what_was_repaired() {
     assert_eq!(result["branches"][0]["tables"][0]["repaired"], 1);
     let (at_head, at_branch) = pair.rows();
     assert_eq!(at_head, at_branch);
+}
+
+/// Children go before their parents and come after them, also where they are more than one message holds.
+fn families_are_mended(sqlite: bool) {
+    let mut schema = schema(2);
+    schema.tables[1].foreign_keys.push(ForeignKey {
+        columns: vec![0],
+        parent: "t1".into(),
+        parent_columns: vec!["id".into()],
+        on_delete: "NO ACTION".into(),
+        on_update: "NO ACTION".into(),
+    });
+    let mut pair = Pair::sharing(schema, sqlite);
+    let family = |id| [put(id, "parent"), (2, Effect::Put(row(id, "child")))];
+    let at_head: Vec<_> = (0..600).flat_map(family).collect();
+    let at_branch: Vec<_> = (1_000..1_600).flat_map(family).collect();
+    Pair::behind(&mut pair.at_head, &pair.schema, &at_head);
+    pair.behind_branch(&at_branch);
+    let verification = pair.verify(true);
+    assert!(verification.is_equal(), "{verification:?}");
+    let tables = &verification.branches[0].tables;
+    assert!(
+        tables
+            .iter()
+            .all(|table| table.repaired == 1_200 && table.pending == 0)
+    );
+    for table in pair.schema.tables.clone() {
+        assert_eq!(pair.at_head.rows(&table), pair.at_branch.rows(&table));
+        assert_eq!(pair.at_head.rows(&table).len(), 600);
+    }
+}
+
+#[test]
+fn families_are_mended_in_memory() {
+    families_are_mended(false);
+}
+
+#[test]
+fn families_are_mended_on_sqlite() {
+    families_are_mended(true);
 }
 
 /// More than one message and one round hold.
