@@ -2,7 +2,7 @@
 //!
 //! It has no login: it listens on a loopback address only, and refuses what a web page could send (requests with an
 //! `Origin`, or for another host name), so that a browser on the same machine is no way in. What ends the office
-//! (`stop`, `leave`) also wants the token from a file beside the configuration that only its owner can read.
+//! (`stop`, `leave`) or writes to branches (`repair`) also wants the token from a file beside the configuration that only its owner can read.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -48,6 +48,7 @@ pub async fn serve(
     write_private(&record, &bound.to_string())?;
     let guarded = Router::new()
         .route("/api/leave", post(leave))
+        .route("/api/repair", post(repair))
         .route("/api/stop", post(stop_office))
         .layer(axum::middleware::from_fn_with_state(token, with_token));
     let routes = Router::new()
@@ -84,7 +85,7 @@ async fn local_only(
     next.run(request).await
 }
 
-/// What ends an office wants the token that stands in a file only its owner can read.
+/// What ends an office, or writes to branches, wants the token that stands in a file only its owner can read.
 async fn with_token(
     State(token): State<String>,
     headers: HeaderMap,
@@ -145,13 +146,16 @@ async fn sync(State(office): State<Handle>, Query(patience): Query<Patience>) ->
 }
 
 async fn verify(State(office): State<Handle>, Query(patience): Query<Patience>) -> Response {
-    respond(
-        office
-            .ask(Ask::Verify {
-                deadline: deadline(&patience),
-            })
-            .await,
-    )
+    compare(&office, &patience, false).await
+}
+
+async fn repair(State(office): State<Handle>, Query(patience): Query<Patience>) -> Response {
+    compare(&office, &patience, true).await
+}
+
+async fn compare(office: &Handle, patience: &Patience, repair: bool) -> Response {
+    let deadline = deadline(patience);
+    respond(office.ask(Ask::Verify { deadline, repair }).await)
 }
 
 async fn reload(State(office): State<Handle>, UrlPath(name): UrlPath<String>) -> Response {

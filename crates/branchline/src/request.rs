@@ -38,6 +38,8 @@ pub enum Ask {
     Verify {
         /// When to give up.
         deadline: Instant,
+        /// Make differing rows at the branches what they are at the head.
+        repair: bool,
     },
     /// A branch was invited or removed: read its record again.
     Reload(OfficeName),
@@ -54,7 +56,7 @@ pub struct Waiting {
     pub ask: Ask,
     /// Where the answer goes.
     pub reply: oneshot::Sender<Answer>,
-    /// The branch's question to the head that must be answered first.
+    /// The question that must be answered first: a branch's to the head by its number, or 0 for a comparison.
     pub question: Option<u64>,
     /// An answer that has come.
     pub answer: Option<Answer>,

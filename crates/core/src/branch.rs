@@ -18,7 +18,8 @@ use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::inbox::{Admission, Inbox, Slot};
 use crate::message::{
-    Batch, Chunk, Hello, HistoryRequest, Keep, LogEntry, Message, Position, SettleRequest, Welcome,
+    Batch, Chunk, Hello, HistoryRequest, Keep, LogEntry, Message, Position, SettleRequest,
+    VerifyRequest, Welcome,
 };
 use crate::office::{IDENTITY, Identity, conclude};
 use crate::output::{Notice, Output, To, Token};
@@ -30,6 +31,7 @@ mod land;
 mod recall;
 mod take;
 mod unfit;
+mod verify;
 
 /// The name of the branch's own record.
 const BRANCH: &str = "branch";
@@ -73,6 +75,8 @@ pub struct Branch {
     link: LinkState,
     chunk: Option<(Chunk, Token)>,
     chunk_asked: Option<Micros>,
+    /// What was seen at the last barrier, for narrower questions.
+    seen: Option<verify::Seen>,
     outputs: VecDeque<Output>,
 }
 
@@ -233,6 +237,7 @@ impl Branch {
             link,
             chunk: None,
             chunk_asked: None,
+            seen: None,
             outputs: VecDeque::new(),
             book,
         };
@@ -357,9 +362,10 @@ impl Branch {
         self.tell(&Message::Leave)
     }
 
-    /// Asks the head to compare this branch with itself; the outcome comes as a notice.
-    pub fn verify(&mut self) -> OfficeResult<()> {
-        self.tell(&Message::VerifyRequest)
+    /// Asks the head to compare this branch with itself, and where wanted to make differing rows here what they are at
+    /// the head; the outcome comes as a notice.
+    pub fn verify(&mut self, repair: bool) -> OfficeResult<()> {
+        self.tell(&Message::VerifyRequest(VerifyRequest { repair }))
     }
 
     /// Asks the head to settle a conflict about this branch's changes. The answer comes as [`Notice::Reply`] under the
@@ -467,6 +473,8 @@ impl Branch {
             Message::Recall(recall) => self.recall(db, now, &recall).await?,
             Message::Reply(reply) => self.notice(Notice::Reply(reply.question, reply.answer)),
             Message::VerifyResult(result) => self.notice(Notice::VerifyResult(result)),
+            Message::Narrow(question) => self.narrow(&question)?,
+            Message::RowsRequest(request) => self.tell_rows(db, request).await?,
             _ => {}
         }
         self.outputs.push_back(Output::Settle(token));
@@ -839,6 +847,7 @@ impl Branch {
 
     /// Time has passed. To be called a few times a second.
     pub fn tick(&mut self, now: Micros) -> OfficeResult<()> {
+        self.forget_seen(now);
         if !self.link.up || self.link.copied {
             return Ok(());
         }

@@ -33,6 +33,7 @@ mod judge;
 mod lanes;
 mod recall;
 mod recent;
+mod repair;
 pub mod seats;
 mod verify;
 mod writer;
@@ -402,8 +403,12 @@ impl Head {
             Message::Resend(from) => seat.lane.rewind(LogPosition(from), self.book.last),
             Message::Position(position) => self.position_told(now, origin, position)?,
             Message::ChunkRequest(request) => seat.request = Some(request),
-            Message::Digests(digests) => self.digests_arrived(origin, digests),
-            Message::VerifyRequest => self.verifications.wanted.push((Some(origin.clone()), now)),
+            Message::Digests(digests) => self.digests_arrived(origin, digests, bytes.len())?,
+            Message::Rows(rows) => self.rows_arrived(origin, rows, bytes.len()),
+            Message::VerifyRequest(request) => {
+                self.verifications
+                    .want(Some(origin.clone()), request.repair);
+            }
             Message::Recalled(recalled) => seat.recalled = Some(recalled),
             Message::Settle(request) => self.question(origin, Question::Settle(request)),
             Message::HistoryRequest(request) => self.question(origin, Question::History(request)),
@@ -667,6 +672,7 @@ impl Head {
                 more |= self.take(db, now).await?;
             }
             self.start_verification(db, now).await?;
+            self.advance_verification(db, now).await?;
             while let Some((branch, question)) = self.questions.pop_front() {
                 self.answer_question(db, now, &branch, question).await?;
             }
@@ -808,7 +814,7 @@ impl Head {
         for seat in self.seats.values_mut() {
             seat.online &= now < seat.book.seen.plus_millis(4 * ANNOUNCE_MS);
         }
-        self.time_out_verification(db, now).await?;
+        self.advance_verification(db, now).await?;
         self.retry_holds(db, now).await?;
         self.save_seen(db).await
     }

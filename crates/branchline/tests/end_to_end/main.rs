@@ -12,6 +12,7 @@ mod joining;
 mod journal;
 mod leaving;
 mod office;
+mod repairing;
 mod reports;
 mod sql;
 mod three_ways;

@@ -72,6 +72,7 @@ impl World {
             ("cut", Event::Cut),
             ("half cut", Event::HalfCut),
             ("jump", Event::Jump),
+            ("compare", Event::Compare),
             ("restore", Event::Image),
             ("dismiss", Event::Dismiss),
             ("manual", Event::Manual),
@@ -147,6 +148,7 @@ impl World {
                     | Event::Cut(_)
                     | Event::HalfCut(_)
                     | Event::Jump(_)
+                    | Event::Compare(_)
                     | Event::Image(_)
                     | Event::Dismiss(_)
                     | Event::Manual(_)
