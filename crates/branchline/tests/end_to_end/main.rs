@@ -13,5 +13,6 @@ mod journal;
 mod leaving;
 mod office;
 mod reports;
+mod settling;
 mod sql;
 mod three_ways;
