@@ -43,6 +43,12 @@ pub fn log(notice: &Notice) {
         }
         Notice::Settled { id } => tracing::info!("conflict {id} was settled"),
         Notice::Reply(..) => {}
+        Notice::TakenBack(from, last) => tracing::warn!(
+            "this head's database was restored from a backup; {from} gave back what its log had lost, up to {last}"
+        ),
+        Notice::Rewound(place) => tracing::warn!(
+            "the head was restored from a backup and went on from there; this branch follows it again from place {place}"
+        ),
         Notice::Reincarnated => tracing::warn!(
             "this database was restored or copied: the branch took a fresh incarnation"
         ),

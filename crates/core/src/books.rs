@@ -92,6 +92,21 @@ pub struct SeatBook {
     /// Incarnations that it had before: what still comes from them must not pass for new.
     #[n(10)]
     pub former: Vec<Incarnation>,
+    /// A continuation of the log that the head lost and took back from this branch as changes: its end there, the hash
+    /// of the entry at that end, and the place from which the branch is to follow the head's own continuation.
+    #[n(11)]
+    pub taken_back: Option<TakenBack>,
+}
+
+/// A lost continuation of the log that was taken back.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct TakenBack {
+    /// Where it ended, with the hash of the entry there.
+    #[n(0)]
+    pub end: (LogPosition, Digest),
+    /// The last place that both continuations share, with the hash of the entry there.
+    #[n(1)]
+    pub agreed: (LogPosition, Digest),
 }
 
 /// Secret bytes that do not show in debug output.
@@ -143,6 +158,19 @@ pub struct BranchBook {
     /// How far the first copy of the tables is; none when complete.
     #[n(9)]
     pub joining: Option<Joining>,
+    /// The hash of the last log entry in this database.
+    #[n(10)]
+    pub log_chain: Digest,
+    /// Which stream keeps the log entries followed: a branch that went back to an earlier place begins a new one.
+    #[n(11)]
+    pub lineage: u64,
+}
+
+impl BranchBook {
+    /// The stream of the log entries that this branch followed, for a head that is restored (SETTLED 10).
+    pub fn followed(&self) -> String {
+        format!("followed:{}", self.lineage)
+    }
 }
 
 /// How far a joining branch's first copy of the tables is.
@@ -166,6 +194,10 @@ pub struct Joining {
     /// What the office had before it joined has been frozen: from here on its rows follow the log.
     #[n(5)]
     pub frozen: bool,
+    /// The tables are copied anew, since the log no longer held what this branch missed from this place on: what it
+    /// has was made on nothing newer.
+    #[n(6)]
+    pub again_from: Option<LogPosition>,
 }
 
 /// A note on a row at a branch.
@@ -226,6 +258,20 @@ impl Note {
             | Self::Unfit(first, _)
             | Self::Unseen(first)
             | Self::Unreadable(first, _) => *first,
+        }
+    }
+}
+
+impl Note {
+    /// The same note, with another first entry that was not applied.
+    #[must_use]
+    pub fn with_first_unseen(self, first: LogPosition) -> Self {
+        match self {
+            Self::Deferred(_) => Self::Deferred(first),
+            Self::Held(batch, _) => Self::Held(batch, first),
+            Self::Unfit(_, effect) => Self::Unfit(first, effect),
+            Self::Unseen(_) => Self::Unseen(first),
+            Self::Unreadable(_, problem) => Self::Unreadable(first, problem),
         }
     }
 }

@@ -27,6 +27,7 @@ use crate::schema::{Schema, Table};
 
 mod join;
 mod land;
+mod recall;
 mod take;
 mod unfit;
 
@@ -145,6 +146,8 @@ impl Branch {
                 head_key: PublicKey(enrolment.head_key),
                 secret: Some(SecretBytes(enrolment.secret)),
                 joining: Some(Joining::default()),
+                log_chain: Digest::default(),
+                lineage: 0,
             };
             books::store(db, IDENTITY, &enrolment.identity).await?;
             books::store(db, BRANCH, &book).await
@@ -323,6 +326,7 @@ impl Branch {
             head: self.book.head,
             schema: self.schema.version,
             clock: now,
+            chain: self.book.log_chain,
         };
         self.tell(&Message::Hello(hello))
     }
@@ -452,6 +456,7 @@ impl Branch {
                     self.notice(Notice::RefusedByHead(refusal.reason));
                 }
             }
+            Message::Recall(recall) => self.recall(db, now, &recall).await?,
             Message::Reply(reply) => self.notice(Notice::Reply(reply.question, reply.answer)),
             Message::VerifyResult(result) => self.notice(Notice::VerifyResult(result)),
             _ => {}
@@ -471,13 +476,21 @@ impl Branch {
         if !known || entry.schema > self.schema.version {
             // Not yet let in, another head's log, or new rules in the plan: the greeting will sort it out.
             self.outputs.push_back(Output::Settle(token));
-            if known && self.link.up && now.has_passed(GREET_AGAIN_MS, self.link.greeted) {
-                self.greet(now)?;
+            return if known { self.greet_again(now) } else { Ok(()) };
+        }
+        let number = entry.position.0;
+        if number == self.inbox.expected() {
+            let before = match self.inbox.slots().last() {
+                Some(slot) => Some(envelope::chain(&slot.bytes)),
+                None => (!self.staged).then_some(self.book.log_chain),
+            };
+            if before.is_some_and(|chain| chain != entry.previous) {
+                // The head goes on from another past than this branch's: it was restored. The greeting tells it so.
+                self.outputs.push_back(Output::Settle(token));
+                return self.greet_again(now);
             }
-            return Ok(());
         }
         self.link.known_last = self.link.known_last.max(entry.position);
-        let number = entry.position.0;
         match self.inbox.admit(
             Slot {
                 number,
@@ -495,6 +508,14 @@ impl Branch {
         Ok(())
     }
 
+    /// Greets unless it did a moment ago: head and branch do not agree on something.
+    fn greet_again(&mut self, now: Micros) -> OfficeResult<()> {
+        if self.link.up && now.has_passed(GREET_AGAIN_MS, self.link.greeted) {
+            return self.greet(now);
+        }
+        Ok(())
+    }
+
     fn ask_again(&mut self, from: u64) -> OfficeResult<()> {
         self.notice(Notice::Gap { from });
         self.tell(&Message::Resend(from))
@@ -505,6 +526,10 @@ impl Branch {
             return Ok(());
         }
         let last = LogPosition(position.produced);
+        if last < self.book.cursor {
+            // An old announcement, or a head that was restored.
+            self.greet_again(now)?;
+        }
         self.link.known_last = self.link.known_last.max(last);
         self.link.clock_offset_ms = offset_ms(position.clock, now);
         if position.produced >= self.inbox.expected()
@@ -531,6 +556,9 @@ impl Branch {
         }
         if !self.agrees(db, &welcome).await? {
             return self.reincarnate(db, now).await;
+        }
+        if let Some((place, chain)) = welcome.rewind {
+            return self.rewind(db, now, place, chain).await;
         }
         let first = self.book.head.is_none();
         // The same welcome may come twice, and an older one late.
@@ -581,6 +609,7 @@ impl Branch {
         if first {
             book.head = Some(welcome.head);
             book.cursor = welcome.last;
+            book.log_chain = welcome.log_chain;
             book.secret = None;
         }
         if let Some(schema) = welcome.schema.as_ref().filter(|_| self.is_prepared()) {
@@ -617,13 +646,22 @@ impl Branch {
     /// identity, with their times and bases: what the head has already is then the same, or a conflict. What the head
     /// has and this database lost comes back by the log.
     async fn reincarnate<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<()> {
+        let incarnation = self.fresh_incarnation(now);
+        db.begin(Purpose::Apply).await?;
+        let outcome = self.reissue(db, incarnation, None).await;
+        self.book = conclude(db, outcome).await?;
+        self.begin_anew(db, now).await
+    }
+
+    fn fresh_incarnation(&self, now: Micros) -> Incarnation {
         let mut seed = self.book.incarnation.0.to_vec();
         seed.extend(self.session);
         seed.extend(now.0.to_be_bytes());
-        let incarnation = Incarnation(Digest::of(&seed).0);
-        db.begin(Purpose::Apply).await?;
-        let outcome = self.reissue(db, incarnation).await;
-        self.book = conclude(db, outcome).await?;
+        Incarnation(Digest::of(&seed).0)
+    }
+
+    /// Reads what depends on the incarnation, and greets under it.
+    async fn begin_anew<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<()> {
         self.claims.clear();
         self.read_claims(db).await?;
         self.captured = true;
@@ -632,11 +670,12 @@ impl Branch {
         self.greet(now)
     }
 
-    /// Writes the unanswered batches anew, numbered from 1, by way of a second stream.
+    /// Writes the unanswered batches anew, numbered from 1, by way of a second stream; with bases not after `latest`.
     async fn reissue<D: Database>(
         &self,
         db: &mut D,
         incarnation: Incarnation,
+        latest: Option<LogPosition>,
     ) -> OfficeResult<BranchBook> {
         let mut book = BranchBook {
             incarnation,
@@ -659,6 +698,11 @@ impl Branch {
                 let number = book.frozen.next();
                 renumbered.insert(batch.number, number);
                 for change in &mut batch.changes {
+                    if let (Base::Log(place) | Base::Own(_, place), Some(latest)) =
+                        (&mut change.base, latest)
+                    {
+                        *place = latest.min(*place);
+                    }
                     if let Base::Own(own, place) = change.base {
                         change.base = renumbered
                             .get(&own)

@@ -17,7 +17,7 @@ use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, Off
 use crate::inbox::{Admission, Inbox, Slot};
 use crate::message::{
     Barrier, Batch, ChunkRequest, Hello, HistoryRequest, LogBody, Logged, LoggedChanges, Message,
-    Position, Refusal, Reply, SettleRequest, Source, Welcome,
+    Position, Recalled, Refusal, Reply, SettleRequest, Source, Welcome,
 };
 use crate::office::{
     BATCH_CHANGES, Identity, PORTIONS_PER_TAKE, conclude, cut_by_weight, part_with_giants,
@@ -31,12 +31,14 @@ mod history;
 pub mod holds;
 mod judge;
 mod lanes;
+mod recall;
 mod recent;
 pub mod seats;
 mod verify;
 mod writer;
 
 pub use lanes::Wiring;
+use recall::Standing;
 use recent::Recent;
 pub use recent::own_entry;
 use writer::{HEAD, LogWriter, Tail};
@@ -50,6 +52,10 @@ const REST_MS: i64 = 5_000;
 /// From which difference on a clock is reported, in milliseconds.
 const CLOCK_OFF_MS: i64 = 5_000;
 
+/// How long after its start the head waits for its branches before it adds to the log, in milliseconds.
+const SETTLE_IN_MS: i64 = 2_000;
+/// The same, while a branch gives back what the log lost.
+const RECALL_MS: i64 = 60_000;
 /// How many questions of branches wait at the most.
 const QUESTIONS: usize = 64;
 
@@ -72,6 +78,8 @@ pub struct Head {
     moving: bool,
     announced: (LogPosition, Micros),
     appended: Micros,
+    /// When the head was started, until it adds to its log.
+    started: Option<Micros>,
     verifications: verify::Verifications,
     outputs: VecDeque<Output>,
 }
@@ -94,6 +102,11 @@ struct Seat {
     produced: Option<BatchNumber>,
     /// Its changes could not be applied; not tried again before.
     resting_since: Option<Micros>,
+    /// What it was asked to give back of the log, and its answer.
+    asking: Option<recall::Asking>,
+    recalled: Option<Recalled>,
+    /// The session that greeted last.
+    session: [u8; 16],
 }
 
 impl Seat {
@@ -109,6 +122,9 @@ impl Seat {
             unsaved: false,
             produced: None,
             resting_since: None,
+            asking: None,
+            recalled: None,
+            session: [0; 16],
             book,
         }
     }
@@ -171,7 +187,9 @@ impl Head {
     pub async fn load<D: Database>(db: &mut D, wiring: Wiring, now: Micros) -> OfficeResult<Self> {
         db.begin(Purpose::Read).await?;
         let outcome = Self::read(db, wiring, now).await;
-        conclude(db, outcome).await
+        let head = conclude(db, outcome).await?;
+        head.note_start(db).await?;
+        Ok(head)
     }
 
     async fn read<D: Database>(db: &mut D, wiring: Wiring, now: Micros) -> OfficeResult<Self> {
@@ -200,6 +218,7 @@ impl Head {
             moving: true,
             announced: (LogPosition::NONE, Micros(0)),
             appended: now,
+            started: Some(now),
             verifications: verify::Verifications::default(),
             outputs: VecDeque::new(),
             seats: BTreeMap::new(),
@@ -209,6 +228,23 @@ impl Head {
             head.load_seat(db, &name).await?;
         }
         Ok(head)
+    }
+
+    /// Whether this start is so recent that a branch may still tell that the log lost its end (a restored database):
+    /// until then nothing is added to the log, so that what was lost fits just where it was.
+    fn settling_in(&mut self, now: Micros) -> bool {
+        let Some(since) = self.started else {
+            return false;
+        };
+        let silent = |seat: &Seat| seat.is_enrolled() && seat.session == [0; 16];
+        let asked = self.seats.values().any(|seat| seat.asking.is_some());
+        let patience = if asked { RECALL_MS } else { SETTLE_IN_MS };
+        let waits = asked || self.seats.values().any(silent);
+        if self.book.last > LogPosition::NONE && waits && !now.has_passed(patience, since) {
+            return true;
+        }
+        self.started = None;
+        false
     }
 
     /// Takes the next output.
@@ -368,6 +404,7 @@ impl Head {
             Message::ChunkRequest(request) => seat.request = Some(request),
             Message::Digests(digests) => self.digests_arrived(origin, digests),
             Message::VerifyRequest => self.verifications.wanted.push((Some(origin.clone()), now)),
+            Message::Recalled(recalled) => seat.recalled = Some(recalled),
             Message::Settle(request) => self.question(origin, Question::Settle(request)),
             Message::HistoryRequest(request) => self.question(origin, Question::History(request)),
             Message::Leave => {
@@ -519,13 +556,15 @@ impl Head {
             return Ok(());
         }
         self.outputs.push_back(Output::Name(token, origin.clone()));
+        let standing = self.standing(db, origin, &hello).await?;
         let Some(seat) = self.seats.get_mut(origin) else {
             return Ok(());
         };
+        seat.session = hello.session;
         seat.online = true;
         seat.book.seen = now;
         seat.produced = Some(hello.frozen);
-        seat.book.applied = seat.book.applied.max(hello.applied);
+        seat.book.applied = hello.applied.min(self.book.last);
         seat.clock_offset_ms = offset_ms(hello.clock, now);
         if seat.clock_offset_ms.abs() > CLOCK_OFF_MS {
             let notice = Notice::ClockOff(origin.clone(), seat.clock_offset_ms);
@@ -543,7 +582,18 @@ impl Head {
         };
         let outcome = outcome.await;
         conclude(db, outcome).await?;
-        let from = if joining {
+        let rewind = match standing {
+            Standing::Ahead => {
+                // What this head lost comes back before anything else is said.
+                self.recall(db, origin, hello.applied).await?;
+                self.outputs.push_back(Output::Settle(token));
+                return Ok(());
+            }
+            Standing::GoBack(place, chain) => Some((place, chain)),
+            Standing::Agrees | Standing::BeyondHorizon => None,
+        };
+        let beyond_horizon = matches!(standing, Standing::BeyondHorizon);
+        let from = if joining || beyond_horizon {
             self.book.last
         } else {
             hello.applied
@@ -561,6 +611,9 @@ impl Head {
             last: self.book.last,
             schema: (hello.schema != self.schema.version).then(|| self.schema.clone()),
             clock: now,
+            log_chain: self.book.chain,
+            rewind,
+            beyond_horizon,
         };
         self.tell(origin, &Message::Welcome(welcome))?;
         self.outputs
@@ -580,7 +633,15 @@ impl Head {
     /// Does one bounded piece of work. Returns whether there may be more.
     pub async fn work<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<bool> {
         let mut more = false;
-        if self.moving {
+        let given_back: Vec<(OfficeName, Recalled)> = self
+            .seats
+            .iter_mut()
+            .filter_map(|(name, seat)| Some((name.clone(), seat.recalled.take()?)))
+            .collect();
+        for (name, recalled) in given_back {
+            more |= self.take_back(db, now, &name, recalled).await?;
+        }
+        if self.moving && !self.settling_in(now) {
             let waiting: Vec<OfficeName> = self
                 .seats
                 .iter()

@@ -61,6 +61,37 @@ pub enum Message {
     /// Head to branch: the answer to a question, as JSON of the public interface.
     #[n(16)]
     Reply(#[n(0)] Reply),
+    /// Head to branch: you have log entries that I lost; which, and what do they say?
+    #[n(17)]
+    Recall(#[n(0)] Recall),
+    /// Branch to head: the log entries that this branch kept.
+    #[n(18)]
+    Recalled(#[n(0)] Recalled),
+}
+
+/// A head that was restored from a backup asks a branch for the part of its log that it lost.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Recall {
+    /// Places of the head's log with the hash of the entry there, from the end backwards.
+    #[n(0)]
+    pub points: Vec<(LogPosition, Digest)>,
+    /// How far the entries are known already that follow the place on which both agree.
+    #[n(1)]
+    pub after: LogPosition,
+}
+
+/// Log entries that a branch kept, just as the head sealed them.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Recalled {
+    /// The last of the points on which both agree; none where the branch keeps nothing so old.
+    #[n(0)]
+    pub agreed: Option<LogPosition>,
+    /// The next entries.
+    #[n(1)]
+    pub entries: Vec<minicbor::bytes::ByteVec>,
+    /// The branch's cursor, and the hash of the entry there.
+    #[n(2)]
+    pub end: (LogPosition, Digest),
 }
 
 /// What a person wants to stand after a conflict.
@@ -149,6 +180,9 @@ pub struct Hello {
     /// Its clock.
     #[n(8)]
     pub clock: Micros,
+    /// The hash of the last log entry in its database.
+    #[n(9)]
+    pub chain: Digest,
 }
 
 /// The head's answer to a hello.
@@ -178,6 +212,16 @@ pub struct Welcome {
     /// The head's clock.
     #[n(7)]
     pub clock: Micros,
+    /// The hash of the log's last entry.
+    #[n(8)]
+    pub log_chain: Digest,
+    /// The branch follows another continuation of the log than the head does since it was restored: it goes back to
+    /// this place, whose entry has this hash.
+    #[n(9)]
+    pub rewind: Option<(LogPosition, Digest)>,
+    /// The log no longer holds what the branch misses: it copies the tables anew.
+    #[n(10)]
+    pub beyond_horizon: bool,
 }
 
 /// A branch's changes: whole transactions, frozen before they are first sent (SETTLED 1).

@@ -132,11 +132,13 @@ pub fn cut_by_weight(changes: Vec<Taken>) -> Vec<Vec<Taken>> {
 
 /// Ends a transaction by the outcome of its work.
 pub async fn conclude<D: Database, T>(db: &mut D, outcome: OfficeResult<T>) -> OfficeResult<T> {
-    match outcome {
-        Ok(value) => {
-            db.commit().await?;
-            Ok(value)
-        }
+    let ended = match outcome {
+        Ok(value) => db.commit().await.map(|()| value).map_err(OfficeError::from),
+        Err(error) => Err(error),
+    };
+    match ended {
+        Ok(value) => Ok(value),
+        // Also after a commit that failed: what stays open keeps the application waiting (P8).
         Err(error) => {
             let _already_failing: Result<(), DatabaseError> = db.rollback().await;
             Err(error)

@@ -72,6 +72,10 @@ pub enum Notice {
         /// Its number.
         id: u64,
     },
+    /// The head took back a part of its log that it had lost, up to here, from this branch.
+    TakenBack(OfficeName, LogPosition),
+    /// The head goes on from another past than this branch followed: the branch went back to this place.
+    Rewound(LogPosition),
     /// The branch took a fresh incarnation.
     Reincarnated,
     /// The first copy of a table goes on.

@@ -64,7 +64,8 @@ pub struct Taken {
 pub struct Unreadable {
     /// The row's table.
     pub table: TableId,
-    /// The row's key.
+    /// The row's key. Where the key itself cannot be read, it holds what stands there: it does not fit the table, equals
+    /// no legal key, and must not be sent. Once no row has such a key any more, nothing is reported.
     pub key: Key,
     /// What cannot be read, in a sentence: column, what stands there, what was expected.
     pub problem: String,
@@ -221,7 +222,7 @@ pub trait Database: Send {
         schema: &Schema,
         effects: &[(TableId, Effect)],
     ) -> impl Future<Output = DbResult<()>> + Send;
-    /// The rows with these keys that exist.
+    /// The rows with these keys that exist. Those that cannot be read are left out, here and in [`Database::chunk`].
     fn read(
         &mut self,
         table: &Table,

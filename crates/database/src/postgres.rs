@@ -18,11 +18,15 @@ mod catalog;
 mod connection;
 mod ddl;
 mod error;
+mod install;
 mod layout;
 mod literal;
+mod net;
 mod park;
+mod reads;
 mod take;
 mod tls;
+mod triggers;
 mod types;
 mod watch;
 
@@ -105,13 +109,13 @@ impl Database for PostgresDatabase {
         catalog::inspect(self).await
     }
     async fn prepare(&mut self) -> DbResult<()> {
-        capture::prepare(self).await
+        install::prepare(self).await
     }
     async fn install(&mut self, schema: &Schema) -> DbResult<()> {
-        capture::install(self, schema).await
+        install::install(self, schema).await
     }
     async fn missing_capture(&mut self, schema: &Schema) -> DbResult<Vec<TableId>> {
-        capture::missing(self, schema).await
+        install::missing(self, schema).await
     }
     async fn create_tables(&mut self, schema: &Schema) -> DbResult<Vec<String>> {
         ddl::create_tables(self, schema).await
@@ -120,6 +124,6 @@ impl Database for PostgresDatabase {
         ddl::add_foreign_keys(self, schema).await
     }
     async fn uninstall(&mut self) -> DbResult<()> {
-        capture::uninstall(self).await
+        install::uninstall(self).await
     }
 }

@@ -1,7 +1,8 @@
 //! SQLite 3: an office whose database is one file, shared with an application that knows nothing of Branchline.
 //!
 //! **How a write travels.** Triggers on each shared table append the row's key to `branchline_capture` within the
-//! application's own transaction (`triggers`). Taking groups those keys, reads the present rows and removes what was
+//! application's own transaction (`triggers`), and the row that it found where the table's rule needs it (`image`).
+//! Taking groups those keys, reads the present rows and removes what was
 //! captured, in one transaction (`capture`). SQLite shows triggers no transaction number, so everything captured at
 //! that moment is one unit: whole transactions, never cut. Applying writes a row into the marker table
 //! `branchline_applying` first, which silences the capture triggers, and removes it before the commit (`apply`).
@@ -11,9 +12,10 @@
 //!
 //! **Deliberately absent.** The journal mode is the application's and is never changed. No function or extension
 //! needs loading by the application; its library may be as old as SQLite 3.24. No `OR REPLACE`, which deletes rows.
-//! No cascades: a delete which would make one is refused. The application's own triggers fire on what is applied unless
+//! No referential actions on rows that are not to be written: the write is refused (`actions`). The application's own triggers fire on what is applied unless
 //! [`SqliteDatabase::silence_triggers`] says otherwise; `inspect` reports them.
 
+mod actions;
 mod apply;
 mod books;
 mod capture;
@@ -22,7 +24,9 @@ mod connection;
 mod ddl;
 mod declared;
 mod error;
+mod image;
 mod inspect;
+mod misfits;
 mod put;
 mod references;
 mod sql;
@@ -127,7 +131,11 @@ impl Database for SqliteDatabase {
     }
 
     async fn inspect(&mut self) -> DbResult<Inspection> {
-        self.catalogue_read(inspect::inspect)
+        let mut found = self.catalogue_read(inspect::inspect)?;
+        for table in &found.tables {
+            found.findings.extend(self.look_for_misfits(table)?);
+        }
+        Ok(found)
     }
 
     async fn prepare(&mut self) -> DbResult<()> {

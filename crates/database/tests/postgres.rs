@@ -1,6 +1,8 @@
 //! The PostgreSQL adapter against a real server: the conformance suite, and what only PostgreSQL has.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+#[path = "postgres/before.rs"]
+mod before;
 #[path = "postgres/catalogue.rs"]
 mod catalogue;
 #[path = "postgres/connecting.rs"]

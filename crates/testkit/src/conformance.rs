@@ -13,10 +13,12 @@ use branchline_core::port::{Backlog, Database, First, Portion, Purpose, Taken};
 use branchline_core::schema::{Schema, Table, TableId};
 use branchline_core::value::{Type, Value, canonical};
 
+pub mod before;
 pub mod books;
 pub mod capture;
 pub mod catalogue;
 pub mod reading;
+pub mod references;
 pub mod sample;
 pub mod sql;
 pub mod taking;
@@ -75,6 +77,10 @@ pub trait Office: Sync {
     fn serves(&self, planned: &Type, found: &Type) -> bool {
         planned == found
     }
+    /// Whether the engine has this referential action.
+    fn knows_action(&self, _action: &str) -> bool {
+        true
+    }
     /// Whether the engine cannot hold this value, and must say so instead of changing it.
     fn refuses(&self, _kind: &Type, _value: &Value) -> bool {
         false
@@ -89,7 +95,11 @@ pub(crate) struct Ready<O: Office> {
 }
 
 pub(crate) async fn ready<O: Office>(office: &O) -> Ready<O> {
-    let (schema, mut db) = (sample::schema(), office.open().await);
+    ready_with(office, sample::schema()).await
+}
+
+pub(crate) async fn ready_with<O: Office>(office: &O, schema: Schema) -> Ready<O> {
+    let mut db = office.open().await;
     db.prepare()
         .await
         .expect("Branchline's own tables can be created");
@@ -180,15 +190,22 @@ pub(crate) async fn transaction<A: Application>(
 }
 
 pub(crate) async fn take_all<D: Database>(db: &mut D, schema: &Schema) -> Vec<Taken> {
+    let taken = take_as_it_comes(db, schema).await;
+    sorted(schema, taken)
+}
+
+/// Takes all that is captured, in one transaction.
+pub(crate) async fn take_as_it_comes<D: Database>(db: &mut D, schema: &Schema) -> Vec<Taken> {
     db.begin(Purpose::Take).await.unwrap();
     let mut all = Vec::new();
     loop {
         let Portion {
             changes,
-            unreadable: _,
+            unreadable,
             open,
             more,
         } = db.take(schema, 1000).await.unwrap();
+        assert_eq!(unreadable, []);
         let nothing = changes.is_empty();
         all.extend(changes);
         if !open && !more {
@@ -197,7 +214,7 @@ pub(crate) async fn take_all<D: Database>(db: &mut D, schema: &Schema) -> Vec<Ta
         assert!(!nothing, "a portion that promises more is not empty");
     }
     db.commit().await.unwrap();
-    sorted(schema, all)
+    all
 }
 
 pub(crate) fn sorted(schema: &Schema, mut taken: Vec<Taken>) -> Vec<Taken> {
@@ -207,6 +224,9 @@ pub(crate) fn sorted(schema: &Schema, mut taken: Vec<Taken>) -> Vec<Taken> {
             .expect("a taken change names a shared table");
         if let Effect::Put(row) = &mut change.effect {
             *row = folded(table, row);
+        }
+        if let Some(before) = &mut change.before {
+            *before = folded(table, before);
         }
     }
     taken.sort_by_key(|change| {
@@ -264,6 +284,20 @@ macro_rules! conformance_tests {
             capture: all_rows_of_a_table_can_be_captured_again,
             capture: named_rows_can_be_captured_again_even_when_gone,
             capture: tables_and_columns_may_have_any_name,
+            before: an_update_and_a_delete_keep_the_row_that_they_found,
+            before: the_first_of_several_rows_before_counts,
+            before: what_was_inserted_has_no_row_before,
+            before: a_row_deleted_and_inserted_again_keeps_the_deleted_row,
+            before: a_changed_key_keeps_the_row_under_its_old_key,
+            before: rows_that_swap_their_keys_keep_both_rows,
+            before: what_a_cascade_deletes_keeps_its_row,
+            before: tables_that_need_no_row_before_keep_none,
+            before: a_row_captured_again_has_no_known_row_before,
+            before: the_row_before_is_the_one_since_the_last_take,
+            before: a_take_that_is_rolled_back_leaves_the_row_before,
+            before: a_large_transaction_keeps_every_row_before,
+            before: rows_before_are_kept_from_the_next_installation_on,
+            before: every_value_before_is_as_it_was_read,
             taking: a_take_that_is_rolled_back_takes_nothing,
             taking: a_take_whose_handle_is_dropped_takes_nothing,
             taking: nothing_is_taken_twice,
@@ -284,6 +318,13 @@ macro_rules! conformance_tests {
             writing: a_missing_parent_is_an_error_of_a_foreign_key,
             writing: a_parent_with_children_left_cannot_be_deleted,
             writing: many_rows_are_written_at_once,
+            references: a_delete_never_reaches_a_child_that_is_not_mentioned,
+            references: a_parent_goes_together_with_all_its_children,
+            references: a_parent_goes_while_its_children_move,
+            references: rows_of_one_table_go_together_or_not_at_all,
+            references: rows_of_tables_in_a_circle_go_together_or_not_at_all,
+            references: a_child_outside_the_plan_is_not_reached,
+            references: an_update_never_reaches_a_child_that_is_not_mentioned,
             reading: existing_rows_are_read_by_key,
             reading: chunks_walk_a_composite_key_without_gap_or_repetition,
             reading: chunks_go_on_after_a_key_that_is_gone,

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use branchline_core::change::Row;
+use branchline_core::change::{Key, Row};
 use branchline_core::identity::Micros;
 use branchline_core::port::{Database, DatabaseError, DbResult, Purpose, Taken};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -162,6 +162,12 @@ impl MemoryDatabase {
             .get(table)
             .map(|table| table.rows.values().cloned().collect())
             .unwrap_or_default()
+    }
+
+    /// The committed row with this key.
+    pub fn row(&self, table: &str, key: &Key) -> Option<Row> {
+        let inner = self.shared.inner();
+        inner.state.tables.get(table)?.rows.get(key).cloned()
     }
 
     /// The names of all that the database holds.

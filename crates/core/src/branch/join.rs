@@ -139,7 +139,10 @@ impl Branch {
             db.begin(Purpose::Load).await?;
             let outcome = self.try_chunk(db, table, chunk, &aside, &book).await;
             match outcome {
-                Ok(clashes) if clashes.is_empty() => break db.commit().await?,
+                Ok(clashes) if clashes.is_empty() => {
+                    conclude(db, Ok(())).await?;
+                    break;
+                }
                 Ok(clashes) => aside.busy.extend(clashes),
                 Err(error) if is_unfit(&error) => {
                     db.rollback().await?;

@@ -29,6 +29,8 @@ use crate::verify::digest;
 const CHANGES_PER_TRANSACTION: usize = 8_000;
 /// How often a landing is begun anew because the application was writing the same rows.
 const ATTEMPTS: usize = 50;
+/// How many entries followed are written at a time.
+const FOLLOWED_PIECE: usize = 16;
 /// How many bytes of staged parts are read at a time.
 const STAGED_BYTES: usize = 1024 * 1024;
 /// How many answered batches are kept for a head that was restored (SETTLED 10).
@@ -52,6 +54,8 @@ struct Landing<'a> {
     notes: BTreeMap<(TableId, Key), Option<Note>>,
     records: Vec<ConflictRecord>,
     settled: Vec<Settled>,
+    /// Entries not yet written to the stream of those followed.
+    followed: Vec<Entry>,
     answered_rows: Vec<Digest>,
     changes: u64,
     deferred: u64,
@@ -166,6 +170,7 @@ impl Branch {
             notes: BTreeMap::new(),
             records: Vec::new(),
             settled: Vec::new(),
+            followed: Vec::new(),
             answered_rows: Vec::new(),
             changes: 0,
             deferred: 0,
@@ -178,7 +183,9 @@ impl Branch {
                     break;
                 };
                 for part in &parts {
-                    let clashes = landing.hear(db, &own_entry(&part.bytes)?).await?;
+                    let clashes = landing
+                        .hear(db, &own_entry(&part.bytes)?, &part.bytes)
+                        .await?;
                     if !clashes.is_empty() {
                         return Ok(LandingEnd::Clash(clashes));
                     }
@@ -188,7 +195,7 @@ impl Branch {
             db.trim(STAGED, u64::MAX >> 1).await?;
         }
         for slot in self.inbox.slots().take(run) {
-            let clashes = landing.hear(db, &slot.message).await?;
+            let clashes = landing.hear(db, &slot.message, &slot.bytes).await?;
             if !clashes.is_empty() {
                 return Ok(LandingEnd::Clash(clashes));
             }
@@ -318,6 +325,7 @@ impl Landing<'_> {
         &mut self,
         db: &mut D,
         entry: &LogEntry,
+        bytes: &[u8],
     ) -> OfficeResult<Vec<(TableId, Key)>> {
         if entry.position != self.book.cursor.next() {
             return Err(OfficeError::Books(format!(
@@ -326,6 +334,8 @@ impl Landing<'_> {
             )));
         }
         self.book.cursor = entry.position;
+        self.book.log_chain = envelope::chain(bytes);
+        self.follow(db, entry.position, bytes).await?;
         let LogBody::Changes(body) = &entry.body else {
             return Ok(Vec::new());
         };
@@ -333,8 +343,14 @@ impl Landing<'_> {
         let passed_over = self.passed_over(db, body).await?;
         let mine = self.mine(db, body).await?;
         if let Some(answer) = mine {
-            self.book.answered = answer.batch;
+            // A head that was restored may answer again.
+            self.book.answered = self.book.answered.max(answer.batch);
         }
+        // Also what an earlier life of this database sent, and this one lost.
+        let own = body
+            .answers
+            .as_ref()
+            .is_some_and(|answer| answer.branch == self.branch.identity.name);
         for logged in &body.changes {
             let Some(table) = self.branch.schema.table(logged.table) else {
                 continue;
@@ -345,7 +361,7 @@ impl Landing<'_> {
             } else if mine.is_some() {
                 self.answered_rows.push(key.digest(table));
                 self.candidate(table, key, logged.effect.clone(), entry.position, true);
-            } else if table.direction != Direction::Up {
+            } else if own || table.direction != Direction::Up {
                 let here = !passed_over.contains(&(table.id, key.clone()));
                 self.candidate(table, key, logged.effect.clone(), entry.position, here);
             }
@@ -366,6 +382,24 @@ impl Landing<'_> {
         } else {
             Ok(Vec::new())
         }
+    }
+
+    /// Keeps the entry for a head that may be restored one day (SETTLED 10).
+    async fn follow<D: Database>(
+        &mut self,
+        db: &mut D,
+        position: LogPosition,
+        bytes: &[u8],
+    ) -> OfficeResult<()> {
+        self.followed.push(Entry {
+            number: position.0,
+            bytes: bytes.to_vec(),
+        });
+        if self.followed.len() >= FOLLOWED_PIECE {
+            let piece = std::mem::take(&mut self.followed);
+            db.append(&self.book.followed(), &piece).await?;
+        }
+        Ok(())
     }
 
     /// Rows of tables whose first copy has not begun, which are not here in any form: their chunks come later.
@@ -594,6 +628,9 @@ impl Landing<'_> {
         let records = records?;
         if !records.is_empty() {
             db.append(CONFLICTS, &records).await?;
+        }
+        if !self.followed.is_empty() {
+            db.append(&self.book.followed(), &self.followed).await?;
         }
         for settled in &self.settled {
             let name = books::settled_name(settled.conflict);

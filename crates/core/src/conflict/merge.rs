@@ -131,7 +131,7 @@ fn is_below(value: &Value, floor: Option<i64>) -> bool {
     let Some(floor) = floor else { return false };
     match value {
         Value::Int(value) => *value < floor,
-        Value::Text(text) => number(text).is_some_and(|value| value < BigDecimal::from(floor)),
+        Value::Text(text) => number(text).is_some_and(|value| value < floor),
         _ => false,
     }
 }

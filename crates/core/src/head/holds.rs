@@ -63,6 +63,14 @@ pub(super) async fn record<D: Database>(
     entry.map(|entry| books::decode(&entry.bytes)).transpose()
 }
 
+/// What a person wants, or a retry.
+#[derive(Clone, Copy)]
+struct Wish<'a> {
+    now: Micros,
+    keep: Keep,
+    by: Option<&'a OfficeName>,
+}
+
 /// What settling is to do.
 struct Order {
     settled: Settled,
@@ -84,9 +92,10 @@ impl Head {
         keep: Keep,
         by: Option<&OfficeName>,
     ) -> OfficeResult<Answer<Settled>> {
+        let wish = Wish { now, keep, by };
         for _ in 0..ATTEMPTS {
             db.begin(Purpose::Apply).await?;
-            let outcome = self.try_settling(db, now, conflict, keep, by).await;
+            let outcome = self.try_settling(db, conflict, wish).await;
             match outcome {
                 Ok(Ok(Some((settled, written)))) => {
                     db.commit().await?;
@@ -131,15 +140,16 @@ impl Head {
     async fn try_settling<D: Database>(
         &self,
         db: &mut D,
-        now: Micros,
         conflict: u64,
-        keep: Keep,
-        by: Option<&OfficeName>,
+        wish: Wish<'_>,
     ) -> OfficeResult<Answer<Option<(Settled, Written)>>> {
         let Some(record) = record(db, conflict).await? else {
             return Ok(Err(format!("there is no conflict number {conflict}")));
         };
-        if by.is_some_and(|by| *by != record.origin && *by != self.identity.name) {
+        if wish
+            .by
+            .is_some_and(|by| *by != record.origin && *by != self.identity.name)
+        {
             return Ok(Err(format!(
                 "conflict {conflict} is about a change of {}; it can be settled there or at the head",
                 record.origin
@@ -177,7 +187,7 @@ impl Head {
                     .into(),
             ));
         }
-        let order = match self.order(db, now, table, &record, keep, by, held).await? {
+        let order = match self.order(db, table, &record, held, wish).await? {
             Ok(order) => order,
             Err(why) => return Ok(Err(why)),
         };
@@ -188,13 +198,12 @@ impl Head {
     async fn order<D: Database>(
         &self,
         db: &mut D,
-        now: Micros,
         table: &Table,
         record: &ConflictRecord,
-        keep: Keep,
-        by: Option<&OfficeName>,
         held: Option<&Hold>,
+        wish: Wish<'_>,
     ) -> OfficeResult<Answer<Order>> {
+        let Wish { now, keep, by } = wish;
         let keys = std::slice::from_ref(&record.key);
         let present = db.read(table, keys).await?.remove(&record.key);
         let same = |one: &Option<Row>, other: &Option<Row>| {

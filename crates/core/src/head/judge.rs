@@ -556,7 +556,7 @@ impl Bench<'_> {
                 (Resolution::Merged, Some(logged)) => logged.effect.row().cloned(),
                 _ => None,
             };
-            self.record(case, table, at, ours, reason, result, merged)
+            self.record(case, at, ours, reason, result, merged)
         });
         if let (Some(Outcome::Held), Some(record)) = (&outcome, &record) {
             let first = case.held.as_ref().map_or(record.reason, |hold| hold.reason);
@@ -666,20 +666,20 @@ impl Bench<'_> {
     fn record(
         &mut self,
         case: &Case<'_>,
-        table: &crate::schema::Table,
         at: Micros,
         ours: Option<&Row>,
         reason: Reason,
         result: Resolution,
         merged: Option<Row>,
     ) -> ConflictRecord {
+        let table = self.head.schema.table(case.change.table);
         self.writer.book.conflicts += 1;
         let record = ConflictRecord {
             id: self.writer.book.conflicts,
-            table: table.name.clone(),
+            table: table.map(|table| table.name.clone()).unwrap_or_default(),
             columns: table
-                .columns
-                .iter()
+                .into_iter()
+                .flat_map(|table| &table.columns)
                 .map(|column| column.name.clone())
                 .collect(),
             key: case.key.clone(),

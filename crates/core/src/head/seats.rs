@@ -48,6 +48,7 @@ pub async fn invite<D: Database>(
             removed: false,
             holds: 0,
             former: Vec::new(),
+            taken_back: None,
         };
         books::store(db, &seat_name(branch), &seat).await?;
         if !all.contains(branch) {
@@ -123,7 +124,6 @@ impl Head {
                 cursor,
             })
         };
-        let last = self.book.last;
         let ours = self.book.incarnation;
         let Some(seat) = self.seats.get_mut(origin) else {
             return refuse(
@@ -165,9 +165,9 @@ impl Head {
             }
             seat.book.public_key = Some(PublicKey(hello.public_key));
         }
-        if hello.head.is_some_and(|head| head != ours) || hello.applied > last {
+        if hello.head.is_some_and(|head| head != ours) {
             return refuse(
-                "the head's database is older than what this branch has already received from it: the head was restored from a backup; repair the head first".into(),
+                "this branch follows another head of the same name; run `branchline leave` here and join again with a new code".into(),
                 false,
             );
         }

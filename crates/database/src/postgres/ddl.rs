@@ -8,8 +8,8 @@ use branchline_core::value::{Type, Value};
 use tokio_postgres::types::Type as Wire;
 
 use super::books::get;
-use super::capture::{patiently, prepare};
 use super::connection::PostgresDatabase;
+use super::install::{patiently, prepare};
 use super::{literal, types};
 
 /// An identifier, quoted.

@@ -117,7 +117,9 @@ pub(super) fn key_text(kind: &Type, column: &str) -> String {
         Type::Decimal { .. } => {
             format!("pg_catalog.trim_scale({column}::pg_catalog.numeric)::pg_catalog.text")
         }
-        Type::Float32 | Type::Float64 => format!("({column} + 0)::pg_catalog.text"),
+        Type::Float32 | Type::Float64 => {
+            format!("({column} OPERATOR(pg_catalog.+) 0)::pg_catalog.text")
+        }
         _ => format!("{column}::pg_catalog.text"),
     }
 }
@@ -172,6 +174,21 @@ pub(super) fn read_row(table: &Table, row: &Row, first: usize) -> DbResult<CoreR
         .map(CoreRow)
 }
 
+/// Whether every value of a column that is declared so here can be selected as [`selected`] does.
+pub(super) fn casts_always(kind: &Type, declared: &str) -> bool {
+    let built_in = declared
+        .strip_prefix("\"pg_catalog\".")
+        .map_or("", |name| name.trim_matches('"'));
+    match form(kind) {
+        Form::Bool => built_in == "bool",
+        Form::Int => matches!(built_in, "int2" | "int4" | "int8"),
+        Form::Float if *kind == Type::Float32 => built_in == "float4",
+        Form::Float => matches!(built_in, "float4" | "float8"),
+        Form::Bytes => built_in == "bytea",
+        Form::Text => true,
+    }
+}
+
 /// The value of a text in PostgreSQL's output format.
 pub(super) fn parsed(kind: &Type, text: &str) -> Option<Value> {
     Some(match form(kind) {
@@ -181,6 +198,7 @@ pub(super) fn parsed(kind: &Type, text: &str) -> Option<Value> {
             _ => return None,
         },
         Form::Int => Value::Int(text.parse().ok()?),
+        Form::Float if *kind == Type::Float32 => Value::Float(shortest(text.parse().ok()?)),
         Form::Float => Value::Float(text.parse().ok()?),
         Form::Bytes => {
             let digits = text.strip_prefix("\\x")?;
@@ -193,8 +211,20 @@ pub(super) fn parsed(kind: &Type, text: &str) -> Option<Value> {
                     .collect::<Option<_>>()?,
             )
         }
-        Form::Text => Value::Text(text.to_owned()),
+        Form::Text => match kind {
+            Type::Char { .. } => Value::Text(text.trim_end_matches(' ').to_owned()),
+            _ => Value::Text(text.to_owned()),
+        },
     })
+}
+
+/// As [`parsed`], of a text that another type wrote: nothing is rounded.
+pub(super) fn parsed_exactly(kind: &Type, text: &str) -> Option<Value> {
+    let wide = match kind {
+        Type::Float32 => &Type::Float64,
+        other => other,
+    };
+    parsed(wide, text).filter(|value| exact(kind, value))
 }
 
 /// The `f64` whose shortest text is that of this `f32`: what its decimal text means to every engine.

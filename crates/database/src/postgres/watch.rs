@@ -95,7 +95,7 @@ fn jitter() -> f64 {
 }
 
 /// How long the flag holds. A process that was killed in its sleep must not cost the application a notification in
-/// every transaction for ever.
+/// every transaction for ever. The flag is a sequence's value, since a trigger can read that without a query.
 const NAP_SECONDS: u32 = 5;
 /// How soon it is set again.
 const FLAG_AGAIN: Duration = Duration::from_secs(2);
@@ -206,23 +206,22 @@ impl Session {
         }
     }
 
-    /// Sets the flag and returns the number of the transaction that did.
+    /// Sets the flag, which shows at once, and returns the number of a transaction that began after that.
     async fn set_asleep(&self, asleep: bool) -> DbResult<String> {
         let until = if asleep {
-            format!("pg_catalog.clock_timestamp() + '{NAP_SECONDS} seconds'")
+            format!(
+                "pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())::int8 + {NAP_SECONDS}"
+            )
         } else {
-            "'-infinity'".to_owned()
+            "0".to_owned()
         };
-        let sql = format!(
-            "UPDATE branchline.sleeper SET asleep_until = {until} RETURNING pg_catalog.pg_current_xact_id()"
-        );
-        Ok(self
-            .first(&sql)
-            .await?
-            .into_iter()
-            .next()
-            .flatten()
-            .unwrap_or_default())
+        self.first(&format!(
+            "SELECT pg_catalog.setval('branchline.asleep_until', {until})"
+        ))
+        .await?;
+        // Not in the same transaction: a writer that saw the flag unset must have the lower number.
+        let number = self.first("SELECT pg_catalog.pg_current_xact_id()").await?;
+        Ok(number.into_iter().next().flatten().unwrap_or_default())
     }
 
     async fn look(&self, flagged: Option<&str>) -> DbResult<Look> {

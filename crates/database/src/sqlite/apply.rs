@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use branchline_core::change::{Effect, Key, Row};
-use branchline_core::port::{DatabaseError, DbResult, Purpose};
+use branchline_core::port::{DatabaseError, DbResult, Purpose, Unreadable};
 use branchline_core::schema::{Schema, Table, TableId};
-use rusqlite::{Connection, params_from_iter};
+use branchline_core::value::Value;
+use rusqlite::params_from_iter;
 
 use super::SqliteDatabase;
+use super::actions::{check_updates, delete_free, delete_held, key_columns};
 use super::error::{failure, mismatch, on};
 use super::put::put_rows;
-use super::references::Reference;
-use super::sql::{columns, key_equals, places, quoted, select_row};
-use super::stored::{bound, row_at};
+use super::sql::{columns, places, quoted, select_row};
+use super::stored::{Stored, bound, row_at};
 
 /// Rows remembered for the message of a foreign key that fails at the commit.
 const TOUCHED: usize = 4096;
@@ -34,9 +35,7 @@ struct Batch<'a> {
 }
 
 impl SqliteDatabase {
-    /// Deletes first, children before parents, then puts, parents before children. Foreign keys wait for the commit;
-    /// what they would *do* is not waited for but avoided: a delete that a cascade hangs on goes after the puts, which
-    /// may have given the children another parent, and fails if children are left.
+    /// Deletes first, children before parents, then puts, parents before children, then the deletes that had to wait.
     pub(super) fn write_effects(
         &mut self,
         schema: &Schema,
@@ -44,18 +43,29 @@ impl SqliteDatabase {
     ) -> DbResult<()> {
         self.mark()?;
         let batches = sort(schema, effects)?;
-        self.references.load(&self.connection)?;
-        let mut postponed = Vec::new();
         for (table, batch) in schema.tables.iter().zip(&batches).rev() {
-            self.delete(table, &batch.deletes, Some(&mut postponed))?;
+            self.touch(table, batch.deletes.iter().map(|key| (*key).clone()))?;
         }
         for (table, batch) in schema.tables.iter().zip(&batches) {
             self.touch(table, batch.puts.iter().map(|row| table.key_of(row)))?;
+        }
+        let enforced = self.applying()?.purpose == Purpose::Apply;
+        let references = self.references.load(&self.connection)?;
+        let references = if enforced { references } else { &[] };
+        check_updates(&self.connection, references, schema, effects)?;
+        let mut held = Vec::new();
+        for (table, batch) in schema.tables.iter().zip(&batches).rev() {
+            held.extend(delete_free(
+                &self.connection,
+                references,
+                table,
+                &batch.deletes,
+            )?);
+        }
+        for (table, batch) in schema.tables.iter().zip(&batches) {
             put_rows(&self.connection, table, &batch.puts)?;
         }
-        postponed
-            .into_iter()
-            .try_for_each(|(table, key)| self.delete(table, &[key], None))
+        delete_held(&self.connection, references, schema, held)
     }
 
     /// Silences the capture triggers and defers foreign keys until the commit.
@@ -69,52 +79,6 @@ impl SqliteDatabase {
             )
             .map_err(failure)?;
         self.applying()?.marked = true;
-        Ok(())
-    }
-
-    /// Deletes rows. Where a cascade would follow, the row is postponed, or refused where that is no longer possible.
-    fn delete<'a>(
-        &mut self,
-        table: &'a Table,
-        keys: &[&'a Key],
-        mut postponed: Option<&mut Vec<(&'a Table, &'a Key)>>,
-    ) -> DbResult<()> {
-        if keys.is_empty() {
-            return Ok(());
-        }
-        self.touch(table, keys.iter().map(|key| (*key).clone()))?;
-        let key_columns = key_columns(table);
-        let enforced = self.applying()?.purpose == Purpose::Apply;
-        let acting: Vec<&Reference> = self
-            .references
-            .load(&self.connection)?
-            .iter()
-            .filter(|reference| {
-                enforced && reference.acts && reference.parent.eq_ignore_ascii_case(&table.name)
-            })
-            .collect();
-        let delete = format!(
-            "DELETE FROM {} AS t WHERE {}",
-            quoted(&table.name),
-            key_equals(table)
-        );
-        let mut delete = self
-            .connection
-            .prepare_cached(&delete)
-            .map_err(on(&table.name))?;
-        for key in keys {
-            match children_of(&self.connection, &acting, &key_columns, key)? {
-                None => drop(
-                    delete
-                        .execute(params_from_iter(bound(key)))
-                        .map_err(on(&table.name))?,
-                ),
-                Some(reference) => match &mut postponed {
-                    Some(postponed) => postponed.push((table, key)),
-                    None => return Err(left_children(reference)),
-                },
-            }
-        }
         Ok(())
     }
 
@@ -150,8 +114,10 @@ impl SqliteDatabase {
             let mut rows = select
                 .query(params_from_iter(bound(key)))
                 .map_err(on(&table.name))?;
-            if let Some(row) = rows.next().map_err(on(&table.name))? {
-                found.insert(key.clone(), row_at(table, row, 0)?);
+            if let Some(row) = rows.next().map_err(on(&table.name))?
+                && let Ok(row) = row_at(table, row, 0)?
+            {
+                found.insert(key.clone(), row);
             }
         }
         Ok(found)
@@ -163,13 +129,34 @@ impl SqliteDatabase {
         after: Option<&Key>,
         limit: usize,
     ) -> DbResult<Vec<Row>> {
+        let (mut found, mut passed) = (Vec::new(), 0);
+        loop {
+            let wanted = limit - found.len();
+            let page = self.read_page(table, after, wanted, passed)?;
+            let last = page.len() < wanted;
+            passed += page.len();
+            found.extend(page.into_iter().flatten());
+            if last || found.len() == limit {
+                return Ok(found);
+            }
+        }
+    }
+
+    /// Up to `limit` rows in key order, the first `passed` after the row with key `after` left out.
+    pub(super) fn read_page(
+        &self,
+        table: &Table,
+        after: Option<&Key>,
+        limit: usize,
+        passed: usize,
+    ) -> DbResult<Vec<Result<Row, Unreadable>>> {
         let key = columns("t", table.key_columns());
         let beyond = match after {
             Some(_) => format!("WHERE ({key}) > ({}) ", places(table.key.len())),
             None => String::new(),
         };
         let select = format!(
-            "SELECT {} FROM {} AS t {beyond}ORDER BY {key} LIMIT {limit}",
+            "SELECT {} FROM {} AS t {beyond}ORDER BY {key} LIMIT ? OFFSET ?",
             columns("t", table.columns.iter()),
             quoted(&table.name),
         );
@@ -177,14 +164,16 @@ impl SqliteDatabase {
             .connection
             .prepare_cached(&select)
             .map_err(on(&table.name))?;
+        let place = [limit, passed].map(|count| Value::Int(count.try_into().unwrap_or(i64::MAX)));
+        let after = after.into_iter().flat_map(bound);
         let mut rows = select
-            .query(params_from_iter(after.into_iter().flat_map(bound)))
+            .query(params_from_iter(after.chain(place.iter().map(Stored))))
             .map_err(on(&table.name))?;
-        let mut found = Vec::new();
+        let mut page = Vec::new();
         while let Some(row) = rows.next().map_err(on(&table.name))? {
-            found.push(row_at(table, row, 0)?);
+            page.push(row_at(table, row, 0)?);
         }
-        Ok(found)
+        Ok(page)
     }
 }
 
@@ -215,36 +204,4 @@ fn sort<'a>(schema: &Schema, effects: &'a [(TableId, Effect)]) -> DbResult<Vec<B
         }
     }
     Ok(batches)
-}
-
-fn key_columns(table: &Table) -> Vec<String> {
-    table
-        .key_columns()
-        .map(|column| column.name.clone())
-        .collect()
-}
-
-fn children_of<'a>(
-    connection: &Connection,
-    acting: &[&'a Reference],
-    key_columns: &[String],
-    key: &Key,
-) -> DbResult<Option<&'a Reference>> {
-    for reference in acting {
-        if reference.has_child(connection, key_columns, key)? {
-            return Ok(Some(reference));
-        }
-    }
-    Ok(None)
-}
-
-fn left_children(reference: &Reference) -> DatabaseError {
-    DatabaseError::Constraint {
-        table: reference.child.clone(),
-        message: format!(
-            "rows still refer to a row of table `{}` that is to be deleted",
-            reference.parent
-        ),
-        foreign_key: true,
-    }
 }

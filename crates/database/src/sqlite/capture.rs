@@ -2,28 +2,38 @@
 //!
 //! The first `take` of a transaction groups everything captured by row into the temporary `branchline_taking` and
 //! empties the capture; later calls page through it. Nobody else can write meanwhile, so the present rows read on the
-//! way are one snapshot, and memory is bounded by `limit`. What was not fetched by the commit goes back.
+//! way are one snapshot, and memory is bounded by `limit`. What was not fetched by the commit goes back. The image of a
+//! row's first write goes with it, the other images are dropped.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
-use branchline_core::change::{Effect, Key};
+use branchline_core::change::{Effect, Key, Row};
 use branchline_core::identity::Micros;
-use branchline_core::port::{Backlog, DatabaseError, DbResult, First, Portion, Taken};
+use branchline_core::port::{Backlog, DatabaseError, DbResult, First, Portion, Taken, Unreadable};
 use branchline_core::schema::{Schema, Table, TableId};
 use rusqlite::params_from_iter;
-use rusqlite::types::Value as SqlValue;
 
 use super::SqliteDatabase;
 use super::error::{failure, on};
+use super::image;
 use super::sql::{NOW, key_slots, list, places, quoted, select_row};
-use super::stored::{bound, key_at, row_at};
+use super::stored::{Copied, bound, key_at, row_at};
 use super::triggers;
 
-const SLOTS: &str = "k0, k1, k2, k3, k4, k5, k6, k7";
+pub(super) const SLOTS: &str = "k0, k1, k2, k3, k4, k5, k6, k7";
 
 /// Where the key starts in a row of `branchline_taking` as [`SqliteDatabase::take_portion`] reads it.
-const KEY_AT: usize = 4;
+pub(super) const KEY_AT: usize = 4;
+
+/// What a page of `branchline_taking` holds.
+#[derive(Default)]
+struct Page {
+    changes: Vec<Taken>,
+    unreadable: Vec<Unreadable>,
+    /// The number of the last write in it.
+    through: i64,
+}
 
 impl SqliteDatabase {
     pub(super) fn take_portion(&mut self, schema: &Schema, limit: usize) -> DbResult<Portion> {
@@ -34,11 +44,11 @@ impl SqliteDatabase {
             self.gather(schema)?;
             self.taking()?.taking = true;
         }
-        let (changes, through) = self.fetch(schema, limit.max(1))?;
+        let page = self.fetch(schema, limit.max(1))?;
         let left = self
             .connection
             .prepare_cached("DELETE FROM temp.branchline_taking WHERE first <= ?1")
-            .and_then(|mut done| done.execute([through]))
+            .and_then(|mut done| done.execute([page.through]))
             .and_then(|_| {
                 let mut left = self
                     .connection
@@ -47,8 +57,8 @@ impl SqliteDatabase {
             })
             .map_err(failure)?;
         Ok(Portion {
-            changes,
-            unreadable: Vec::new(),
+            changes: page.changes,
+            unreadable: page.unreadable,
             open: left,
             more: left,
         })
@@ -65,7 +75,8 @@ impl SqliteDatabase {
             .map_err(failure)
     }
 
-    /// Moves what is captured of this schema's tables into `branchline_taking`, one row for each key.
+    /// Moves what is captured of this schema's tables into `branchline_taking`: for each key its first write, with the
+    /// rows of that write's image behind it.
     fn gather(&self, schema: &Schema) -> DbResult<()> {
         let shared = shared(schema);
         let gather = format!(
@@ -73,62 +84,97 @@ impl SqliteDatabase {
              INSERT INTO temp.branchline_taking(first, tbl, op, at, {SLOTS})
              SELECT g.first, c.tbl, c.op, g.at, {SLOTS}
              FROM (SELECT min(rowid) AS first, max(at) AS at FROM branchline_capture
-                   WHERE tbl IN ({shared}) GROUP BY tbl, {SLOTS}) AS g
+                   WHERE tbl IN ({shared}) AND op <> 'B' GROUP BY tbl, {SLOTS}) AS g
              JOIN branchline_capture AS c ON c.rowid = g.first;
+             INSERT INTO temp.branchline_taking(first, tbl, op, at, {SLOTS})
+             SELECT c.rowid, c.tbl, c.op, c.at, {SLOTS} FROM branchline_capture AS c
+             WHERE c.tbl IN ({shared}) AND c.op = 'B'
+                 AND c.rowid - 1 - c.at IN (SELECT first FROM temp.branchline_taking);
              DELETE FROM branchline_capture WHERE tbl IN ({shared})"
         );
         self.connection.execute_batch(&gather).map_err(failure)
     }
 
-    /// The next keys of `branchline_taking` with their present rows, and how far they reach.
-    fn fetch(&self, schema: &Schema, limit: usize) -> DbResult<(Vec<Taken>, i64)> {
-        let page = format!(
-            "SELECT first, tbl, op, at, {SLOTS} FROM temp.branchline_taking ORDER BY first LIMIT ?1"
+    /// The next keys of `branchline_taking` with their present rows.
+    fn fetch(&self, schema: &Schema, limit: usize) -> DbResult<Page> {
+        let all = format!(
+            "SELECT first, tbl, op, at, {SLOTS} FROM temp.branchline_taking ORDER BY first"
         );
-        let mut page = self.connection.prepare_cached(&page).map_err(failure)?;
-        let mut rows = page
-            .query([i64::try_from(limit).unwrap_or(i64::MAX)])
-            .map_err(failure)?;
+        let mut all = self.connection.prepare_cached(&all).map_err(failure)?;
+        let mut rows = all.query([]).map_err(failure)?;
         let mut selects: BTreeMap<TableId, (&Table, String)> = BTreeMap::new();
-        let (mut changes, mut through) = (Vec::new(), 0);
+        let (mut page, mut fetched) = (Page::default(), 0);
         while let Some(row) = rows.next().map_err(failure)? {
-            through = row.get(0).map_err(failure)?;
-            let id: TableId = row.get(1).map_err(failure)?;
-            let (table, select) = match selects.entry(id) {
-                Entry::Occupied(known) => known.into_mut(),
-                Entry::Vacant(new) => {
-                    let table = schema.table(id).ok_or_else(|| outside(id))?;
-                    new.insert((table, select_row(table)))
+            if !image::is_image(row)? {
+                if fetched == limit {
+                    break;
                 }
-            };
-            let first = match row.get_ref(2).map_err(failure)?.as_str() {
-                Ok("I") => First::Inserted,
-                Ok("X") => First::Unknown,
-                _ => First::Existing,
-            };
-            let at = Micros(
-                row.get::<_, Option<i64>>(3)
-                    .map_err(failure)?
-                    .unwrap_or_default(),
-            );
-            let effect = self.present(table, select, row)?;
-            changes.push(Taken {
-                table: id,
-                effect,
-                first,
-                at,
-                before: None,
-            });
+                fetched += 1;
+                let id: TableId = row.get(1).map_err(failure)?;
+                let (table, select) = match selects.entry(id) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(new) => {
+                        let table = schema.table(id).ok_or_else(|| outside(id))?;
+                        new.insert((table, select_row(table)))
+                    }
+                };
+                match self.taken(table, select, row)? {
+                    Some(Ok(taken)) => page.changes.push(taken),
+                    Some(Err(unreadable)) => page.unreadable.push(unreadable),
+                    None => {}
+                }
+            }
+            page.through = row.get(0).map_err(failure)?;
         }
-        Ok((changes, through))
+        Ok(page)
     }
 
-    /// What has become of the row whose key stands in a row of `branchline_taking`.
-    fn present(&self, table: &Table, select: &str, taken: &rusqlite::Row<'_>) -> DbResult<Effect> {
-        let key = key_at(table, taken, KEY_AT)?;
-        // Looked up by what is stored, not by its canonical form.
-        let stored: Vec<SqlValue> = (KEY_AT..KEY_AT + table.key.len())
-            .map(|at| taken.get(at))
+    /// The net change behind a row of `branchline_taking`. None where a row came and went under a key that cannot be
+    /// read: no other office ever heard of it.
+    fn taken(
+        &self,
+        table: &Table,
+        select: &str,
+        captured: &rusqlite::Row<'_>,
+    ) -> DbResult<Option<Result<Taken, Unreadable>>> {
+        let key = key_at(table, captured, KEY_AT)?;
+        let effect = match (self.present(table, select, captured)?, key) {
+            (Some(Err(unreadable)), _) => return Ok(Some(Err(unreadable))),
+            (Some(Ok(row)), _) => Effect::Put(row),
+            (None, Ok(key)) => Effect::Delete(key),
+            (None, Err(_)) => return Ok(None),
+        };
+        let first = match captured.get_ref(2).map_err(failure)?.as_str() {
+            Ok("I") => First::Inserted,
+            Ok("X") => First::Unknown,
+            _ => First::Existing,
+        };
+        let at: Option<i64> = captured.get(3).map_err(failure)?;
+        let before = if table.keeps_before() && first == First::Existing {
+            let write = captured.get(0).map_err(failure)?;
+            image::read(&self.connection, table, &effect.key(table), write)?
+        } else {
+            None
+        };
+        Ok(Some(Ok(Taken {
+            table: table.id,
+            effect,
+            first,
+            at: Micros(at.unwrap_or_default()),
+            before,
+        })))
+    }
+
+    /// The row whose key stands in a row of `branchline_taking`, looked up by what is stored there, not by its
+    /// canonical form.
+    fn present(
+        &self,
+        table: &Table,
+        select: &str,
+        captured: &rusqlite::Row<'_>,
+    ) -> DbResult<Option<Result<Row, Unreadable>>> {
+        let stored: Vec<Copied<'_>> = (KEY_AT..KEY_AT + table.key.len())
+            .map(|at| captured.get_ref(at).map(Copied))
             .collect::<Result<_, _>>()
             .map_err(failure)?;
         let mut select = self
@@ -139,8 +185,8 @@ impl SqliteDatabase {
             .query(params_from_iter(stored))
             .map_err(on(&table.name))?;
         match rows.next().map_err(on(&table.name))? {
-            Some(row) => Ok(Effect::Put(row_at(table, row, 0)?)),
-            None => Ok(Effect::Delete(key)),
+            Some(row) => row_at(table, row, 0).map(Some),
+            None => Ok(None),
         }
     }
 
@@ -156,9 +202,13 @@ impl SqliteDatabase {
 
     /// The captured writes as a table expression, including those gathered and not yet returned.
     fn source(&self) -> String {
-        let captured = format!("SELECT tbl, at, {SLOTS} FROM branchline_capture");
+        let writes = |table: &str| format!("SELECT tbl, at, {SLOTS} FROM {table} WHERE op <> 'B'");
+        let captured = writes("branchline_capture");
         if self.transaction.as_ref().is_some_and(|open| open.taking) {
-            format!("({captured} UNION ALL SELECT tbl, at, {SLOTS} FROM temp.branchline_taking)")
+            format!(
+                "({captured} UNION ALL {})",
+                writes("temp.branchline_taking")
+            )
         } else {
             format!("({captured})")
         }
@@ -182,14 +232,10 @@ impl SqliteDatabase {
         let mut rows = select.query([table.id]).map_err(failure)?;
         let mut found = BTreeSet::new();
         while let Some(row) = rows.next().map_err(failure)? {
-            match (key_at(table, row, 0), &wanted) {
-                (Ok(key), Some(wanted)) if !wanted.contains(&key) => {}
-                (Ok(key), _) => {
-                    found.insert(key);
-                }
-                // A key that cannot be read is none of those asked for.
-                (Err(_), Some(_)) => {}
-                (Err(error), None) => return Err(error),
+            // One that cannot be read has the name under which it will be reported.
+            let key = key_at(table, row, 0)?.unwrap_or_else(|unreadable| unreadable.key);
+            if wanted.as_ref().is_none_or(|wanted| wanted.contains(&key)) {
+                found.insert(key);
             }
         }
         Ok(found)

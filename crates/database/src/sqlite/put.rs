@@ -3,6 +3,8 @@
 //! A row whose unique value is still held by a row that comes later waits for it. Rows that wait for each other in a
 //! ring are first given values nobody has. No other row is touched: a value that a stranger holds stays an error.
 
+use std::collections::BTreeSet;
+
 use branchline_core::change::Row;
 use branchline_core::port::DbResult;
 use branchline_core::schema::{Column, Table};
@@ -10,8 +12,8 @@ use branchline_core::value::Type;
 use rusqlite::{Connection, params_from_iter};
 
 use super::error::{failure, is_taken, on};
-use super::sql::{key_equals, list, places, quoted};
-use super::stored::{Stored, bound};
+use super::sql::{all, list, places, quoted};
+use super::stored::Stored;
 
 /// Makes these rows of one table so.
 pub(super) fn put_rows(connection: &Connection, table: &Table, rows: &[&Row]) -> DbResult<()> {
@@ -81,31 +83,35 @@ fn upsert(table: &Table) -> String {
     )
 }
 
-/// Gives the unique columns of these rows values nobody has. False where the table has no such columns.
+/// Gives the unique columns of these rows that are to change values nobody has. False where the table has no such columns.
 fn move_aside(connection: &Connection, table: &Table, rows: &[&Row]) -> DbResult<bool> {
-    let mut at: Vec<usize> = table
+    let unique: BTreeSet<usize> = table
         .unique
         .iter()
         .flatten()
         .map(|&at| usize::from(at))
-        .collect();
-    at.sort_unstable();
-    at.dedup();
-    let columns = at
-        .into_iter()
         .filter(|at| !table.is_key(*at))
-        .filter_map(|at| table.columns.get(at));
-    let set: Vec<String> = columns
-        .map(|column| format!("{} = {}", quoted(&column.name), unheard_of(column)))
+        .collect();
+    let set: Vec<String> = unique
+        .into_iter()
+        .filter_map(|at| Some((at + 1, table.columns.get(at)?)))
+        .map(|(place, column)| {
+            let name = quoted(&column.name);
+            let aside = unheard_of(column);
+            format!("{name} = CASE WHEN t.{name} IS ?{place} THEN t.{name} ELSE {aside} END")
+        })
         .collect();
     if set.is_empty() {
         return Ok(false);
     }
+    let key = table.key.iter().zip(table.key_columns());
+    // The last condition lets the statement take whole rows, whatever columns it names.
     let sql = format!(
-        "UPDATE OR ABORT {} AS t SET {} WHERE {}",
+        "UPDATE OR ABORT {0} AS t SET {1} WHERE {2} AND ?{3} IS ?{3}",
         quoted(&table.name),
         set.join(", "),
-        key_equals(table)
+        all(key.map(|(at, column)| format!("t.{} = ?{}", quoted(&column.name), at + 1))),
+        table.columns.len(),
     );
     // For a moment only: the rows get their real values, checks included, before anyone can see them.
     connection
@@ -117,7 +123,7 @@ fn move_aside(connection: &Connection, table: &Table, rows: &[&Row]) -> DbResult
         .and_then(|mut aside| {
             rows.iter().try_for_each(|row| {
                 aside
-                    .execute(params_from_iter(bound(&table.key_of(row))))
+                    .execute(params_from_iter(row.0.iter().map(Stored)))
                     .map(drop)
                     .map_err(on(&table.name))
             })

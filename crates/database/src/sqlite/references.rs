@@ -1,13 +1,14 @@
 //! Foreign keys as the database has them: which deletes would touch other rows, and which row broke a commit.
 
-use branchline_core::change::Key;
+use branchline_core::change::{Key, Row};
 use branchline_core::port::DbResult;
+use branchline_core::schema::{Schema, Table, TableId};
 use rusqlite::{Connection, OptionalExtension, params_from_iter};
 
 use super::apply::Touched;
 use super::error::failure;
-use super::sql::{all, quoted};
-use super::stored::bound;
+use super::sql::{all, columns, quoted};
+use super::stored::{Stored, bound, key_at};
 
 /// A foreign key.
 #[derive(Clone, Debug)]
@@ -18,6 +19,8 @@ pub(super) struct Reference {
     parent_columns: Vec<String>,
     /// Deleting the parent changes or deletes the children.
     pub(super) acts: bool,
+    /// Changing the columns referred to changes the children.
+    acts_on_update: bool,
 }
 
 /// All foreign keys, read again when the schema has changed.
@@ -44,7 +47,7 @@ impl References {
 
 fn read(connection: &Connection) -> rusqlite::Result<Vec<Reference>> {
     let mut select = connection.prepare(
-        "SELECT m.name, f.seq, f.\"table\", f.\"from\", f.\"to\", f.on_delete
+        "SELECT m.name, f.seq, f.\"table\", f.\"from\", f.\"to\", f.on_delete, f.on_update
          FROM sqlite_master AS m JOIN pragma_foreign_key_list(m.name) AS f
          WHERE m.type = 'table' ORDER BY m.name, f.id DESC, f.seq",
     )?;
@@ -52,13 +55,14 @@ fn read(connection: &Connection) -> rusqlite::Result<Vec<Reference>> {
     let mut found: Vec<Reference> = Vec::new();
     while let Some(row) = rows.next()? {
         if row.get::<_, i64>(1)? == 0 {
-            let action: String = row.get(5)?;
+            let acts = |action: &str| matches!(action, "CASCADE" | "SET NULL" | "SET DEFAULT");
             found.push(Reference {
                 child: row.get(0)?,
                 child_columns: Vec::new(),
                 parent: row.get(2)?,
                 parent_columns: Vec::new(),
-                acts: matches!(action.as_str(), "CASCADE" | "SET NULL" | "SET DEFAULT"),
+                acts: acts(&row.get::<_, String>(5)?),
+                acts_on_update: acts(&row.get::<_, String>(6)?),
             });
         }
         if let Some(reference) = found.last_mut() {
@@ -93,6 +97,12 @@ impl Reference {
         all(pairs.map(|(parent, child)| format!("p.{} = c.{}", quoted(parent), quoted(child))))
     }
 
+    /// The child's table, where it is shared.
+    pub(super) fn child_table<'s>(&self, schema: &'s Schema) -> Option<&'s Table> {
+        let same = |table: &&Table| table.name.eq_ignore_ascii_case(&self.child);
+        schema.tables.iter().find(same)
+    }
+
     /// Whether another row refers to the row of the parent table with this key.
     pub(super) fn has_child(
         &self,
@@ -100,6 +110,36 @@ impl Reference {
         key_columns: &[String],
         key: &Key,
     ) -> DbResult<bool> {
+        let select = format!("SELECT 1 {} LIMIT 1", self.children_of_key(key_columns));
+        exists(connection, &select, key)
+    }
+
+    /// The other rows that refer to the row of the parent table with this key.
+    pub(super) fn children(
+        &self,
+        connection: &Connection,
+        child: &Table,
+        key_columns: &[String],
+        key: &Key,
+    ) -> DbResult<Vec<Key>> {
+        let select = format!(
+            "SELECT {} {}",
+            columns("c", child.key_columns()),
+            self.children_of_key(key_columns)
+        );
+        let mut select = connection.prepare_cached(&select).map_err(failure)?;
+        let mut rows = select
+            .query(params_from_iter(bound(key)))
+            .map_err(failure)?;
+        let mut found = Vec::new();
+        while let Some(row) = rows.next().map_err(failure)? {
+            found.push(key_at(child, row, 0)?.unwrap_or_else(|unreadable| unreadable.key));
+        }
+        Ok(found)
+    }
+
+    /// The children `c` of the row `p` with a key, but not `p` itself.
+    fn children_of_key(&self, key_columns: &[String]) -> String {
         let itself = if self.child.eq_ignore_ascii_case(&self.parent) {
             let same = all(key_columns
                 .iter()
@@ -108,14 +148,75 @@ impl Reference {
         } else {
             String::new()
         };
-        let select = format!(
-            "SELECT 1 FROM {} AS p JOIN {} AS c ON {} WHERE {}{itself} LIMIT 1",
+        format!(
+            "FROM {} AS p JOIN {} AS c ON {} WHERE {}{itself}",
             quoted(&self.parent),
             quoted(&self.child),
             self.joined(),
             key_is("p", key_columns),
+        )
+    }
+
+    /// Whether a put, which keeps the key, can make the children follow.
+    pub(super) fn follows(&self, key_columns: &[String]) -> bool {
+        let in_key = |column: &String| {
+            key_columns
+                .iter()
+                .any(|key| key.eq_ignore_ascii_case(column))
+        };
+        self.acts_on_update && !self.parent_columns.iter().all(in_key)
+    }
+
+    /// The children that would follow if the row of the parent table with the same key became this row. None stands for
+    /// one in a table that is not shared.
+    pub(super) fn followers(
+        &self,
+        connection: &Connection,
+        schema: &Schema,
+        parent: &Table,
+        row: &Row,
+    ) -> DbResult<Vec<Option<(TableId, Key)>>> {
+        let child = self.child_table(schema);
+        let found = child.map_or_else(
+            || "NULL".to_owned(),
+            |child| columns("c", child.key_columns()),
         );
-        exists(connection, &select, key)
+        let changed = parent.columns.iter().enumerate().filter(|(_, column)| {
+            let same = |name: &String| name.eq_ignore_ascii_case(&column.name);
+            self.parent_columns.iter().any(same)
+        });
+        let changed: Vec<String> = changed
+            .map(|(at, column)| format!("p.{} IS NOT ?{}", quoted(&column.name), at + 1))
+            .collect();
+        if changed.is_empty() {
+            return Ok(Vec::new());
+        }
+        let key = parent.key.iter().zip(parent.key_columns());
+        // With the last column in it, the statement takes whole rows, whatever columns it names.
+        let select = format!(
+            "SELECT {found}, ?{} FROM {} AS p JOIN {} AS c ON {} WHERE {} AND ({})",
+            parent.columns.len(),
+            quoted(&self.parent),
+            quoted(&self.child),
+            self.joined(),
+            all(key.map(|(at, column)| format!("p.{} = ?{}", quoted(&column.name), at + 1))),
+            changed.join(" OR "),
+        );
+        let mut select = connection.prepare_cached(&select).map_err(failure)?;
+        let mut rows = select
+            .query(params_from_iter(row.0.iter().map(Stored)))
+            .map_err(failure)?;
+        let mut followers = Vec::new();
+        while let Some(row) = rows.next().map_err(failure)? {
+            followers.push(match child {
+                Some(child) => {
+                    let key = key_at(child, row, 0)?;
+                    Some((child.id, key.unwrap_or_else(|unreadable| unreadable.key)))
+                }
+                None => None,
+            });
+        }
+        Ok(followers)
     }
 
     /// Whether the row of the child table with this key refers to a row that is not there.

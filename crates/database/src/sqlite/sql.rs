@@ -54,13 +54,14 @@ pub(super) fn key_equals(table: &Table) -> String {
         .map(|(at, column)| format!("t.{} = ?{}", quoted(&column.name), at + 1)))
 }
 
-/// Reads the whole row with a key.
+/// Reads the whole row with a key, which may hold NULL as SQLite allows it.
 pub(super) fn select_row(table: &Table) -> String {
-    let columns = columns("t", table.columns.iter());
+    let key = table.key_columns().enumerate();
     format!(
-        "SELECT {columns} FROM {} AS t WHERE {}",
+        "SELECT {} FROM {} AS t WHERE {}",
+        columns("t", table.columns.iter()),
         quoted(&table.name),
-        key_equals(table)
+        all(key.map(|(at, column)| format!("t.{} IS ?{}", quoted(&column.name), at + 1))),
     )
 }
 

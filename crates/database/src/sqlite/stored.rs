@@ -1,12 +1,15 @@
 //! Values as SQLite stores them, and in canonical form.
 
 use branchline_core::change::{Key, Row};
-use branchline_core::port::DbResult;
+use branchline_core::port::{DbResult, Unreadable};
 use branchline_core::schema::{Column, Table};
 use branchline_core::value::{Type, Value};
 use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
 
-use super::error::{failure, mismatch};
+use super::error::failure;
+
+/// Characters shown of a text that cannot be read.
+const SHOWN: usize = 40;
 
 /// A value on its way into a statement.
 pub(super) struct Stored<'a>(pub(super) &'a Value);
@@ -31,64 +34,98 @@ pub(super) fn bound(key: &Key) -> impl Iterator<Item = Stored<'_>> {
     key.0.iter().map(Stored)
 }
 
-/// Reads the table's columns, in row order, from a statement's row starting at column `from`.
-pub(super) fn row_at(table: &Table, row: &rusqlite::Row<'_>, from: usize) -> DbResult<Row> {
+/// A value taken out of one statement's row, on its way into another statement, byte for byte.
+pub(super) struct Copied<'a>(pub(super) ValueRef<'a>);
+
+impl ToSql for Copied<'_> {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::Borrowed(self.0))
+    }
+}
+
+/// Reads the table's columns, in row order, from a statement's row starting at column `from`; or says which one
+/// cannot be read.
+pub(super) fn row_at(
+    table: &Table,
+    row: &rusqlite::Row<'_>,
+    from: usize,
+) -> DbResult<Result<Row, Unreadable>> {
     let mut values = Vec::with_capacity(table.columns.len());
     for (at, column) in table.columns.iter().enumerate() {
         let stored = row.get_ref(from + at).map_err(failure)?;
-        let value = value(&column.kind, stored).map_err(|reason| {
-            let key = described(table, row, from);
-            mismatch(
-                &table.name,
-                format!(
-                    "column `{}` of the row with key {key} {reason}",
-                    column.name
-                ),
-            )
-        })?;
-        values.push(value);
+        let read = if table.is_key(at) {
+            key_value(&column.kind, stored)
+        } else {
+            value(&column.kind, stored)
+        };
+        match read {
+            Ok(value) => values.push(value),
+            Err(reason) => {
+                let key = table.key.iter().map(|&at| from + usize::from(at));
+                return unreadable(table, column, row, key, &reason).map(Err);
+            }
+        }
     }
-    Ok(Row(values))
+    Ok(Ok(Row(values)))
 }
 
-/// Reads a key from a statement's row starting at column `from`.
-pub(super) fn key_at(table: &Table, row: &rusqlite::Row<'_>, from: usize) -> DbResult<Key> {
+/// Reads a key from a statement's row starting at column `from`; or says which part of it cannot be read.
+pub(super) fn key_at(
+    table: &Table,
+    row: &rusqlite::Row<'_>,
+    from: usize,
+) -> DbResult<Result<Key, Unreadable>> {
     let mut values = Vec::with_capacity(table.key.len());
     for (at, column) in table.key_columns().enumerate() {
-        let stored = row.get_ref(from + at).map_err(failure)?;
-        values.push(key_value(column, stored).map_err(|reason| {
-            mismatch(
-                &table.name,
-                format!(
-                    "key column `{}` {reason}; give the row another key",
-                    column.name
-                ),
-            )
-        })?);
+        match key_value(&column.kind, row.get_ref(from + at).map_err(failure)?) {
+            Ok(value) => values.push(value),
+            Err(reason) => {
+                let key = from..from + table.key.len();
+                return unreadable(table, column, row, key, &reason).map(Err);
+            }
+        }
     }
-    Ok(Key(values))
+    Ok(Ok(Key(values)))
 }
 
-fn key_value(column: &Column, stored: ValueRef<'_>) -> Result<Value, String> {
-    match value(&column.kind, stored)? {
-        Value::Null => Err("is NULL".into()),
+fn unreadable(
+    table: &Table,
+    column: &Column,
+    row: &rusqlite::Row<'_>,
+    key: impl Iterator<Item = usize>,
+    reason: &str,
+) -> DbResult<Unreadable> {
+    let mut values = Vec::with_capacity(table.key.len());
+    for (at, column) in key.zip(table.key_columns()) {
+        let stored = row.get_ref(at).map_err(failure)?;
+        values.push(key_value(&column.kind, stored).unwrap_or_else(|_| as_it_stands(stored)));
+    }
+    Ok(Unreadable {
+        table: table.id,
+        key: Key(values),
+        problem: format!("column `{}` {reason}", column.name),
+    })
+}
+
+fn key_value(kind: &Type, stored: ValueRef<'_>) -> Result<Value, String> {
+    match value(kind, stored)? {
+        Value::Null => Err(format!("is NULL where the plan says {kind}")),
         value => Ok(value),
     }
 }
 
-/// The key of a row that cannot be read, for a person.
-fn described(table: &Table, row: &rusqlite::Row<'_>, from: usize) -> String {
-    let parts = table
-        .key
-        .iter()
-        .map(|&at| match row.get_ref(from + usize::from(at)) {
-            Ok(ValueRef::Null) | Err(_) => "NULL".to_owned(),
-            Ok(ValueRef::Integer(number)) => number.to_string(),
-            Ok(ValueRef::Real(number)) => number.to_string(),
-            Ok(ValueRef::Text(text)) => String::from_utf8_lossy(text).into_owned(),
-            Ok(ValueRef::Blob(bytes)) => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
-        });
-    parts.collect::<Vec<_>>().join(",")
+/// What a key column holds that its type does not: it names the row, and no legal key equals it.
+fn as_it_stands(stored: ValueRef<'_>) -> Value {
+    match stored {
+        ValueRef::Null => Value::Null,
+        ValueRef::Integer(number) => Value::Int(number),
+        ValueRef::Real(number) => Value::Float(number),
+        ValueRef::Text(bytes) => std::str::from_utf8(bytes).map_or_else(
+            |_| Value::Bytes(bytes.to_vec()),
+            |text| Value::Text(text.to_owned()),
+        ),
+        ValueRef::Blob(bytes) => Value::Bytes(bytes.to_vec()),
+    }
 }
 
 /// The canonical form of what is stored, or why there is none.
@@ -103,14 +140,19 @@ pub(super) fn value(kind: &Type, stored: ValueRef<'_>) -> Result<Value, String> 
         }
         (Type::Bytes, _) => None,
         (kind, ValueRef::Text(text)) => {
-            let text =
-                std::str::from_utf8(text).map_err(|_| "holds text that is not UTF-8".to_owned())?;
+            let text = std::str::from_utf8(text).map_err(|_| misfit(kind, stored))?;
             let text = if matches!(kind, Type::Char { .. }) {
                 text.trim_end_matches(' ')
             } else {
                 text
             };
-            Some(Value::Text(text.to_owned()))
+            let legal = match kind {
+                // The same spellings as PostgreSQL's, of any length.
+                Type::Decimal { .. } => text.parse::<f64>().is_ok(),
+                Type::Enum { labels, .. } => labels.iter().any(|label| label == text),
+                _ => true,
+            };
+            legal.then(|| Value::Text(text.to_owned()))
         }
         (Type::Decimal { limits }, stored) => {
             decimal(stored, limits.map_or(0, |(_, scale)| scale)).map(Value::Text)
@@ -129,18 +171,26 @@ pub(super) fn value(kind: &Type, stored: ValueRef<'_>) -> Result<Value, String> 
     };
     match value {
         Some(value) if kind.holds(&value) => Ok(value),
-        _ => Err(format!("holds {}, which is no {kind}", class(stored))),
+        _ => Err(misfit(kind, stored)),
     }
 }
 
-fn class(stored: ValueRef<'_>) -> &'static str {
-    match stored {
-        ValueRef::Null => "NULL",
-        ValueRef::Integer(_) => "an integer",
-        ValueRef::Real(_) => "a float",
-        ValueRef::Text(_) => "text",
-        ValueRef::Blob(_) => "a blob",
-    }
+/// What stands there, and what should.
+fn misfit(kind: &Type, stored: ValueRef<'_>) -> String {
+    let found = match stored {
+        ValueRef::Null => "NULL".to_owned(),
+        ValueRef::Integer(number) => format!("the integer {number}"),
+        ValueRef::Real(number) => format!("the float {number:?}"),
+        ValueRef::Text(text) => match std::str::from_utf8(text) {
+            Ok(text) => format!(
+                "the text {:?}",
+                text.chars().take(SHOWN).collect::<String>()
+            ),
+            Err(_) => "text that is not UTF-8".to_owned(),
+        },
+        ValueRef::Blob(bytes) => format!("a blob of {} bytes", bytes.len()),
+    };
+    format!("holds {found} where the plan says {kind}")
 }
 
 fn truth(stored: ValueRef<'_>) -> Option<bool> {
@@ -273,6 +323,15 @@ mod tests {
             (Type::Date, ValueRef::Integer(2024)),
             (Type::Text { max: None }, ValueRef::Blob(b"x")),
             (Type::Text { max: None }, ValueRef::Text(b"\xff")),
+            (Type::Decimal { limits: None }, ValueRef::Text(b"twelve")),
+            (Type::Decimal { limits: None }, ValueRef::Text(b"")),
+            (
+                Type::Enum {
+                    name: "size".into(),
+                    labels: vec!["big".into()],
+                },
+                ValueRef::Text(b"Big"),
+            ),
             (Type::Bytes, ValueRef::Integer(1)),
         ];
         for (kind, stored) in refused {

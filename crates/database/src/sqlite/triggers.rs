@@ -4,6 +4,7 @@
 //! statement's `OR IGNORE` or `OR REPLACE` overrides what a trigger says, so they only ever append, to a table without
 //! constraints: they cannot make the application's write fail. And `OR REPLACE` deletes the rows in its way without
 //! firing delete triggers, so `BEFORE` triggers record the rows that share the new row's key or unique values.
+//! Behind each such row, and behind OLD, stands its image where the table keeps one (`image`).
 
 use branchline_core::port::DbResult;
 use branchline_core::schema::{Schema, Table, TableId};
@@ -12,6 +13,7 @@ use rusqlite::{Connection, OptionalExtension};
 use super::catalog::Live;
 use super::declared::{compatible, logical};
 use super::error::{failure, mismatch};
+use super::image;
 use super::sql::{KEY_COLUMNS, NOW, all, key_slots, list, quoted};
 
 /// What every trigger of ours is named after.
@@ -176,6 +178,7 @@ fn definitions(table: &Table, live: &Live) -> Vec<Trigger> {
         .map(|column| (column.name.as_str(), "BINARY"))
         .collect();
     let key_changed = changed(&key);
+    let found = image::statements(table, "OLD", "");
     let sets: Vec<UniqueColumns<'_>> = std::iter::once(key).chain(live.unique_columns()).collect();
     let inserted = sets.iter().map(|set| replaced(table, set, "")).collect();
     let updated = sets
@@ -194,7 +197,7 @@ fn definitions(table: &Table, live: &Live) -> Vec<Trigger> {
             "update",
             "AFTER UPDATE",
             format!(
-                "{}; {} WHERE {key_changed}; ",
+                "{}; {found}{} WHERE {key_changed}; ",
                 append("U", "OLD"),
                 append("I", "NEW")
             ),
@@ -202,7 +205,7 @@ fn definitions(table: &Table, live: &Live) -> Vec<Trigger> {
         (
             "delete",
             "AFTER DELETE",
-            format!("{}; ", append("U", "OLD")),
+            format!("{}; {found}", append("U", "OLD")),
         ),
     ]
     .into_iter()
@@ -224,8 +227,10 @@ fn replaced(table: &Table, columns: &[(&str, &str)], guard: &str) -> String {
         let name = quoted(name);
         format!("x.{name} = NEW.{name} COLLATE {}", quoted(collation))
     }));
-    let (into, existing, from) = (into(table), captured(table, "U", "x"), quoted(&table.name));
-    format!("{into} SELECT {existing} FROM {from} AS x WHERE {same}{guard}; ")
+    let (into, existing) = (into(table), captured(table, "U", "x"));
+    let from = format!(" FROM {} AS x WHERE {same}{guard}", quoted(&table.name));
+    let found = image::statements(table, "x", &from);
+    format!("{into} SELECT {existing}{from}; {found}")
 }
 
 /// `INSERT INTO branchline_capture(...)` with the key columns that this table uses.

@@ -2,6 +2,7 @@
 
 use branchline_core::change::Effect;
 use branchline_core::port::{Database, First};
+use branchline_core::schema::ConflictRule;
 use branchline_core::value::Value;
 
 use super::office::{client, int, shop};
@@ -108,6 +109,64 @@ async fn keys_are_captured_alike_whatever_the_applications_settings() {
     shop.sql("UPDATE t SET n = 1.5; DELETE FROM t").await;
     let taken = shop.taken().await;
     assert_eq!(taken.len(), 1, "1.5 and 1.50 are one key: {taken:?}");
+}
+
+#[tokio::test]
+async fn what_the_application_puts_before_the_catalogue_is_never_called_by_capture() {
+    let create = "CREATE TABLE t (a text, n numeric, f float8, b bytea, i int, note text, PRIMARY KEY (a, n, f, b, i))";
+    for partitions in [
+        "",
+        " PARTITION BY LIST (i); CREATE TABLE t1 PARTITION OF t DEFAULT",
+    ] {
+        for merged in [false, true] {
+            let mut shop = shop(&format!("{create}{partitions}")).await;
+            if merged {
+                shop.schema.tables[0].conflict = ConflictRule::Merge;
+                shop.db.install(&shop.schema).await.unwrap();
+            }
+            let mut trap = String::from("CREATE SCHEMA trap; CREATE TABLE trap.capture (x int);");
+            for kind in [
+                "text",
+                "numeric",
+                "float8",
+                "bytea",
+                "int4",
+                "int8",
+                "timestamptz",
+                "anyarray",
+            ] {
+                for (name, symbol) in [
+                    ("eq", "="),
+                    ("ne", "<>"),
+                    ("gt", ">"),
+                    ("plus", "+"),
+                    ("cat", "||"),
+                ] {
+                    trap.push_str(&format!(
+                        "CREATE FUNCTION trap.{name}({kind}, {kind}) RETURNS bool LANGUAGE plpgsql AS
+                             $$ BEGIN RAISE EXCEPTION 'called'; END $$;
+                         CREATE OPERATOR trap.{symbol} (LEFTARG = {kind}, RIGHTARG = {kind}, FUNCTION = trap.{name});"
+                    ));
+                }
+            }
+            trap.push_str(
+                "CREATE OPERATOR trap.> (LEFTARG = int8, RIGHTARG = float8, FUNCTION = trap.gt2);
+                 CREATE DOMAIN trap.text AS int; CREATE DOMAIN trap.\"char\" AS int; CREATE DOMAIN trap.regclass AS int;",
+            );
+            let gt2 = "CREATE SCHEMA trap; CREATE FUNCTION trap.gt2(int8, float8) RETURNS bool LANGUAGE plpgsql AS
+                           $$ BEGIN RAISE EXCEPTION 'called'; END $$;";
+            shop.sql(&trap.replace("CREATE SCHEMA trap;", gt2)).await;
+            shop.sql("SET search_path TO trap, pg_catalog, public")
+                .await;
+            shop.sql("INSERT INTO public.t VALUES ('a', 1.50, 0.5, '\\x00', 1, 'x'), ('b', 1, 1, '', 1, 'y')")
+                .await;
+            shop.sql("UPDATE public.t SET note = 'z'; UPDATE public.t SET a = pg_catalog.upper(a); DELETE FROM public.t WHERE note IS NULL")
+                .await;
+            assert_eq!(shop.taken().await.len(), 4);
+            shop.sql("TRUNCATE public.t").await;
+            assert_eq!(shop.taken().await.len(), 2);
+        }
+    }
 }
 
 #[tokio::test]

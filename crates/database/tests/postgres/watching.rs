@@ -14,7 +14,7 @@ async fn asleep(app: &tokio_postgres::Client, wanted: bool) {
     let since = Instant::now();
     while app
         .query_one(
-            "SELECT asleep_until > clock_timestamp() FROM branchline.sleeper",
+            "SELECT coalesce(pg_sequence_last_value('branchline.asleep_until') > date_part('epoch', clock_timestamp()), false)",
             &[],
         )
         .await

@@ -1,73 +1,141 @@
-//! Runs simulated companies: `sim [--seeds N] [--first S] [--engine memory|sqlite|mixed] [--keep-going] [-v]`.
+//! Runs simulated companies:
+//! `sim [--seeds N] [--first S] [--engine memory|sqlite|mixed] [--threads N] [--keep-going] [-v]`.
 
 use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use branchline_testkit::sim::{Engine, Options, simulate};
 
-fn main() -> ExitCode {
-    let (mut seeds, mut first, mut engine, mut loud, mut keep_going) =
-        (100, 0, Engine::Memory, false, false);
-    let mut arguments = std::env::args().skip(1);
-    while let Some(argument) = arguments.next() {
-        let mut number = || arguments.next().and_then(|text| text.parse::<u64>().ok());
-        match argument.as_str() {
-            "--seeds" => seeds = number().unwrap_or(seeds),
-            "--first" => first = number().unwrap_or(first),
-            "--keep-going" => keep_going = true,
-            "-v" => loud = true,
-            "--engine" => match arguments.next().as_deref() {
-                Some("sqlite") => engine = Engine::Sqlite,
-                Some("mixed") => engine = Engine::Mixed,
-                Some("memory") => engine = Engine::Memory,
-                other => {
-                    eprintln!("--engine is memory, sqlite or mixed, not {other:?}");
-                    return ExitCode::from(2);
-                }
-            },
-            other => {
-                eprintln!("unknown argument {other}; see the head of this file");
-                return ExitCode::from(2);
-            }
-        }
-    }
-    let begun = Instant::now();
-    let (mut failed, mut conflicts, mut crashes, mut reincarnations) = (0_u64, 0, 0, 0);
-    for seed in first..first + seeds {
-        let outcome = simulate(&Options {
-            seed,
-            engine,
-            sabotage: None,
-            loud,
-        });
-        conflicts += outcome.conflicts;
-        crashes += outcome.crashes;
-        reincarnations += outcome.reincarnations;
-        if let Some(failure) = &outcome.failure {
-            failed += 1;
-            if keep_going {
-                println!("seed {seed}: {failure}");
-            } else {
-                println!(
-                    "{}",
-                    if loud {
-                        format!("seed {seed}: {failure}")
-                    } else {
-                        outcome.report(engine)
+/// What was asked for.
+struct Arguments {
+    seeds: u64,
+    first: u64,
+    engine: Engine,
+    threads: usize,
+    loud: bool,
+    keep_going: bool,
+}
+
+/// What all runs together had.
+#[derive(Default)]
+struct Totals {
+    runs: u64,
+    failed: u64,
+    conflicts: u64,
+    crashes: u64,
+    reincarnations: u64,
+}
+
+fn arguments() -> Result<Arguments, String> {
+    let mut asked = Arguments {
+        seeds: 100,
+        first: 0,
+        engine: Engine::Sqlite,
+        threads: std::thread::available_parallelism().map_or(1, usize::from),
+        loud: false,
+        keep_going: false,
+    };
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        let mut value = || words.next().ok_or(format!("{word} needs a value"));
+        let number = |text: String| {
+            text.parse::<u64>()
+                .map_err(|_| format!("{text} is no number"))
+        };
+        match word.as_str() {
+            "--seeds" => asked.seeds = number(value()?)?,
+            "--first" => asked.first = number(value()?)?,
+            "--threads" => asked.threads = usize::try_from(number(value()?)?).unwrap_or(1).max(1),
+            "--keep-going" => asked.keep_going = true,
+            "-v" => asked.loud = true,
+            "--engine" => {
+                asked.engine = match value()?.as_str() {
+                    "sqlite" => Engine::Sqlite,
+                    "mixed" => Engine::Mixed,
+                    "memory" => Engine::Memory,
+                    other => {
+                        return Err(format!("--engine is memory, sqlite or mixed, not {other}"));
                     }
-                );
-                return ExitCode::FAILURE;
+                }
+            }
+            other => {
+                return Err(format!(
+                    "unknown argument {other}; see the head of this file"
+                ));
             }
         }
     }
+    Ok(asked)
+}
+
+fn main() -> ExitCode {
+    let asked = match arguments() {
+        Ok(asked) => asked,
+        Err(why) => {
+            eprintln!("{why}");
+            return ExitCode::from(2);
+        }
+    };
+    let begun = Instant::now();
+    let totals = run(&asked);
     let seconds = begun.elapsed().as_secs_f64();
     println!(
-        "{seeds} seeds from {first}, {failed} failed; {crashes} crashes, {conflicts} conflicts, {reincarnations} new incarnations; {:.1} seeds/s",
-        seeds as f64 / seconds
+        "{} seeds from {}, {} failed; {} crashes, {} conflicts, {} new incarnations; {:.1} seeds/s",
+        totals.runs,
+        asked.first,
+        totals.failed,
+        totals.crashes,
+        totals.conflicts,
+        totals.reincarnations,
+        totals.runs as f64 / seconds
     );
-    if failed == 0 {
+    if totals.failed == 0 {
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
     }
+}
+
+fn run(asked: &Arguments) -> Totals {
+    let next = AtomicU64::new(asked.first);
+    let stop = AtomicBool::new(false);
+    let totals = Mutex::new(Totals::default());
+    // A story told aloud is one story.
+    let threads = if asked.loud { 1 } else { asked.threads };
+    let work = || {
+        while !stop.load(Ordering::Relaxed) {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= asked.first + asked.seeds {
+                break;
+            }
+            let outcome = simulate(&Options {
+                seed,
+                engine: asked.engine,
+                sabotage: None,
+                loud: asked.loud,
+            });
+            let Ok(mut totals) = totals.lock() else { break };
+            totals.runs += 1;
+            totals.conflicts += outcome.conflicts;
+            totals.crashes += outcome.crashes;
+            totals.reincarnations += outcome.reincarnations;
+            let Some(failure) = &outcome.failure else {
+                continue;
+            };
+            totals.failed += 1;
+            if asked.keep_going || asked.loud {
+                println!("seed {seed}: {failure}");
+            } else if !stop.swap(true, Ordering::Relaxed) {
+                println!("{}", outcome.report(asked.engine));
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
+    totals.into_inner().unwrap_or_default()
 }

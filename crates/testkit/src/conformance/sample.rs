@@ -2,7 +2,7 @@
 
 use branchline_core::change::{Effect, Key, Row};
 use branchline_core::schema::{
-    Column, ConflictRule, Direction, ForeignKey, InsertRule, Schema, Table, TableId,
+    Column, ConflictRule, Counter, Direction, ForeignKey, InsertRule, Schema, Table, TableId,
 };
 use branchline_core::value::{Type, Value};
 
@@ -35,6 +35,25 @@ pub fn schema() -> Schema {
             wide(),
         ],
     }
+}
+
+/// The schema of the suite, with rules under which these tables keep the row before a change: `stock` counts, the
+/// others merge.
+pub fn keeping(tables: &[TableId]) -> Schema {
+    let mut schema = schema();
+    for table in &mut schema.tables {
+        match table.id {
+            id if !tables.contains(&id) => {}
+            STOCK => {
+                table.counters = vec![Counter {
+                    column: 1,
+                    floor: None,
+                }];
+            }
+            _ => table.conflict = ConflictRule::Merge,
+        }
+    }
+    schema
 }
 
 fn customers() -> Table {
@@ -162,7 +181,7 @@ pub fn kinds() -> Vec<Type> {
     ]
 }
 
-fn table(id: TableId, name: &str, columns: Vec<Column>) -> Table {
+pub(super) fn table(id: TableId, name: &str, columns: Vec<Column>) -> Table {
     Table {
         id,
         name: name.into(),
@@ -178,7 +197,7 @@ fn table(id: TableId, name: &str, columns: Vec<Column>) -> Table {
     }
 }
 
-fn column(name: &str, kind: Type) -> Column {
+pub(super) fn column(name: &str, kind: Type) -> Column {
     Column {
         name: name.into(),
         kind,
@@ -188,14 +207,14 @@ fn column(name: &str, kind: Type) -> Column {
     }
 }
 
-fn nullable(name: &str, kind: Type) -> Column {
+pub(super) fn nullable(name: &str, kind: Type) -> Column {
     Column {
         nullable: true,
         ..column(name, kind)
     }
 }
 
-fn reference(column: u16, parent: &str, on_delete: &str) -> ForeignKey {
+pub(super) fn reference(column: u16, parent: &str, on_delete: &str) -> ForeignKey {
     ForeignKey {
         columns: vec![column],
         parent: parent.into(),

@@ -10,7 +10,11 @@ use super::sample::{STAFF, STOCK, id, item, member, put, sku};
 use super::{Application, Office, Op, gist, ready, sorted};
 
 /// Takes with a limit, a transaction for each unit, until nothing more is promised.
-async fn take_units<D: Database>(db: &mut D, schema: &Schema, limit: usize) -> Vec<Vec<Taken>> {
+pub(super) async fn take_units<D: Database>(
+    db: &mut D,
+    schema: &Schema,
+    limit: usize,
+) -> Vec<Vec<Taken>> {
     let mut units = Vec::new();
     loop {
         db.begin(Purpose::Take).await.unwrap();
@@ -18,10 +22,11 @@ async fn take_units<D: Database>(db: &mut D, schema: &Schema, limit: usize) -> V
         let more = loop {
             let Portion {
                 changes,
-                unreadable: _,
+                unreadable,
                 open,
                 more,
             } = db.take(schema, limit).await.unwrap();
+            assert_eq!(unreadable, []);
             assert!(
                 changes.len() <= 2 * limit,
                 "{} changes with a limit of {limit}",

@@ -146,6 +146,16 @@ fn rows(values: impl Fn(&Type) -> Vec<Value>) -> Vec<Row> {
     (0..=longest).map(row).collect()
 }
 
+/// Rows of `wide` that hold all values at the edges but those that the office refuses. The last is all NULL.
+pub(super) fn extreme_rows<O: Office>(office: &O) -> Vec<Row> {
+    rows(|kind| {
+        extreme(kind)
+            .into_iter()
+            .filter(|value| !office.refuses(kind, value))
+            .collect()
+    })
+}
+
 async fn written_and_read<O: Office>(office_now: &mut Ready<O>, wanted: &[Row]) {
     let wide = office_now.table(WIDE);
     office_now
@@ -182,13 +192,7 @@ pub async fn ordinary_values_of_every_type_come_back_as_they_were<O: Office>(off
 /// Values at the edges; what the office [refuses](Office::refuses), it names as a mismatch and stores nothing of.
 pub async fn extreme_values_come_back_as_they_were_or_are_refused<O: Office>(office: &O) {
     let mut office_now = ready(office).await;
-    let fitting = |kind: &Type| {
-        extreme(kind)
-            .into_iter()
-            .filter(|value| !office.refuses(kind, value))
-            .collect()
-    };
-    let wanted = rows(fitting);
+    let wanted = extreme_rows(office);
     written_and_read(&mut office_now, &wanted).await;
     let blank = wanted.last().unwrap();
     for (at, kind) in kinds().iter().enumerate() {

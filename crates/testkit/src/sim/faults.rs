@@ -10,7 +10,7 @@ use branchline_core::port::{
 };
 use branchline_core::schema::{Schema, Table, TableId};
 
-use super::office::Disk;
+use super::office::{Disk, Store};
 use super::workload::Desk;
 
 /// One line of wrong code somewhere below the protocol.
@@ -102,9 +102,9 @@ fn killed() -> DatabaseError {
 
 macro_rules! inner {
     ($self:ident, $db:ident => $call:expr) => {
-        match &mut *$self.disk {
-            Disk::Memory($db) => $call.await,
-            Disk::Sqlite(file) => {
+        match &mut $self.disk.store {
+            Store::Memory($db) => $call.await,
+            Store::Sqlite(file) => {
                 let $db = &mut file.database;
                 $call.await
             }
@@ -145,6 +145,11 @@ impl<'w> Faulty<'w> {
             open: None,
             done: Vec::new(),
         }
+    }
+
+    /// Whether a transaction was begun and not ended.
+    pub fn is_open(&self) -> bool {
+        self.open.is_some()
     }
 
     /// What goes wrong before this step. Returns whether the process dies after it.
@@ -204,7 +209,7 @@ impl<'w> Faulty<'w> {
     /// are locked. A transaction with one snapshot, or an engine with one writer, lets nobody in.
     async fn race(&mut self) -> DbResult<()> {
         let sees_others = matches!(self.open, Some(Purpose::Apply | Purpose::Load));
-        let memory = matches!(self.disk, Disk::Memory(_));
+        let memory = matches!(self.disk.store, Store::Memory(_));
         match self.open {
             None | Some(Purpose::Read) => {
                 self.plan.raced = self.desk.transact(self.disk).or(self.plan.raced.take());
@@ -265,14 +270,18 @@ impl Database for Faulty<'_> {
     }
 
     async fn commit(&mut self) -> DbResult<()> {
-        let late = self.before().await;
-        let purpose = self.open.take();
-        let late = late?;
+        let late = self.before().await?;
+        let purpose = self.open;
         if purpose != Some(Purpose::Read) && self.strikes(Sabotage::CommitLies, 40) {
+            self.open = None;
             inner!(self, db => db.rollback())?;
             return Ok(());
         }
+        self.disk.changed |= purpose != Some(Purpose::Read);
         let result = inner!(self, db => db.commit());
+        if result.is_ok() {
+            self.open = None;
+        }
         self.after(late, result)
     }
 
@@ -292,7 +301,7 @@ impl Database for Faulty<'_> {
             };
             let row = (taken.table, taken.effect.key(table));
             // An engine that stamps by the machine's clock would make a run differ from its repetition.
-            if matches!(self.disk, Disk::Sqlite(_)) {
+            if matches!(self.disk.store, Store::Sqlite(_)) {
                 taken.at = self.desk.times.get(&row).copied().unwrap_or(self.desk.now);
             }
         }
@@ -324,6 +333,7 @@ impl Database for Faulty<'_> {
             let purpose = self.open.unwrap_or(Purpose::Apply);
             let half = effects.len() / 2;
             step!(self, db => db.write(schema, &effects[..half]))?;
+            self.disk.changed = true;
             inner!(self, db => db.commit())?;
             inner!(self, db => db.begin(purpose))?;
             return step!(self, db => db.write(schema, &effects[half..]));

@@ -3,7 +3,7 @@
 //! Every write has a payload of its own, so a row's content names the write that made it. A write made on top of
 //! another *follows* it. What nothing follows is a *tip*; no tip may vanish (P1).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use branchline_core::change::Key;
 use branchline_core::schema::TableId;
@@ -32,7 +32,7 @@ pub struct Write {
 pub struct Journal {
     writes: BTreeMap<WriteId, Write>,
     rows: BTreeMap<RowName, Vec<WriteId>>,
-    followed: BTreeSet<WriteId>,
+    followers: BTreeMap<WriteId, Vec<WriteId>>,
     last: WriteId,
 }
 
@@ -51,7 +51,9 @@ impl Journal {
     /// The transaction that made these writes was committed.
     pub fn commit(&mut self, writes: Vec<(RowName, WriteId, Write)>) {
         for (row, id, write) in writes {
-            self.followed.extend(write.on);
+            if let Some(on) = write.on {
+                self.followers.entry(on).or_default().push(id);
+            }
             self.rows.entry(row).or_default().push(id);
             self.writes.insert(id, write);
         }
@@ -78,7 +80,19 @@ impl Journal {
 
     /// Whether a later write was made on top of this one.
     pub fn is_followed(&self, id: WriteId) -> bool {
-        self.followed.contains(&id)
+        self.followers.contains_key(&id)
+    }
+
+    /// The writes made on top of this one.
+    pub fn followers(&self, id: WriteId) -> &[WriteId] {
+        self.followers.get(&id).map_or(&[], Vec::as_slice)
+    }
+
+    /// The office left with its rows and joined anew: what it had not sent is known by its rows, its deletes are not.
+    pub fn rejoined(&mut self, office: usize) {
+        for write in self.writes.values_mut() {
+            write.undone |= write.office == office && write.delete;
+        }
     }
 
     /// The insert from which a write descends. Inserts of one key that did not see each other are different rows of

@@ -23,6 +23,24 @@ pub const ORDERS: TableId = 6;
 pub const LINES: TableId = 7;
 /// What only the head may write.
 pub const RATES: TableId = 8;
+/// Parents and children that any office writes.
+pub const PARENTS: TableId = 9;
+/// Their children.
+pub const CHILDREN: TableId = 10;
+/// Rows that refer to rows of their own table.
+pub const TREE: TableId = 11;
+/// Rows with a unique value of which there are few.
+pub const MAILS: TableId = 12;
+/// The same under keys that mean something, where the head is preferred.
+pub const CODES: TableId = 13;
+/// Where a person decides.
+pub const ASKS: TableId = 14;
+/// What only branches write.
+pub const SALES: TableId = 15;
+/// Rows so large that a unit of them does not fit into an inbox.
+pub const BULK: TableId = 16;
+/// How many rows such a unit has, and how many bytes each.
+const BULKY: (i64, usize) = (22, 600 * 1024);
 /// What the two accounts hold together.
 pub const SUM: i64 = 1000;
 
@@ -56,29 +74,51 @@ fn table(id: TableId, name: &str, conflict: ConflictRule, insert: InsertRule) ->
     }
 }
 
-/// The plan of the simulated company.
-pub fn schema() -> Schema {
-    let mut lines = table(LINES, "lines", ConflictRule::Newest, InsertRule::Hold);
-    lines.foreign_keys.push(ForeignKey {
+/// A foreign key from `extra` to a table's `id`.
+fn refers_to(mut table: Table, parent: &str) -> Table {
+    table.foreign_keys.push(ForeignKey {
         columns: vec![2],
-        parent: "orders".into(),
+        parent: parent.into(),
         parent_columns: vec!["id".into()],
         on_delete: "NO ACTION".into(),
         on_update: "NO ACTION".into(),
     });
-    let mut rates = table(RATES, "rates", ConflictRule::Newest, InsertRule::Newest);
-    rates.direction = Direction::Down;
+    table
+}
+
+fn unique(mut table: Table) -> Table {
+    table.unique.push(vec![2]);
+    table
+}
+
+fn one_way(mut table: Table, direction: Direction) -> Table {
+    table.direction = direction;
+    table
+}
+
+/// The plan of the simulated company.
+pub fn schema() -> Schema {
+    use ConflictRule as C;
+    use InsertRule as I;
     Schema {
         version: 1,
         tables: vec![
-            table(1, "items", ConflictRule::Newest, InsertRule::Hold),
-            table(2, "prices", ConflictRule::Newest, InsertRule::Newest),
-            table(3, "terms", ConflictRule::Head, InsertRule::Newest),
-            table(4, "offers", ConflictRule::Branch, InsertRule::Newest),
-            table(ACCOUNTS, "accounts", ConflictRule::Newest, InsertRule::Hold),
-            table(ORDERS, "orders", ConflictRule::Newest, InsertRule::Hold),
-            lines,
-            rates,
+            table(1, "items", C::Newest, I::Hold),
+            table(2, "prices", C::Newest, I::Newest),
+            table(3, "terms", C::Head, I::Newest),
+            table(4, "offers", C::Branch, I::Newest),
+            table(ACCOUNTS, "accounts", C::Newest, I::Hold),
+            table(ORDERS, "orders", C::Newest, I::Hold),
+            refers_to(table(LINES, "lines", C::Newest, I::Hold), "orders"),
+            one_way(table(RATES, "rates", C::Newest, I::Newest), Direction::Down),
+            table(PARENTS, "parents", C::Newest, I::Newest),
+            refers_to(table(CHILDREN, "children", C::Newest, I::Newest), "parents"),
+            refers_to(table(TREE, "tree", C::Newest, I::Newest), "tree"),
+            unique(table(MAILS, "mails", C::Newest, I::Hold)),
+            unique(table(CODES, "codes", C::Head, I::Newest)),
+            table(ASKS, "asks", C::Hold, I::Newest),
+            one_way(table(SALES, "sales", C::Newest, I::Hold), Direction::Up),
+            table(BULK, "bulk", C::Newest, I::Hold),
         ],
     }
 }
@@ -98,7 +138,7 @@ pub fn accounts_of(office: usize) -> [Key; 2] {
 /// The write that made a row what it is.
 pub fn maker(row: &Row) -> Option<WriteId> {
     match row.0.get(1) {
-        Some(Value::Text(text)) => text.strip_prefix('w')?.parse().ok(),
+        Some(Value::Text(text)) => text.strip_prefix('w')?.split(' ').next()?.parse().ok(),
         _ => None,
     }
 }
@@ -117,6 +157,21 @@ pub struct Desk<'w> {
     /// Rows that a transaction in progress has locked.
     pub locked: BTreeSet<RowName>,
     pub down_too: bool,
+    /// What else the company does.
+    pub business: Business,
+}
+
+/// Which kinds of transactions a company has, besides the plain ones.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Business {
+    /// Foreign keys between rows of different offices.
+    pub families: bool,
+    /// Unique values that are taken twice.
+    pub unique: bool,
+    /// Conflicts that a person decides.
+    pub asks: bool,
+    /// Units too large for an inbox.
+    pub bulk: bool,
 }
 
 /// A transaction in the making.
@@ -131,9 +186,21 @@ impl Desk<'_> {
     /// Runs a random transaction. Returns what it did in words, or nothing where the database was busy.
     pub fn transact(&mut self, disk: &mut Disk) -> Option<String> {
         let mut draft = Draft::default();
-        match self.rng.random_range(0..10) {
+        match self.rng.random_range(0..13) {
             0..=2 => self.transfer(disk, &mut draft),
             3 => self.order(disk, &mut draft),
+            4 | 5 if self.business.families => {
+                for _ in 0..self.rng.random_range(1..=3) {
+                    self.family(disk, &mut draft);
+                }
+            }
+            6 if self.business.families => self.grow(disk, &mut draft),
+            7 if self.business.unique => self.register(disk, &mut draft),
+            8 if self.business.asks => self.ask(disk, &mut draft),
+            9 if !self.is_head => self.sell(disk, &mut draft),
+            10 if self.business.bulk && self.rng.random_ratio(1, 40) => {
+                self.heap(disk, &mut draft);
+            }
             _ => {
                 for _ in 0..self.rng.random_range(1..=6) {
                     self.scribble(disk, &mut draft);
@@ -174,11 +241,22 @@ impl Desk<'_> {
     }
 
     fn put(&mut self, disk: &mut Disk, draft: &mut Draft, row: RowName, extra: Value) {
+        self.put_with(disk, draft, row, extra, "");
+    }
+
+    fn put_with(
+        &mut self,
+        disk: &mut Disk,
+        draft: &mut Draft,
+        row: RowName,
+        extra: Value,
+        ballast: &str,
+    ) {
         let present = self.present(disk, draft, &row);
         let id = self.journal.draw();
         let new = Row(vec![
             row.1.0[0].clone(),
-            Value::Text(format!("w{id}")),
+            Value::Text(format!("w{id}{ballast}")),
             extra,
         ]);
         draft.ops.push(match &present {
@@ -266,4 +344,106 @@ impl Desk<'_> {
             }
         }
     }
+
+    /// A key that the offices share, or one of this office's own.
+    fn any_key(&mut self, shared: i64) -> i64 {
+        if self.rng.random_ratio(1, 3) {
+            1000 * (self.office as i64 + 1) + self.rng.random_range(0..2)
+        } else {
+            self.rng.random_range(0..shared)
+        }
+    }
+
+    /// Parents come and go while other offices give them children.
+    fn family(&mut self, disk: &mut Disk, draft: &mut Draft) {
+        let parent = row_of(PARENTS, self.any_key(3));
+        let there = self.present(disk, draft, &parent).is_some();
+        match self.rng.random_range(0..4) {
+            0 => self.put(disk, draft, parent, Value::Null),
+            1 if there => {
+                let number = parent.1.0[0].clone();
+                let own = 1000 * (self.office as i64 + 1);
+                for key in (0..4).chain(own..own + 2) {
+                    let child = row_of(CHILDREN, key);
+                    let present = self.present(disk, draft, &child);
+                    if present.is_some_and(|row| row.0[2] == number) {
+                        self.delete(disk, draft, child);
+                    }
+                }
+                self.delete(disk, draft, parent);
+            }
+            _ => {
+                let number = parent.1.0[0].clone();
+                if !there {
+                    self.put(disk, draft, parent, Value::Null);
+                }
+                let child = row_of(CHILDREN, self.any_key(4));
+                self.put(disk, draft, child, number);
+            }
+        }
+    }
+
+    /// A row that refers to a smaller one of its own table, or to itself; or one goes.
+    fn grow(&mut self, disk: &mut Disk, draft: &mut Draft) {
+        let key = self.any_key(5);
+        let row = row_of(TREE, key);
+        if self.rng.random_ratio(1, 3) {
+            self.delete(disk, draft, row);
+            return;
+        }
+        let below = row_of(TREE, self.rng.random_range(0..5).min(key));
+        let extra = match self.present(disk, draft, &below) {
+            Some(_) if self.rng.random_ratio(3, 4) => below.1.0[0].clone(),
+            _ if self.rng.random_ratio(1, 6) => Value::Int(key),
+            _ => Value::Null,
+        };
+        self.put(disk, draft, row, extra);
+    }
+
+    /// A unique value of which there are few is taken, or given back.
+    fn register(&mut self, disk: &mut Disk, draft: &mut Draft) {
+        let table = if self.rng.random_bool(0.5) {
+            MAILS
+        } else {
+            CODES
+        };
+        let row = row_of(table, self.any_key(3));
+        if self.rng.random_ratio(1, 4) {
+            self.delete(disk, draft, row);
+        } else {
+            let value = Value::Int(self.rng.random_range(0..6));
+            self.put(disk, draft, row, value);
+        }
+    }
+
+    fn ask(&mut self, disk: &mut Disk, draft: &mut Draft) {
+        let row = row_of(ASKS, self.any_key(4));
+        if self.rng.random_ratio(1, 5) {
+            self.delete(disk, draft, row);
+        } else {
+            self.put(disk, draft, row, Value::Null);
+        }
+    }
+
+    fn sell(&mut self, disk: &mut Disk, draft: &mut Draft) {
+        let number = 1000 * (self.office as i64 + 1) + self.rng.random_range(0..6);
+        self.put(disk, draft, row_of(SALES, number), Value::Int(number));
+    }
+
+    /// More than an inbox holds, in one transaction with the two halves of a transfer.
+    fn heap(&mut self, disk: &mut Disk, draft: &mut Draft) {
+        let amount = self.rng.random_range(0..=SUM);
+        let [one, two] = accounts_of(self.office);
+        self.put(disk, draft, (ACCOUNTS, one), Value::Int(amount));
+        let ballast = format!(" {}", "x".repeat(BULKY.1));
+        for number in 0..BULKY.0 {
+            let row = row_of(BULK, 1000 * (self.office as i64 + 1) + number);
+            self.put_with(disk, draft, row, Value::Int(amount), &ballast);
+        }
+        self.put(disk, draft, (ACCOUNTS, two), Value::Int(SUM - amount));
+    }
+}
+
+fn row_of(table: TableId, key: i64) -> RowName {
+    (table, Key(vec![Value::Int(key)]))
 }

@@ -1,0 +1,778 @@
+//! A head that was restored from a backup takes back from its branches what it lost (SETTLED 10).
+//!
+//! A branch keeps the log entries that it followed, as the head signed them. Where the restored head has written nothing
+//! since, they are appended to its log just as they were, and every base, cursor and verdict in them is true again.
+//! Where the head has gone on, its own continuation stands; the lost entries are logged anew behind it, held against
+//! what was changed meanwhile, and the branches that followed them go back to the last place that both share.
+
+use std::collections::BTreeMap;
+
+use ed25519_dalek::VerifyingKey;
+
+use super::recent::{Recent, names_of, own_entry, rows_of};
+use super::writer::{HEAD, LogWriter, Tail};
+use super::{Head, Seat, holds};
+use crate::books::{
+    self, CONFLICTS, HeadBook, Hold, LOG, LOG_KEYS, RowNames, SeatBook, TakenBack, seat_name,
+};
+use crate::change::{Base, Effect, Key, Row};
+use crate::conflict::{ConflictRecord, Reason, Resolution};
+use crate::envelope;
+use crate::failure::{OfficeError, OfficeResult};
+use crate::identity::{Digest, LogPosition, Micros, OfficeName};
+use crate::message::{
+    Answer, Hello, LogBody, LogEntry, Logged, LoggedChanges, Message, Outcome, Recall, Recalled,
+    Refusal, Source, Verdict,
+};
+use crate::office::conclude;
+use crate::output::{Notice, Output};
+use crate::pile::Pile;
+use crate::port::{Database, Entry, Purpose};
+use crate::schema::{Table, TableId};
+use crate::unfit::{self, is_unfit};
+
+/// The name of the record that lists where the log ended at the last starts: a restored log goes on from one of them.
+const STARTS: &str = "starts";
+/// How many starts are remembered.
+const STARTS_KEPT: usize = 32;
+/// How often a piece is begun anew because the head's application was writing the same rows.
+const ATTEMPTS: usize = 20;
+
+/// How a greeting branch stands to the log.
+pub(super) enum Standing {
+    /// What it followed is the log's own past.
+    Agrees,
+    /// It followed something that this log does not have.
+    Ahead,
+    /// The same, and what it has was taken back already: it is to follow from here.
+    GoBack(LogPosition, Digest),
+    /// The log no longer goes back so far.
+    BeyondHorizon,
+}
+
+/// What a branch is asked for.
+#[derive(Debug)]
+pub(super) struct Asking {
+    points: Vec<(LogPosition, Digest)>,
+    /// The end of the log when the first lost entry was logged anew.
+    anew_from: Option<LogPosition>,
+}
+
+impl Head {
+    /// Remembers where the log ends at this start.
+    pub(super) async fn note_start<D: Database>(&self, db: &mut D) -> OfficeResult<()> {
+        db.begin(Purpose::Apply).await?;
+        let outcome = async {
+            let mut starts: Vec<LogPosition> = books::load(db, STARTS).await?.unwrap_or_default();
+            if starts.last() != Some(&self.book.last) {
+                starts.push(self.book.last);
+                let surplus = starts.len().saturating_sub(STARTS_KEPT);
+                starts.drain(..surplus);
+                books::store(db, STARTS, &starts).await?;
+            }
+            Ok(())
+        };
+        let outcome = outcome.await;
+        conclude(db, outcome).await
+    }
+
+    /// The hash of the entry at a place, if the log tells it.
+    async fn chain_at<D: Database>(
+        &self,
+        db: &mut D,
+        place: LogPosition,
+    ) -> OfficeResult<Option<Digest>> {
+        if place >= self.book.last {
+            return Ok((place == self.book.last).then_some(self.book.chain));
+        }
+        let next = place.next().0;
+        let entries = db.entries(LOG, next, 1).await?;
+        let entry = entries.first().filter(|entry| entry.number == next);
+        entry
+            .map(|entry| Ok(own_entry(&entry.bytes)?.previous))
+            .transpose()
+    }
+
+    /// How a greeting branch stands to the log.
+    pub(super) async fn standing<D: Database>(
+        &self,
+        db: &mut D,
+        origin: &OfficeName,
+        hello: &Hello,
+    ) -> OfficeResult<Standing> {
+        if hello.head.is_none() {
+            return Ok(Standing::Agrees);
+        }
+        db.begin(Purpose::Read).await?;
+        let outcome = async {
+            let chain = self.chain_at(db, hello.applied).await?;
+            let first = db.extent(LOG).await?.first;
+            Ok((chain, first))
+        };
+        let outcome = outcome.await;
+        let (chain, first) = conclude(db, outcome).await?;
+        let ended = (hello.applied, hello.chain);
+        Ok(match chain {
+            Some(chain) if chain == hello.chain => Standing::Agrees,
+            None if hello.applied.next().0 < first => Standing::BeyondHorizon,
+            _ => {
+                let taken = self.seats.get(origin);
+                let taken = taken.and_then(|seat| seat.book.taken_back.as_ref());
+                match taken.filter(|taken| taken.end == ended) {
+                    Some(taken) => Standing::GoBack(taken.agreed.0, taken.agreed.1),
+                    None => Standing::Ahead,
+                }
+            }
+        })
+    }
+
+    /// Asks a branch for what this log lost.
+    pub(super) async fn recall<D: Database>(
+        &mut self,
+        db: &mut D,
+        branch: &OfficeName,
+        applied: LogPosition,
+    ) -> OfficeResult<()> {
+        db.begin(Purpose::Read).await?;
+        let outcome = self.points(db, applied).await;
+        let points = conclude(db, outcome).await?;
+        if let Some(seat) = self.seats.get_mut(branch) {
+            seat.asking = Some(Asking {
+                points: points.clone(),
+                anew_from: None,
+            });
+        }
+        let after = LogPosition::NONE;
+        self.tell(branch, &Message::Recall(Recall { points, after }))
+    }
+
+    /// Places to compare: where the log ended at the last starts, and from its end backwards in growing steps.
+    async fn points<D: Database>(
+        &self,
+        db: &mut D,
+        applied: LogPosition,
+    ) -> OfficeResult<Vec<(LogPosition, Digest)>> {
+        let mut places: Vec<LogPosition> = books::load(db, STARTS).await?.unwrap_or_default();
+        let end = applied.min(self.book.last);
+        places.push(end);
+        let mut step = 1;
+        while step < end.0 {
+            places.push(LogPosition(end.0 - step));
+            step *= 2;
+        }
+        places.sort_unstable();
+        places.dedup();
+        let mut points = Vec::new();
+        for place in places.into_iter().filter(|place| *place <= end) {
+            if let Some(chain) = self.chain_at(db, place).await? {
+                points.push((place, chain));
+            }
+        }
+        Ok(points)
+    }
+
+    /// Takes a piece of the lost log in. Returns whether anything was done.
+    pub(super) async fn take_back<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Micros,
+        branch: &OfficeName,
+        recalled: Recalled,
+    ) -> OfficeResult<bool> {
+        let Some(asking) = self
+            .seats
+            .get_mut(branch)
+            .and_then(|seat| seat.asking.take())
+        else {
+            return Ok(false);
+        };
+        let agreed = recalled
+            .agreed
+            .and_then(|agreed| asking.points.iter().find(|(place, _)| *place == agreed));
+        let Some(agreed) = agreed.copied() else {
+            let refusal = Refusal {
+                session: self.seats.get(branch).map_or([0; 16], |seat| seat.session),
+                reason: "the head was restored from a backup, and this branch keeps nothing so old as that backup; run `branchline leave` here, and join again with a new code: what was not sent yet is uploaded then".into(),
+                reincarnate: false,
+                incarnation: books_incarnation(self.seats.get(branch)),
+                cursor: crate::identity::BatchNumber::NONE,
+            };
+            self.tell(branch, &Message::Refusal(refusal))?;
+            return Ok(true);
+        };
+        let lost = self.read_lost(branch, &recalled)?;
+        let Some(last) = lost.last().map(|(entry, _)| entry.position) else {
+            return Ok(true);
+        };
+        let follows = lost.first().is_some_and(|(entry, _)| {
+            entry.position == self.book.last.next() && entry.previous == self.book.chain
+        });
+        let anew_from = if follows && asking.anew_from.is_none() {
+            self.adopt_lost(db, now, &lost).await?;
+            None
+        } else {
+            let from = asking.anew_from.unwrap_or(self.book.last);
+            let end = (last == recalled.end.0).then_some(recalled.end);
+            self.log_anew(db, now, branch, &lost, (agreed, from), end)
+                .await?;
+            Some(from)
+        };
+        if last < recalled.end.0 {
+            let points = if anew_from.is_some() {
+                asking.points
+            } else {
+                vec![(self.book.last, self.book.chain)]
+            };
+            if let Some(seat) = self.seats.get_mut(branch) {
+                seat.asking = Some(Asking {
+                    points: points.clone(),
+                    anew_from,
+                });
+            }
+            let after = last;
+            self.tell(branch, &Message::Recall(Recall { points, after }))?;
+        } else {
+            let notice = Notice::TakenBack(branch.clone(), last);
+            self.outputs.push_back(Output::Notice(notice));
+        }
+        Ok(true)
+    }
+
+    /// The whole units among the entries given back. Only what this head signed counts.
+    fn read_lost(
+        &mut self,
+        branch: &OfficeName,
+        recalled: &Recalled,
+    ) -> OfficeResult<Vec<(LogEntry, Vec<u8>)>> {
+        let own = VerifyingKey::from_bytes(&self.identity.public_key())
+            .map_err(|_| OfficeError::Books("the head's public key".into()))?;
+        let mut lost: Vec<(LogEntry, Vec<u8>)> = Vec::new();
+        for bytes in &recalled.entries {
+            let opened = envelope::open(bytes);
+            let message = opened.and_then(|opened| opened.verified_by(&own));
+            let Ok(Message::Log(entry)) = message else {
+                let why = format!("{branch} gave back something that this head never wrote");
+                self.outputs.push_back(Output::Notice(Notice::Dropped(why)));
+                break;
+            };
+            if let Some((before, sealed)) = lost.last()
+                && (entry.position != before.position.next()
+                    || entry.previous != envelope::chain(sealed))
+            {
+                break;
+            }
+            lost.push((entry, bytes.to_vec()));
+        }
+        let open = |entry: &LogEntry| matches!(&entry.body, LogBody::Changes(body) if body.open);
+        let whole = lost.iter().rposition(|(entry, _)| !open(entry));
+        if let Some(whole) = whole {
+            lost.truncate(whole + 1);
+        }
+        Ok(lost)
+    }
+
+    /// Appends lost entries just as they were.
+    async fn adopt_lost<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Micros,
+        lost: &[(LogEntry, Vec<u8>)],
+    ) -> OfficeResult<()> {
+        let mut aside = RowNames::new();
+        for _ in 0..ATTEMPTS {
+            db.begin(Purpose::Apply).await?;
+            match self.try_adopting(db, now, lost, &aside).await {
+                Ok(Ok((book, seats, held))) => {
+                    db.commit().await?;
+                    self.recent = Recent::new(book.last);
+                    self.tail = Tail::default();
+                    self.book = book;
+                    self.any_held |= held;
+                    self.captured = true;
+                    for (name, book) in seats {
+                        if let Some(seat) = self.seats.get_mut(&name) {
+                            let dropped = seat.inbox.restart(book.cursor.0);
+                            self.outputs.extend(dropped.into_iter().map(Output::Settle));
+                            seat.book = book;
+                        }
+                    }
+                    return Ok(());
+                }
+                Ok(Err(clashes)) => {
+                    db.rollback().await?;
+                    aside.extend(clashes);
+                }
+                Err(error) if is_unfit(&error) => {
+                    db.rollback().await?;
+                    let effects = effects_of(lost.iter().map(|(entry, _)| entry), &aside, self);
+                    let found = unfit::find(db, &self.schema, Purpose::Apply, effects).await?;
+                    if found.is_empty() {
+                        return Err(error);
+                    }
+                    aside.extend(found);
+                }
+                Err(error) => {
+                    db.rollback().await?;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::type_complexity)]
+    async fn try_adopting<D: Database>(
+        &self,
+        db: &mut D,
+        now: Micros,
+        lost: &[(LogEntry, Vec<u8>)],
+        aside: &RowNames,
+    ) -> OfficeResult<Result<(HeadBook, BTreeMap<OfficeName, SeatBook>, bool), Vec<(TableId, Key)>>>
+    {
+        let mut book = self.book.clone();
+        let mut seats: BTreeMap<OfficeName, SeatBook> = BTreeMap::new();
+        let mut pile = Pile::default();
+        let mut left: BTreeMap<(TableId, Key), (Option<OfficeName>, Logged)> = BTreeMap::new();
+        let mut held = false;
+        for (entry, bytes) in lost {
+            let rows = rows_of(entry, &self.schema, &self.identity.shared_name);
+            let number = entry.position.0;
+            let log = Entry {
+                number,
+                bytes: bytes.clone(),
+            };
+            let names = Entry {
+                number,
+                bytes: names_of(&rows),
+            };
+            db.append(LOG, &[log]).await?;
+            db.append(LOG_KEYS, &[names]).await?;
+            book.last = entry.position;
+            book.chain = envelope::chain(bytes);
+            let LogBody::Changes(body) = &entry.body else {
+                continue;
+            };
+            for logged in &body.changes {
+                let Some(table) = self.schema.table(logged.table) else {
+                    continue;
+                };
+                let key = logged.effect.key(table);
+                if aside.contains(&(table.id, key.clone())) {
+                    let origin = body.answers.as_ref().map(|answer| answer.branch.clone());
+                    left.insert((table.id, key), (origin, logged.clone()));
+                } else {
+                    pile.put(table.id, key, logged.effect.clone());
+                }
+            }
+            if let Some(answer) = &body.answers {
+                self.answered(&mut seats, answer);
+                held |= self
+                    .take_verdicts(db, &mut book, answer, &body.verdicts)
+                    .await?;
+            }
+            self.take_settlements(db, &mut book, body).await?;
+        }
+        let clashes = pile.write(db, &self.schema).await?;
+        if !clashes.is_empty() {
+            return Ok(Err(clashes));
+        }
+        for ((id, key), (origin, logged)) in &left {
+            if let Some(table) = self.schema.table(*id) {
+                self.leave(db, now, &mut book, table, key, origin.as_ref(), logged)
+                    .await?;
+            }
+        }
+        for (name, seat) in &seats {
+            books::store(db, &seat_name(name), seat).await?;
+        }
+        books::store(db, HEAD, &book).await?;
+        Ok(Ok((book, seats, held)))
+    }
+
+    /// A branch's batch was answered in the part that was lost.
+    fn answered(&self, seats: &mut BTreeMap<OfficeName, SeatBook>, answer: &Answer) {
+        let known = self.seats.get(&answer.branch).map(|seat| seat.book.clone());
+        let Some(known) = seats.get(&answer.branch).cloned().or(known) else {
+            return;
+        };
+        let mut seat = known;
+        if seat.incarnation != answer.incarnation {
+            if seat.former.contains(&answer.incarnation) {
+                return;
+            }
+            seat.former.push(seat.incarnation);
+            seat.incarnation = answer.incarnation;
+        } else if answer.batch <= seat.cursor {
+            return;
+        }
+        seat.cursor = answer.batch;
+        seat.chain = answer.chain;
+        seats.insert(answer.branch.clone(), seat);
+    }
+
+    /// Lists decisions that were lost. Returns whether any of them is a hold.
+    async fn take_verdicts<D: Database>(
+        &self,
+        db: &mut D,
+        book: &mut HeadBook,
+        answer: &Answer,
+        verdicts: &[Verdict],
+    ) -> OfficeResult<bool> {
+        let mut held = false;
+        for verdict in verdicts {
+            let Some(record) = &verdict.record else {
+                continue;
+            };
+            let listed = list(db, book, record).await?;
+            if let (Outcome::Held, Some(table)) =
+                (&verdict.outcome, self.schema.table(verdict.table))
+            {
+                held = true;
+                let hold = Hold {
+                    branch: answer.branch.clone(),
+                    conflict: listed,
+                    reason: record.reason,
+                    batch: (answer.incarnation, answer.batch),
+                };
+                holds::set(db, table, &verdict.key, &answer.branch, Some(hold)).await?;
+            }
+        }
+        Ok(held)
+    }
+
+    async fn take_settlements<D: Database>(
+        &self,
+        db: &mut D,
+        book: &mut HeadBook,
+        body: &LoggedChanges,
+    ) -> OfficeResult<()> {
+        for settlement in &body.settlements {
+            if let Some(record) = &settlement.record {
+                list(db, book, record).await?;
+            }
+            if let Some(settled) = &settlement.settled {
+                let name = books::settled_name(settled.conflict);
+                books::store(db, &name, settled).await?;
+            }
+            if let Some(table) = self.schema.table(settlement.table) {
+                holds::set(db, table, &settlement.key, &settlement.branch, None).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A row that the head's application wrote again since the restore, or that does not fit beside what it wrote: the
+    /// head's present row stands and enters the log; what was lost is listed.
+    #[allow(clippy::too_many_arguments)]
+    async fn leave<D: Database>(
+        &self,
+        db: &mut D,
+        now: Micros,
+        book: &mut HeadBook,
+        table: &Table,
+        key: &Key,
+        origin: Option<&OfficeName>,
+        logged: &Logged,
+    ) -> OfficeResult<()> {
+        let keys = std::slice::from_ref(key);
+        let ours = db.read(table, keys).await?.remove(key);
+        let record = self.restored(now, table, key, origin, logged, ours, Resolution::Ours);
+        list(
+            db,
+            book,
+            &ConflictRecord {
+                id: book.conflicts + 1,
+                ..record
+            },
+        )
+        .await?;
+        Ok(db.recapture(table, Some(keys)).await?)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn restored(
+        &self,
+        now: Micros,
+        table: &Table,
+        key: &Key,
+        origin: Option<&OfficeName>,
+        logged: &Logged,
+        ours: Option<Row>,
+        result: Resolution,
+    ) -> ConflictRecord {
+        ConflictRecord {
+            id: 0,
+            table: table.name.clone(),
+            columns: table.columns.iter().map(|c| c.name.clone()).collect(),
+            key: key.clone(),
+            reason: Reason::Restored,
+            at: logged.at,
+            origin: origin.unwrap_or(&self.identity.name).clone(),
+            base: Base::Unknown,
+            ours,
+            theirs: logged.effect.row().cloned(),
+            result,
+            decided: now,
+            before: None,
+            merged: None,
+            detail: None,
+        }
+    }
+
+    /// Logs lost entries anew, behind what the head has written since it was restored.
+    async fn log_anew<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Micros,
+        branch: &OfficeName,
+        lost: &[(LogEntry, Vec<u8>)],
+        place: ((LogPosition, Digest), LogPosition),
+        end: Option<(LogPosition, Digest)>,
+    ) -> OfficeResult<()> {
+        let mut unfit = RowNames::new();
+        for _ in 0..ATTEMPTS {
+            db.begin(Purpose::Apply).await?;
+            match self
+                .try_anew(db, now, branch, lost, place, end, &unfit)
+                .await
+            {
+                Ok(Some((writer, seats))) => {
+                    db.commit().await?;
+                    self.book = writer.0;
+                    self.appended = now;
+                    self.tail.adopt(writer.1, &mut self.recent);
+                    for (name, book) in seats {
+                        if let Some(seat) = self.seats.get_mut(&name) {
+                            seat.book = book;
+                        }
+                    }
+                    return Ok(());
+                }
+                Ok(None) => {
+                    db.rollback().await?;
+                    while self.take(db, now).await? {}
+                }
+                Err(error) if is_unfit(&error) => {
+                    db.rollback().await?;
+                    let effects = effects_of(lost.iter().map(|(entry, _)| entry), &unfit, self);
+                    let found = unfit::find(db, &self.schema, Purpose::Apply, effects).await?;
+                    if found.is_empty() {
+                        return Err(error);
+                    }
+                    unfit.extend(found);
+                }
+                Err(error) => {
+                    db.rollback().await?;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    #[allow(clippy::too_many_arguments, clippy::type_complexity)]
+    async fn try_anew<D: Database>(
+        &self,
+        db: &mut D,
+        now: Micros,
+        branch: &OfficeName,
+        lost: &[(LogEntry, Vec<u8>)],
+        place: ((LogPosition, Digest), LogPosition),
+        end: Option<(LogPosition, Digest)>,
+        unfit: &RowNames,
+    ) -> OfficeResult<
+        Option<(
+            (HeadBook, Vec<super::writer::Fresh>),
+            BTreeMap<OfficeName, SeatBook>,
+        )>,
+    > {
+        let (agreed, anew_from) = place;
+        let mut seats: BTreeMap<OfficeName, SeatBook> = BTreeMap::new();
+        let mut writer = LogWriter::new(&self.identity, &self.schema, self.book.clone());
+        let mut pile = Pile::default();
+        for (entry, _) in lost {
+            let LogBody::Changes(body) = &entry.body else {
+                continue;
+            };
+            if let Some(answer) = &body.answers {
+                let seat = seats.get(&answer.branch);
+                let seat = seat.or(self.seats.get(&answer.branch).map(|seat| &seat.book));
+                let again = seat.is_some_and(|seat| {
+                    seat.incarnation == answer.incarnation && seat.cursor >= answer.batch
+                });
+                if again {
+                    // The branch sent it again since the restore, and it was judged.
+                    continue;
+                }
+                self.answered(&mut seats, answer);
+            }
+            let mut anew = LoggedChanges {
+                answers: body.answers.clone(),
+                changes: Vec::new(),
+                verdicts: Vec::new(),
+                open: false,
+                settlements: Vec::new(),
+            };
+            let origin = body.answers.as_ref().map(|answer| &answer.branch);
+            for logged in &body.changes {
+                let Some(table) = self.schema.table(logged.table) else {
+                    continue;
+                };
+                let key = logged.effect.key(table);
+                let name = key.digest(table);
+                let newest = self
+                    .recent
+                    .newest(
+                        db,
+                        &self.schema,
+                        &self.identity.shared_name,
+                        &std::collections::BTreeSet::from([name]),
+                        agreed.0,
+                    )
+                    .await?
+                    .remove(&name);
+                let ours = match pile.get(table.id, &key) {
+                    Some(piled) => piled.cloned(),
+                    None => db
+                        .read(table, std::slice::from_ref(&key))
+                        .await?
+                        .remove(&key),
+                };
+                let digest = |row: Option<&Row>| row.map(|row| row.digest(table));
+                let same = digest(ours.as_ref()) == digest(logged.effect.row());
+                let contested = newest
+                    .as_ref()
+                    .is_some_and(|newest| newest.position <= anew_from);
+                let later = newest.as_ref().is_none_or(|newest| logged.at > newest.at);
+                let fits = !unfit.contains(&(table.id, key.clone()));
+                let wins = later && fits;
+                if !same && (contested || !fits) {
+                    let result = if wins {
+                        Resolution::Theirs
+                    } else {
+                        Resolution::Ours
+                    };
+                    let record =
+                        self.restored(now, table, &key, origin, logged, ours.clone(), result);
+                    let record = ConflictRecord {
+                        id: writer.book.conflicts + 1,
+                        ..record
+                    };
+                    list(db, &mut writer.book, &record).await?;
+                }
+                if wins && !same {
+                    pile.put(table.id, key, logged.effect.clone());
+                    anew.changes.push(Logged {
+                        source: Source::Merged,
+                        ..logged.clone()
+                    });
+                } else if anew.answers.is_some() {
+                    anew.verdicts.push(Verdict {
+                        table: table.id,
+                        key,
+                        outcome: Outcome::Overridden(ours),
+                        record: None,
+                    });
+                }
+            }
+            for verdict in &body.verdicts {
+                let Some(table) = self.schema.table(verdict.table) else {
+                    continue;
+                };
+                if body.changes.iter().any(|logged| {
+                    logged.table == verdict.table && logged.effect.key(table) == verdict.key
+                }) {
+                    continue;
+                }
+                let keys = std::slice::from_ref(&verdict.key);
+                let ours = match pile.get(table.id, &verdict.key) {
+                    Some(piled) => piled.cloned(),
+                    None => db.read(table, keys).await?.remove(&verdict.key),
+                };
+                let outcome = match verdict.outcome {
+                    Outcome::Held => Outcome::Held,
+                    _ => Outcome::Overridden(ours),
+                };
+                let mut record = verdict.record.clone();
+                if let Some(record) = &mut record {
+                    record.id = writer.book.conflicts + 1;
+                }
+                anew.verdicts.push(Verdict {
+                    table: table.id,
+                    key: verdict.key.clone(),
+                    outcome,
+                    record,
+                });
+                if let Some(answer) = &body.answers {
+                    let listed = anew.verdicts.last().map(std::slice::from_ref);
+                    let listed = listed.unwrap_or_default();
+                    self.take_verdicts(db, &mut writer.book, answer, listed)
+                        .await?;
+                }
+            }
+            if anew.answers.is_some() || !anew.changes.is_empty() {
+                writer.append(db, LogBody::Changes(anew)).await?;
+            }
+        }
+        if !pile.write(db, &self.schema).await?.is_empty() {
+            return Ok(None);
+        }
+        if let Some(end) = end {
+            let seat = seats.remove(branch);
+            let known = self.seats.get(branch).map(|seat| seat.book.clone());
+            if let Some(mut seat) = seat.or(known) {
+                seat.taken_back = Some(TakenBack { end, agreed });
+                seats.insert(branch.clone(), seat);
+            }
+        }
+        for (name, seat) in &seats {
+            books::store(db, &seat_name(name), seat).await?;
+        }
+        writer.finish(db).await?;
+        Ok(Some(((writer.book, writer.fresh), seats)))
+    }
+}
+
+fn books_incarnation(seat: Option<&Seat>) -> crate::identity::Incarnation {
+    seat.map_or(crate::identity::Incarnation([0; 16]), |seat| {
+        seat.book.incarnation
+    })
+}
+
+/// Lists a decision under its number, or under the next one where that is taken. Returns the number.
+async fn list<D: Database>(
+    db: &mut D,
+    book: &mut HeadBook,
+    record: &ConflictRecord,
+) -> OfficeResult<u64> {
+    if record.id <= book.conflicts {
+        return Ok(record.id);
+    }
+    book.conflicts = record.id;
+    let entry = Entry {
+        number: record.id,
+        bytes: books::encode(record)?,
+    };
+    db.append(CONFLICTS, &[entry]).await?;
+    Ok(record.id)
+}
+
+fn effects_of<'e>(
+    entries: impl Iterator<Item = &'e LogEntry>,
+    aside: &RowNames,
+    head: &Head,
+) -> Vec<(TableId, Effect)> {
+    let changes = entries.filter_map(|entry| match &entry.body {
+        LogBody::Changes(body) => Some(&body.changes),
+        LogBody::Barrier(_) => None,
+    });
+    changes
+        .flatten()
+        .filter(|logged| {
+            head.schema
+                .table(logged.table)
+                .is_some_and(|table| !aside.contains(&(table.id, logged.effect.key(table))))
+        })
+        .map(|logged| (logged.table, logged.effect.clone()))
+        .collect()
+}

@@ -1,0 +1,274 @@
+//! Branchline's own tables, and the capture's triggers on the shared ones: made, looked after, removed.
+
+use std::time::Duration;
+
+use branchline_core::port::{DatabaseError, DbResult};
+use branchline_core::schema::{Schema, Table, TableId};
+use tokio_postgres::types::Type as Wire;
+
+use super::books::get;
+use super::catalog;
+use super::connection::PostgresDatabase;
+use super::ddl::{ident, names};
+use super::layout::Layout;
+use super::triggers::{Trigger, triggers};
+
+/// How often a catalogue change gives way to the application's transactions before it gives up.
+const ATTEMPTS: u32 = 40;
+
+const PREPARE: &str = "
+CREATE SCHEMA IF NOT EXISTS branchline;
+CREATE TABLE IF NOT EXISTS branchline.capture (
+    tbl int4 NOT NULL, op \"char\" NOT NULL, at timestamptz NOT NULL, tx xid8 NOT NULL, key text[] COLLATE \"C\" NOT NULL, old text[]);
+CREATE TABLE IF NOT EXISTS branchline.meta (name text PRIMARY KEY, value bytea NOT NULL);
+CREATE TABLE IF NOT EXISTS branchline.stream (
+    stream text, number int8, bytes bytea NOT NULL, PRIMARY KEY (stream, number));
+ALTER TABLE branchline.stream ALTER COLUMN bytes SET STORAGE EXTERNAL;
+CREATE TABLE IF NOT EXISTS branchline.note (tbl int4, key bytea, note bytea NOT NULL, PRIMARY KEY (tbl, key));
+CREATE TABLE IF NOT EXISTS branchline.created (name text PRIMARY KEY);
+CREATE SEQUENCE IF NOT EXISTS branchline.asleep_until MINVALUE 0 START 0";
+
+/// Our triggers: on which relation, which function they call.
+const OURS: &str = "
+SELECT s.nspname::text, c.relname::text, t.tgname::text, p.proname::text, p.prosrc, t.tgenabled IN ('O', 'A'),
+       pg_catalog.array_to_string(p.proconfig, ';'), c.relispartition
+FROM pg_catalog.pg_trigger t
+JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid
+JOIN pg_catalog.pg_namespace f ON f.oid = p.pronamespace AND f.nspname = 'branchline'
+JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
+JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace
+WHERE NOT t.tgisinternal AND t.tgparentid = 0";
+
+pub(super) async fn prepare(db: &mut PostgresDatabase) -> DbResult<()> {
+    db.open_catalogue().await?;
+    // Two processes of one office must not create the same schema at once.
+    db.execute(
+        "SELECT pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtext('branchline prepare'))",
+    )
+    .await?;
+    if db
+        .query(
+            "SELECT pg_catalog.to_regclass('branchline.asleep_until') IS NOT NULL AS done",
+            &[],
+            &[],
+        )
+        .await?
+        .first()
+        .is_some_and(|row| row.try_get(0).unwrap_or(false))
+    {
+        return db.close(false).await;
+    }
+    db.execute(PREPARE).await?;
+    db.close(true).await
+}
+
+/// A trigger of ours as found.
+struct Found {
+    table: String,
+    trigger: String,
+    function: String,
+    source: String,
+    enabled: bool,
+    settings: String,
+    partition: bool,
+}
+
+async fn found(db: &mut PostgresDatabase) -> DbResult<Vec<Found>> {
+    let rows = db.query(OURS, &[], &[]).await?;
+    let one = |row| {
+        Ok(Found {
+            table: catalog::plan_name(get(row, 0)?, get(row, 1)?),
+            trigger: get(row, 2)?,
+            function: get(row, 3)?,
+            source: get(row, 4)?,
+            enabled: get(row, 5)?,
+            settings: get::<Option<String>>(row, 6)?.unwrap_or_default(),
+            partition: get(row, 7)?,
+        })
+    };
+    rows.iter().map(one).collect()
+}
+
+pub(super) async fn missing(db: &mut PostgresDatabase, schema: &Schema) -> DbResult<Vec<TableId>> {
+    db.open_catalogue().await?;
+    let found = found(db).await?;
+    let mut missing = Vec::new();
+    for table in &schema.tables {
+        let whole = match db.layout(&table.name).await {
+            Ok(layout) => whole(&found, table, &layout)?,
+            Err(DatabaseError::Mismatch { .. }) => false,
+            Err(other) => return Err(other),
+        };
+        if !whole {
+            missing.push(table.id);
+        }
+    }
+    db.close(false).await?;
+    Ok(missing)
+}
+
+fn whole(found: &[Found], table: &Table, layout: &Layout) -> DbResult<bool> {
+    let there = |wanted: &Trigger| {
+        found.iter().any(|f| {
+            f.table == table.name
+                && f.trigger == wanted.name
+                && f.function == wanted.function
+                && f.source == wanted.body
+                && f.enabled
+                && f.settings.split_terminator(';').count()
+                    == wanted.settings.matches(" SET ").count()
+        })
+    };
+    Ok(triggers(table, layout.partitioned)?.iter().all(there))
+}
+
+pub(super) async fn install(db: &mut PostgresDatabase, schema: &Schema) -> DbResult<()> {
+    let inspection = catalog::inspect(db).await?;
+    for table in &schema.tables {
+        catalog::compatible(table, &inspection)?;
+    }
+    db.open_catalogue().await?;
+    let found = found(db).await?;
+    let mut work: Vec<(String, String)> = Vec::new();
+    for table in &schema.tables {
+        let layout = db.layout(&table.name).await?;
+        catalog::insertable(table, &layout)?;
+        if !whole(&found, table, &layout)? || layout.partitioned {
+            work.push((table.name.clone(), creation(db, table, &layout).await?));
+        }
+    }
+    for stray in found
+        .iter()
+        .filter(|f| !f.partition && schema.table_named(&f.table).is_none())
+    {
+        let (schema, name) = names(&stray.table);
+        let sql = format!(
+            "DROP TRIGGER {} ON {}.{}",
+            ident(&stray.trigger),
+            ident(schema),
+            ident(name)
+        );
+        work.push((stray.table.clone(), sql));
+    }
+    db.close(false).await?;
+    for (table, sql) in work {
+        patiently(db, &table, &sql).await?;
+    }
+    drop_unused(db).await
+}
+
+/// Creates functions and triggers; what stands under these names is replaced.
+async fn creation(db: &mut PostgresDatabase, table: &Table, layout: &Layout) -> DbResult<String> {
+    let mut relations = vec![(layout.relation.clone(), false)];
+    if layout.partitioned {
+        relations.extend(
+            partitions(db, &table.name)
+                .await?
+                .into_iter()
+                .map(|relation| (relation, true)),
+        );
+    }
+    let mut sql = String::new();
+    for trigger in triggers(table, layout.partitioned)? {
+        sql.push_str(&trigger.creation());
+        let Trigger {
+            name,
+            function,
+            clause,
+            ..
+        } = trigger;
+        for (relation, partition) in &relations {
+            if !partition || name == "branchline_truncate" {
+                let clause = clause.replace("{}", relation);
+                sql.push_str(&format!(
+                    "DROP TRIGGER IF EXISTS {name} ON {relation};
+                     CREATE TRIGGER {name} {clause} EXECUTE FUNCTION branchline.{function}();"
+                ));
+            }
+        }
+    }
+    Ok(sql)
+}
+
+/// All partitions below a table, quoted; `TRUNCATE` of one fires only its own triggers.
+async fn partitions(db: &mut PostgresDatabase, table: &str) -> DbResult<Vec<String>> {
+    let sql = "SELECT s.nspname::text, c.relname::text
+               FROM pg_catalog.pg_class r JOIN pg_catalog.pg_namespace q ON q.oid = r.relnamespace,
+                    pg_catalog.pg_partition_tree(r.oid) p
+               JOIN pg_catalog.pg_class c ON c.oid = p.relid
+               JOIN pg_catalog.pg_namespace s ON s.oid = c.relnamespace
+               WHERE q.nspname = $1 AND r.relname = $2 AND p.level > 0 AND c.relkind IN ('r', 'p')";
+    let (schema, name) = names(table);
+    let rows = db
+        .query(sql, &[Wire::TEXT, Wire::TEXT], &[&schema, &name])
+        .await?;
+    rows.iter()
+        .map(|row| Ok(format!("{}.{}", ident(get(row, 0)?), ident(get(row, 1)?))))
+        .collect()
+}
+
+/// Drops capture functions that no trigger calls any more.
+async fn drop_unused(db: &mut PostgresDatabase) -> DbResult<()> {
+    db.open_catalogue().await?;
+    let sql = "SELECT p.proname::text FROM pg_catalog.pg_proc p
+               JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace AND n.nspname = 'branchline'
+               WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgfoid = p.oid)";
+    for row in db.query(sql, &[], &[]).await? {
+        db.execute(&format!(
+            "DROP FUNCTION branchline.{}()",
+            ident(get(&row, 0)?)
+        ))
+        .await?;
+    }
+    db.close(true).await
+}
+
+/// Runs a catalogue change in its own transaction, giving way to the application's: while it waits for its lock the
+/// application waits behind it, so it waits briefly and often.
+pub(super) async fn patiently(db: &mut PostgresDatabase, table: &str, sql: &str) -> DbResult<()> {
+    for attempt in 1.. {
+        db.open_catalogue().await?;
+        let done = db
+            .client()?
+            .batch_execute(sql)
+            .await
+            .map_err(|e| super::error::on_table(table, &e));
+        match done {
+            Ok(()) => return db.close(true).await,
+            Err(DatabaseError::Busy(_)) if attempt < ATTEMPTS => {
+                db.close(false).await?;
+                tokio::time::sleep(Duration::from_millis(50 + u64::from(attempt) * 10)).await;
+            }
+            Err(error) => {
+                db.close(false).await?;
+                return Err(error);
+            }
+        }
+    }
+    Ok(())
+}
+
+pub(super) async fn uninstall(db: &mut PostgresDatabase) -> DbResult<()> {
+    db.open_catalogue().await?;
+    let found = found(db).await?;
+    db.close(false).await?;
+    let sql: String = found
+        .iter()
+        .map(|f| {
+            let (schema, name) = names(&f.table);
+            // A partition's row triggers go with its parent's.
+            format!(
+                "DROP TRIGGER IF EXISTS {} ON {}.{};",
+                ident(&f.trigger),
+                ident(schema),
+                ident(name)
+            )
+        })
+        .collect();
+    patiently(
+        db,
+        "",
+        &format!("{sql} DROP SCHEMA IF EXISTS branchline CASCADE"),
+    )
+    .await
+}
