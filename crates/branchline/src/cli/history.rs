@@ -17,7 +17,7 @@ pub struct History {
     /// The table.
     table: String,
     /// The values of the row's key, in key order.
-    #[arg(required = true, allow_hyphen_values = true)]
+    #[arg(required = true, allow_negative_numbers = true)]
     key: Vec<String>,
     /// Seconds after which to give up (a branch asks the head).
     #[arg(long, default_value_t = 30)]

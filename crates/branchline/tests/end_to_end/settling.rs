@@ -23,6 +23,11 @@ struct Shop {
 impl Shop {
     /// Tables at the head, rules of the plan besides the defaults, and so many branches, which do not run.
     fn open(tables: &str, rules: &str, branches: usize) -> Self {
+        Self::open_with(tables, rules, branches, "")
+    }
+
+    /// The same, with tables that the branches had before.
+    fn open_with(tables: &str, rules: &str, branches: usize, at_branches: &str) -> Self {
         let folder = TempDir::new().unwrap();
         let url = postgres().fresh_database();
         let mut at_head = Db::open(&url);
@@ -36,6 +41,7 @@ impl Shop {
         head.run();
         let joined = names.iter().zip(&codes).map(|(name, code)| {
             let branch = Office::sqlite(folder.path(), name);
+            Db::open(&branch.database).run(at_branches);
             branch.join(code);
             branch
         });
@@ -142,7 +148,7 @@ fn a_person_at_either_office_lets_the_other_row_stand() {
         .out;
     for words in [
         "b1 wrote this row",
-        "last",
+        "written by HO",
         "the head's row stands",
         "--keep remote",
     ] {
@@ -370,6 +376,17 @@ fn two_branches_with_one_invoice_number_are_settled_by_a_person() {
         let entry = listed(office, "conflicts", &414.into());
         assert_eq!(entry["settled"]["keep"], "branch", "{entry}");
     }
+    // What was settled can be settled otherwise.
+    shop.head
+        .cmd(&["conflicts", "resolve", &third, "--keep", "remote"])
+        .expect(0);
+    wait_for(
+        &mut at_first,
+        "SELECT what FROM invoice WHERE id = 415",
+        &["second"],
+    );
+    shop.settle();
+    assert_eq!(shop.head.status()["branches"][1]["holds"], 0);
     // The branch is free again for the rows.
     at_second.run("UPDATE invoice SET what = 'mended' WHERE id = 413");
     wait_for(
@@ -578,11 +595,9 @@ fn changes_of_different_columns_are_put_together() {
 
 #[test]
 fn a_value_that_cannot_be_read_is_listed_and_stops_nothing_else() {
-    let mut shop = Shop::open(
-        "CREATE TABLE item (id integer PRIMARY KEY, amount integer)",
-        "",
-        1,
-    );
+    let tables = "CREATE TABLE item (id integer PRIMARY KEY, amount integer)";
+    // SQLite keeps any text in a column that its application declared a number.
+    let mut shop = Shop::open_with(tables, "", 1, tables);
     let mut at_branch = shop.at_branch(0);
     at_branch.run("INSERT INTO item VALUES (1, 10)");
     at_branch.run("INSERT INTO item VALUES (2, 'twenty')");
