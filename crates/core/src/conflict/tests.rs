@@ -21,7 +21,7 @@ const HEADER: [&str; 8] = [
 /// When the head's version was made.
 const PRESENT: i64 = 1000;
 
-fn table() -> Table {
+pub(super) fn table() -> Table {
     let column = |name: &str, kind| Column {
         name: name.into(),
         kind,
