@@ -62,6 +62,8 @@ pub struct Branch {
     any_notes: bool,
     captured: bool,
     moving: bool,
+    /// The log answers batches of this incarnation that this database does not have: it was restored.
+    reused: bool,
     unfit_tried: Micros,
     store_and_forward: bool,
     link: LinkState,
@@ -220,6 +222,7 @@ impl Branch {
             any_notes,
             captured: true,
             moving: true,
+            reused: false,
             unfit_tried: Micros(0),
             store_and_forward: false,
             link,
@@ -662,11 +665,15 @@ impl Branch {
 
     /// Reads what depends on the incarnation, and greets under it.
     async fn begin_anew<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<()> {
+        self.reused = false;
         self.claims.clear();
         self.read_claims(db).await?;
         self.captured = true;
         self.link.sent = BatchNumber::NONE;
         self.notice(Notice::Reincarnated);
+        if !self.link.up {
+            return Ok(());
+        }
         self.greet(now)
     }
 
@@ -752,6 +759,9 @@ impl Branch {
             if self.moving {
                 self.retry_unfit(db, now).await?;
                 more |= self.land(db).await?;
+                if self.reused {
+                    self.reincarnate(db, now).await?;
+                }
                 more |= self.land_chunk(db, now).await?;
                 more |= self.pump(db).await?;
             }

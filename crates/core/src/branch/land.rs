@@ -59,6 +59,7 @@ struct Landing<'a> {
     answered_rows: Vec<Digest>,
     changes: u64,
     deferred: u64,
+    reused: bool,
 }
 
 /// What a landing leaves to adopt after the commit.
@@ -69,6 +70,7 @@ struct Landed {
     changes: u64,
     deferred: u64,
     records: Vec<ConflictRecord>,
+    reused: bool,
 }
 
 enum LandingEnd {
@@ -174,6 +176,7 @@ impl Branch {
             answered_rows: Vec::new(),
             changes: 0,
             deferred: 0,
+            reused: false,
         };
         if self.staged {
             let mut from = self.book.cursor.next().0;
@@ -225,6 +228,7 @@ impl Branch {
         self.book = landed.book;
         self.staged = false;
         self.any_notes |= landed.any_notes;
+        self.reused |= landed.reused;
         self.outputs
             .extend(self.inbox.leave(run).into_iter().map(Output::Settle));
         self.notice(Notice::Landed {
@@ -442,21 +446,26 @@ impl Landing<'_> {
     /// What the entry answers of this branch's. Batches that a restored database does not know come back as any other
     /// office's changes.
     async fn mine<'e, D: Database>(
-        &self,
+        &mut self,
         db: &mut D,
         body: &'e LoggedChanges,
     ) -> OfficeResult<Option<&'e Answer>> {
         let Some(answer) = body.answers.as_ref().filter(|answer| {
             answer.branch == self.branch.identity.name
                 && answer.incarnation == self.book.incarnation
-                && answer.batch <= self.book.frozen
         }) else {
             return Ok(None);
         };
+        if answer.batch > self.book.frozen {
+            self.reused = true;
+            return Ok(None);
+        }
         let sent = db.entries(OUTBOX, answer.batch.0, 1).await?;
         let same = sent.first().is_some_and(|sent| {
             sent.number == answer.batch.0 && envelope::chain(&sent.bytes) == answer.chain
         });
+        // Batches of an earlier life may still have been on their way when the head greeted this one.
+        self.reused |= !same && answer.batch > self.book.answered;
         Ok(same.then_some(answer))
     }
 
@@ -648,6 +657,7 @@ impl Landing<'_> {
             changes: self.changes,
             deferred: self.deferred,
             records: self.records,
+            reused: self.reused,
         })
     }
 }

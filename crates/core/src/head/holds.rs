@@ -106,7 +106,7 @@ impl Head {
             let outcome = self.try_settling(db, conflict, wish).await;
             match outcome {
                 Ok(Ok(Some((settled, written)))) => {
-                    db.commit().await?;
+                    conclude(db, Ok(())).await?;
                     self.adopt_settling(written, now);
                     return Ok(Ok(settled));
                 }

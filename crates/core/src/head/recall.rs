@@ -283,7 +283,7 @@ impl Head {
             db.begin(Purpose::Apply).await?;
             match self.try_adopting(db, now, lost, &aside).await {
                 Ok(Ok((book, seats, held))) => {
-                    db.commit().await?;
+                    conclude(db, Ok(())).await?;
                     self.recent = Recent::new(book.last);
                     self.tail = Tail::default();
                     self.book = book;
@@ -537,7 +537,7 @@ impl Head {
                 .await
             {
                 Ok(Some((writer, seats))) => {
-                    db.commit().await?;
+                    conclude(db, Ok(())).await?;
                     self.book = writer.0;
                     self.appended = now;
                     self.tail.adopt(writer.1, &mut self.recent);
