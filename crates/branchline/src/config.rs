@@ -148,11 +148,11 @@ impl Rules {
         let (own, all) = (pick(own), pick(all));
         let floors = own.floor.or(all.floor).unwrap_or_default();
         let named = own.counters.or(all.counters).unwrap_or_default();
-        let counters = table.columns.iter().zip(0..).filter_map(|(column, at)| {
-            named.contains(&column.name).then(|| Counter {
-                column: at,
-                floor: floors.get(&column.name).copied(),
-            })
+        let columns = table.columns.iter().zip(0..);
+        let counters = columns.filter(|(column, _)| named.contains(&column.name));
+        let counters = counters.map(|(column, at)| Counter {
+            column: at,
+            floor: floors.get(&column.name).copied(),
         });
         schema::Rules {
             direction: own.direction.or(all.direction).unwrap_or_default(),
