@@ -32,7 +32,7 @@ const ATTEMPTS: usize = 50;
 /// How many entries followed are written at a time.
 const FOLLOWED_PIECE: usize = 16;
 /// How many bytes of staged parts are read at a time.
-const STAGED_BYTES: usize = 1024 * 1024;
+pub(super) const STAGED_BYTES: usize = 1024 * 1024;
 /// How many answered batches are kept for a head that was restored (SETTLED 10).
 const ANSWERED_KEPT: u64 = 1_000;
 
@@ -104,7 +104,7 @@ impl Branch {
                     return Ok(true);
                 }
                 Ok(LandingEnd::Clash(rows)) => aside.busy.extend(rows),
-                Err(error) if is_unfit(&error) && !self.staged => {
+                Err(error) if is_unfit(&error) => {
                     // One unit alone, without the rows that do not fit.
                     (run, barrier) = self.whole_units(0).unwrap_or((run, barrier));
                     let found = self.find_unfit(db, run, &aside).await?;

@@ -1,12 +1,14 @@
 //! Rows of the log that the tables here do not take: set aside with a note, tried again now and then (P6).
 
 use super::Branch;
-use super::land::Aside;
-use crate::books::{self, Note, RowNames};
-use crate::change::{Effect, Key};
+use super::land::{Aside, STAGED_BYTES};
+use crate::books::{self, Note, RowNames, STAGED};
+use crate::change::{Effect, Key, Row};
 use crate::failure::{OfficeError, OfficeResult};
+use crate::head::own_entry;
 use crate::identity::Micros;
-use crate::message::{LogBody, Outcome};
+use crate::message::{LogBody, LogEntry, Outcome};
+use crate::office::conclude;
 use crate::port::{Database, Purpose};
 use crate::schema::{Table, TableId};
 use crate::unfit::{self, is_unfit};
@@ -25,42 +27,14 @@ impl Branch {
         aside: &Aside,
     ) -> OfficeResult<RowNames> {
         let mut effects: Vec<(TableId, Effect)> = Vec::new();
-        for slot in self.inbox.slots().take(run) {
-            let LogBody::Changes(body) = &slot.message.body else {
-                continue;
-            };
-            effects.extend(
-                body.changes
-                    .iter()
-                    .map(|logged| (logged.table, logged.effect.clone())),
-            );
-            effects.extend(
-                body.verdicts
-                    .iter()
-                    .filter_map(|verdict| match &verdict.outcome {
-                        Outcome::Overridden(Some(row)) => {
-                            Some((verdict.table, Effect::Put(row.clone())))
-                        }
-                        Outcome::Overridden(None) => {
-                            Some((verdict.table, Effect::Delete(verdict.key.clone())))
-                        }
-                        _ => None,
-                    }),
-            );
+        if self.staged {
+            db.begin(Purpose::Read).await?;
+            let outcome = self.staged_effects(db, &mut effects).await;
+            conclude(db, outcome).await?;
         }
-        effects.extend(self.inbox.slots().take(run).flat_map(|slot| {
-            let LogBody::Changes(body) = &slot.message.body else {
-                return Vec::new();
-            };
-            let mine = body.settlements.iter();
-            let mine = mine.filter(|settlement| settlement.branch == self.identity.name);
-            mine.map(|settlement| {
-                let gone = || Effect::Delete(settlement.key.clone());
-                let row = settlement.row.clone();
-                (settlement.table, row.map_or_else(gone, Effect::Put))
-            })
-            .collect()
-        }));
+        for slot in self.inbox.slots().take(run) {
+            self.effects_of(&slot.message, &mut effects);
+        }
         // Rows that are claimed are tried too: this landing may itself bring the answer that frees them.
         effects.retain(|(id, effect)| {
             self.schema.table(*id).is_some_and(|table| {
@@ -69,6 +43,50 @@ impl Branch {
             })
         });
         unfit::find(db, &self.schema, self.purpose(), effects).await
+    }
+
+    /// What the parts of a large unit would write.
+    async fn staged_effects<D: Database>(
+        &self,
+        db: &mut D,
+        effects: &mut Vec<(TableId, Effect)>,
+    ) -> OfficeResult<()> {
+        let mut from = self.book.cursor.next().0;
+        loop {
+            let parts = db.entries(STAGED, from, STAGED_BYTES).await?;
+            let Some(last) = parts.last().map(|part| part.number) else {
+                return Ok(());
+            };
+            for part in &parts {
+                self.effects_of(&own_entry(&part.bytes)?, effects);
+            }
+            from = last + 1;
+        }
+    }
+
+    /// What an entry would write here.
+    fn effects_of(&self, entry: &LogEntry, effects: &mut Vec<(TableId, Effect)>) {
+        let LogBody::Changes(body) = &entry.body else {
+            return;
+        };
+        let row_or_gone = |key: &Key, row: &Option<Row>| {
+            let gone = || Effect::Delete(key.clone());
+            row.clone().map_or_else(gone, Effect::Put)
+        };
+        let changes = body.changes.iter();
+        effects.extend(changes.map(|logged| (logged.table, logged.effect.clone())));
+        effects.extend(body.verdicts.iter().filter_map(|verdict| {
+            let Outcome::Overridden(row) = &verdict.outcome else {
+                return None;
+            };
+            Some((verdict.table, row_or_gone(&verdict.key, row)))
+        }));
+        let mine = body.settlements.iter();
+        let mine = mine.filter(|settlement| settlement.branch == self.identity.name);
+        effects.extend(mine.map(|settlement| {
+            let effect = row_or_gone(&settlement.key, &settlement.row);
+            (settlement.table, effect)
+        }));
     }
 
     /// Tries the rows again that did not fit.
@@ -84,7 +102,7 @@ impl Branch {
         for table in &self.schema.tables {
             db.begin(Purpose::Read).await?;
             let notes = db.notes(table, None).await.map_err(OfficeError::from);
-            let notes = crate::office::conclude(db, notes).await?;
+            let notes = conclude(db, notes).await?;
             let mut tried = 0;
             for (key, note) in notes {
                 let Note::Unfit(_, effect) = books::decode(&note)? else {

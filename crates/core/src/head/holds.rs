@@ -103,10 +103,13 @@ impl Head {
         let wish = Wish { now, keep, by };
         for _ in 0..ATTEMPTS {
             db.begin(Purpose::Apply).await?;
-            let outcome = self.try_settling(db, conflict, wish).await;
+            let outcome = match self.try_settling(db, conflict, wish).await {
+                // Some foreign keys are looked at only here.
+                Ok(Ok(Some(done))) => conclude(db, Ok(Ok(Some(done)))).await,
+                other => other,
+            };
             match outcome {
                 Ok(Ok(Some((settled, written)))) => {
-                    conclude(db, Ok(())).await?;
                     self.adopt_settling(written, now);
                     return Ok(Ok(settled));
                 }

@@ -104,7 +104,7 @@ impl Head {
                 Ok(Judgement::Clash) => while self.take(db, now).await? {},
                 Err(error) if is_unfit(&error) => {
                     // One unit alone, without the rows that do not fit. What is tried is what would be accepted.
-                    let Some(seat) = self.seats.get(branch).filter(|seat| !seat.staged) else {
+                    let Some(seat) = self.seats.get(branch) else {
                         return Err(error);
                     };
                     run = seat.whole_units(0).unwrap_or(run);

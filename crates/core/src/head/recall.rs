@@ -281,9 +281,12 @@ impl Head {
         let mut aside = RowNames::new();
         for _ in 0..ATTEMPTS {
             db.begin(Purpose::Apply).await?;
-            match self.try_adopting(db, now, lost, &aside).await {
+            let outcome = match self.try_adopting(db, now, lost, &aside).await {
+                Ok(Ok(done)) => conclude(db, Ok(Ok(done))).await,
+                other => other,
+            };
+            match outcome {
                 Ok(Ok((book, seats, held))) => {
-                    conclude(db, Ok(())).await?;
                     self.recent = Recent::new(book.last);
                     self.tail = Tail::default();
                     self.book = book;
@@ -532,12 +535,15 @@ impl Head {
         let mut unfit = RowNames::new();
         for _ in 0..ATTEMPTS {
             db.begin(Purpose::Apply).await?;
-            match self
+            let outcome = match self
                 .try_anew(db, now, branch, lost, place, end, &unfit)
                 .await
             {
+                Ok(Some(done)) => conclude(db, Ok(Some(done))).await,
+                other => other,
+            };
+            match outcome {
                 Ok(Some((writer, seats))) => {
-                    conclude(db, Ok(())).await?;
                     self.book = writer.0;
                     self.appended = now;
                     self.tail.adopt(writer.1, &mut self.recent);
