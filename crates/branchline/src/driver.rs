@@ -21,6 +21,7 @@ use crate::config::{Mode, Rules};
 use crate::request::{Request, Waiting};
 
 mod answer;
+mod question;
 mod status;
 mod upkeep;
 
@@ -445,6 +446,7 @@ async fn load(parts: &mut Parts, is_head: bool, session: [u8; 16]) -> OfficeResu
         Machine::Head(Box::new(head))
     } else {
         let mut branch = Branch::load(&mut parts.db, session).await?;
+        branch.number_questions_after(u64::from_be_bytes(random()?) >> 16);
         branch.set_store_and_forward(parts.wiring == Wiring::Fanout);
         if branch.state().joining.is_none() {
             restore_capture(&mut parts.db, branch.schema()).await?;

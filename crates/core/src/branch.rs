@@ -93,6 +93,8 @@ struct LinkState {
     known_last: LogPosition,
     told_applied: LogPosition,
     question: u64,
+    /// Questions up to this one were another process's, or never asked: answers to them are none of ours.
+    earlier_questions: u64,
     /// The last question answered, and whether head and branch were even then.
     answer: (u64, bool),
     clock_offset_ms: i64,
@@ -368,6 +370,13 @@ impl Branch {
         self.tell(&Message::VerifyRequest(VerifyRequest { repair }))
     }
 
+    /// Numbers this branch's questions after this number, so that an answer to an earlier process, which a broker may
+    /// have kept, is not taken for one to this. To be called once, before the first question, with a number drawn at random.
+    pub fn number_questions_after(&mut self, last: u64) {
+        self.link.question = last;
+        self.link.earlier_questions = last;
+    }
+
     /// Asks the head to settle a conflict about this branch's changes. The answer comes as [`Notice::Reply`] under the
     /// number returned.
     pub fn settle(&mut self, conflict: u64, keep: Keep) -> OfficeResult<u64> {
@@ -552,7 +561,8 @@ impl Branch {
         {
             self.ask_again(from)?;
         }
-        if position.question != 0 {
+        let asked = self.link.earlier_questions + 1..=self.link.question;
+        if asked.contains(&position.question) {
             let even = position.applied == Some(self.book.frozen.0) && last <= self.book.cursor;
             self.link.answer = (position.question, even);
         }

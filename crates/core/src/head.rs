@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use ed25519_dalek::VerifyingKey;
 
 use crate::books::{self, HeadBook, SeatBook, seat_name};
+use crate::conflict::rfc3339;
 use crate::envelope::{self, EnvelopeError};
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
@@ -837,7 +838,9 @@ impl Head {
             Question::Settle(request) => {
                 let (conflict, keep) = (request.conflict, request.keep);
                 let settled = self.settle(db, now, conflict, keep, Some(branch)).await?;
-                let answer = settled.map(|_| serde_json::json!({ "settled": conflict }));
+                let answer = settled.map(
+                    |settled| serde_json::json!({ "settled": conflict, "at": rfc3339(settled.at) }),
+                );
                 (request.question, answer)
             }
             Question::History(request) => {

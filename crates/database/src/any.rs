@@ -75,6 +75,15 @@ impl AnyDatabase {
         )
     }
 
+    /// Takes the right to be the one process that owns this office's database, for as long as this value lives. False
+    /// where another process has it.
+    pub async fn own(&mut self) -> DbResult<bool> {
+        match self {
+            Self::Postgres(db) => db.own().await,
+            Self::Sqlite(db) => db.own(),
+        }
+    }
+
     /// The engine's name and version.
     pub async fn describe(&mut self) -> DbResult<(String, String)> {
         match self {

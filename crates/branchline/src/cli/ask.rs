@@ -27,7 +27,7 @@ impl Sync {
         let ask = Ask::Sync {
             deadline: Instant::now() + patience,
         };
-        let (code, status) = either(context, "POST", &path, patience + SHORT, ask).await?;
+        let (code, status) = either(context, "POST", &path, None, patience + SHORT, ask).await?;
         context.show(&status, || {
             "in sync: everything is out, everything is in".to_string()
         });
@@ -56,7 +56,7 @@ impl Verify {
             deadline: Instant::now() + patience,
             repair: self.repair,
         };
-        let (code, document) = either(context, "POST", &path, patience + SHORT, ask).await?;
+        let (code, document) = either(context, "POST", &path, None, patience + SHORT, ask).await?;
         context.show(&document, || explain(&document));
         Ok(code)
     }
@@ -64,22 +64,23 @@ impl Verify {
 
 /// `status`.
 pub async fn status(context: &Context) -> Outcome<u8> {
-    let (code, status) = either(context, "GET", "/api/status", SHORT, Ask::Status).await?;
+    let (code, status) = either(context, "GET", "/api/status", None, SHORT, Ask::Status).await?;
     context.show(&status, || describe(&status));
     Ok(code)
 }
 
 /// Asks the running office, or starts one for this question.
-async fn either(
+pub async fn either(
     context: &Context,
     method: &str,
     path: &str,
+    body: Option<&serde_json::Value>,
     patience: Duration,
     ask: Ask,
 ) -> Answer {
     let settings = config::read(&context.config)?;
     let Some(_lock) = Lock::take_soon(&context.config).await? else {
-        return api::call(&context.config, method, path, patience).await;
+        return api::call_with(&context.config, method, path, body, patience).await;
     };
     let office = Office::start(&settings).await?;
     let answer = office.handle().ask(ask).await;
@@ -87,7 +88,8 @@ async fn either(
     answer
 }
 
-fn table(header: &[&str]) -> Table {
+/// A table for a terminal.
+pub fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
     table
         .load_style(presets::UTF8_FULL_CONDENSED)
@@ -95,7 +97,8 @@ fn table(header: &[&str]) -> Table {
     table
 }
 
-fn text(value: &serde_json::Value) -> String {
+/// A JSON value for a person.
+pub fn text(value: &serde_json::Value) -> String {
     match value {
         serde_json::Value::String(text) => text.clone(),
         serde_json::Value::Null => "-".into(),

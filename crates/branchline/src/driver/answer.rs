@@ -51,6 +51,14 @@ impl Driver {
                 Ok((0, serde_json::json!({ "stopped": true })))
             }
             Ask::Leave => self.leave().await,
+            Ask::Settle { conflict, keep, .. } if self.is_head => {
+                self.settle(*conflict, *keep).await
+            }
+            Ask::History { table, key, .. } if self.is_head => self.history(table, key).await,
+            Ask::Settle { .. } | Ask::History { .. } => {
+                self.begin_waiting(ask, reply);
+                return;
+            }
             Ask::Sync { .. } | Ask::Joined { .. } | Ask::Verify { .. } => {
                 self.begin_waiting(ask, reply);
                 return;
@@ -62,13 +70,7 @@ impl Driver {
 
     fn begin_waiting(&mut self, ask: Ask, reply: tokio::sync::oneshot::Sender<Answer>) {
         self.set_moving(true);
-        self.waiting.push(Waiting {
-            ask,
-            reply,
-            question: None,
-            answer: None,
-            since: Instant::now(),
-        });
+        self.waiting.push(Waiting::new(ask, reply));
     }
 
     fn set_moving(&mut self, moving: bool) {
@@ -90,6 +92,9 @@ impl Driver {
 
     /// Remembers outcomes that someone waits for.
     pub(super) fn note_for_waiting(&mut self, notice: &Notice) {
+        if let Notice::Reply(question, answer) = notice {
+            self.note_reply(*question, answer);
+        }
         let document = match notice {
             Notice::Verified(verification) if verification.wanted_by.is_none() => {
                 Some(verification.to_json())
@@ -134,7 +139,10 @@ impl Driver {
 
     async fn try_answer(&mut self, waiting: &mut Waiting) -> Option<Answer> {
         let deadline = match &waiting.ask {
-            Ask::Sync { deadline } | Ask::Verify { deadline, .. } => Some(*deadline),
+            Ask::Sync { deadline }
+            | Ask::Verify { deadline, .. }
+            | Ask::Settle { deadline, .. }
+            | Ask::History { deadline, .. } => Some(*deadline),
             Ask::Joined { deadline } => *deadline,
             _ => None,
         };
@@ -149,6 +157,13 @@ impl Driver {
                 .filter(|problem| !problem.passes())
         {
             return Some(Err(problem.clone().into()));
+        }
+        if matches!(waiting.ask, Ask::Settle { .. } | Ask::History { .. }) {
+            if let Some(answer) = self.ask_head(waiting).await {
+                return Some(answer);
+            }
+            let late = deadline.is_some_and(|deadline| Instant::now() > deadline);
+            return late.then(|| Err(self.unasked(waiting)));
         }
         let done = !matches!(waiting.ask, Ask::Verify { .. }) && self.is_even(waiting).await;
         if done {

@@ -14,5 +14,6 @@ mod leaving;
 mod office;
 mod repairing;
 mod reports;
+mod settling;
 mod sql;
 mod three_ways;
