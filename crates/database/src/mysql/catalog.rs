@@ -176,7 +176,7 @@ async fn indexes(db: &mut MysqlDatabase) -> DbResult<BTreeMap<String, Vec<Index>
     for row in rows {
         let of_table = found.entry(row.text(0)).or_default();
         let name = row.text(1);
-        if !of_table.last().is_some_and(|last| last.name == name) {
+        if of_table.last().is_none_or(|last| last.name != name) {
             of_table.push(Index {
                 name,
                 columns: Vec::new(),

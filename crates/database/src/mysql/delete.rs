@@ -71,13 +71,13 @@ async fn let_go(
         .collect();
     let key: BTreeSet<&str> = table.key_columns().map(|c| c.name.as_str()).collect();
     let nullable = |name: &&str| {
-        !key.contains(*name)
+        !key.contains(name)
             && layout
                 .columns
                 .iter()
                 .any(|here| here.name == *name && here.nullable)
     };
-    if !own.iter().all(|name| nullable(&name)) {
+    if !own.iter().all(nullable) {
         return Ok(false);
     }
     let sets: Vec<String> = own

@@ -50,14 +50,15 @@ impl Declared {
 
     /// Whether two different texts in it can be one to the database: letter case, accents, blanks at the end.
     pub(super) fn loose(&self) -> bool {
-        self.collation.as_deref().is_some_and(|collation| {
-            !matches!(
-                collation,
-                "utf8mb4_nopad_bin" | "utf8mb4_0900_bin" | "utf8mb3_nopad_bin" | "binary"
-            ) && !(collation.ends_with("nopad_bin"))
-                // `CHAR` and labels have no blanks at the end, and UUIDs no choice.
-                && !(matches!(self.base.as_str(), "char" | "enum") && collation.ends_with("_bin"))
-        })
+        let exact = |collation: &str| {
+            let blanks_count = collation.ends_with("nopad_bin") || collation == "utf8mb4_0900_bin";
+            // `CHAR` and labels have no blanks at the end.
+            let no_blanks = matches!(self.base.as_str(), "char" | "enum");
+            blanks_count || (no_blanks && collation.ends_with("_bin"))
+        };
+        self.collation
+            .as_deref()
+            .is_some_and(|collation| !exact(collation))
     }
 }
 

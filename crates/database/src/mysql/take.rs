@@ -139,13 +139,18 @@ fn net(write: &mut Cells) -> Net {
     Net {
         table: write.number(1).unwrap_or(0),
         key: write.take(4).unwrap_or_default(),
-        first: match write.bytes(2) {
-            Some(b"I") => First::Inserted,
-            Some(b"X") => First::Unknown,
-            _ => First::Existing,
-        },
+        first: first(write.bytes(2)),
         at: Micros(write.number(3).unwrap_or(0)),
         before: write.take(5),
+    }
+}
+
+/// How a row stood before a write of this kind.
+fn first(op: Option<&[u8]>) -> First {
+    match op {
+        Some(b"I") => First::Inserted,
+        Some(b"X") => First::Unknown,
+        _ => First::Existing,
     }
 }
 
@@ -217,7 +222,8 @@ async fn page(
     let mut rows = db.rows(sql).await?;
     let open = rows.len() > limit;
     rows.truncate(limit);
-    let mut firsts: BTreeMap<u64, (Option<Vec<u8>>, Option<Vec<u8>>)> = BTreeMap::new();
+    // Kind and image of each row's first write, by its number.
+    let (mut ops, mut images) = (BTreeMap::new(), BTreeMap::new());
     let numbers: Vec<String> = rows.iter().map(|row| number(row).to_string()).collect();
     for numbers in numbers.chunks(PAGE) {
         let sql = format!(
@@ -225,20 +231,18 @@ async fn page(
             numbers.join(", ")
         );
         for mut row in db.rows(sql).await? {
-            firsts.insert(number(&row), (row.take(1), row.take(2)));
+            ops.insert(number(&row), first(row.bytes(1)));
+            images.insert(number(&row), row.take(2));
         }
     }
     let mut nets = Vec::with_capacity(rows.len());
     for row in &mut rows {
-        let (op, before) = firsts.remove(&number(row)).unwrap_or_default();
-        let mut net = net(row);
-        net.first = match op.as_deref() {
-            Some(b"I") => First::Inserted,
-            Some(b"X") => First::Unknown,
-            _ => First::Existing,
-        };
-        net.before = before;
-        nets.push(net);
+        let at = number(row);
+        nets.push(Net {
+            first: ops.remove(&at).unwrap_or(First::Existing),
+            before: images.remove(&at).flatten(),
+            ..net(row)
+        });
     }
     paging.last = nets.last().map(|net| (net.table, net.key.clone()));
     let more = if open {
