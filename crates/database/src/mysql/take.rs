@@ -257,15 +257,19 @@ async fn page(
     changes(db, schema, nets, open, more).await
 }
 
-/// Deletes the writes with these numbers. By number alone, and through the key: nothing else is locked.
+/// Deletes the writes with these numbers, each looked up by itself: given a list of numbers the server may well walk the
+/// whole table, and then it waits for, and stops, the application's writes. Only of a join does it heed the order.
 async fn remove(db: &mut MysqlDatabase, numbers: &[u64]) -> DbResult<()> {
     if numbers.is_empty() {
         return Ok(());
     }
-    let numbers: Vec<String> = numbers.iter().map(ToString::to_string).collect();
+    let numbers: Vec<String> = numbers
+        .iter()
+        .map(|number| format!("SELECT {number} AS id"))
+        .collect();
     db.execute(format!(
-        "DELETE c FROM branchline_capture AS c FORCE INDEX (PRIMARY) WHERE c.id IN ({})",
-        numbers.join(", ")
+        "DELETE c FROM ({}) x STRAIGHT_JOIN branchline_capture c FORCE INDEX (PRIMARY) ON c.id = x.id",
+        numbers.join(" UNION ALL ")
     ))
     .await
 }

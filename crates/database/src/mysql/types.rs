@@ -102,9 +102,6 @@ pub(super) fn serves(planned: &Type, here: &Declared, indexed: bool) -> bool {
     };
     match (planned, &found) {
         (Type::Enum { labels: a, .. }, Type::Enum { labels: b, .. }) => a == b,
-        (Type::Int16, Type::Int16) => here.base == "smallint",
-        (Type::Int32, Type::Int32) => here.base == "int",
-        (Type::Int64, Type::Int64) => here.base == "bigint",
         (a, b) if a == b => true,
         (a, b) if whole(a).is_some() && whole(b).is_some() => {
             whole(a) < whole(b)

@@ -225,6 +225,8 @@ impl Own {
             format!("--pid-file={}", at("pid")),
             format!("--init-file={}", at("first.sql")),
             format!("--port={}", self.port),
+            // A server that starts sweeps its folder for temporary files, also of others.
+            format!("--tmpdir={}", self.folder.display()),
             "--bind-address=127.0.0.1".into(),
             "--max-connections=300".into(),
             "--skip-name-resolve".into(),
