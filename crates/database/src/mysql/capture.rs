@@ -24,6 +24,7 @@ use super::ddl::ident;
 use super::encoding::{decoded_key, encoded, key_expression, row_expression};
 use super::layout::Layout;
 use super::literal::push_bytes;
+use super::read;
 
 /// How often a catalogue change gives way to the application's transactions before it gives up.
 const ATTEMPTS: u32 = 40;
@@ -285,32 +286,35 @@ pub(super) async fn recapture(
     table: &Table,
     keys: Option<&[Key]>,
 ) -> DbResult<()> {
-    let stamp = stamp(db.flavour);
-    let Some(keys) = keys else {
-        let layout = db.layout(&table.name).await?;
-        let sql = format!(
-            "{INTO} SELECT {}, 'X', {stamp}, {}, NULL FROM {} r",
-            table.id,
-            key_expression(table, &layout, "r")?,
-            layout.relation
-        );
-        return db.execute_on(&table.name, sql).await;
-    };
-    for keys in keys.chunks(PAGE) {
-        let mut sql = format!("{INTO} VALUES ").into_bytes();
-        for (at, key) in keys.iter().enumerate() {
-            let head = format!(
-                "{}({}, 'U', {stamp}, ",
-                if at > 0 { "," } else { "" },
-                table.id
-            );
-            sql.extend_from_slice(head.as_bytes());
-            push_bytes(&mut sql, &encoded(table, key));
-            sql.extend_from_slice(b", NULL)");
+    if let Some(keys) = keys {
+        for keys in keys.chunks(PAGE) {
+            note(db, table, "U", keys).await?;
         }
-        db.execute(sql).await?;
+        return Ok(());
     }
-    Ok(())
+    // Page by page: `INSERT ... SELECT` would keep the capture's counter, and the application's writes, waiting to its end.
+    let mut last: Option<Key> = None;
+    loop {
+        let keys = read::keys(db, table, last.as_ref(), PAGE).await?;
+        if keys.is_empty() {
+            return Ok(());
+        }
+        note(db, table, "X", &keys).await?;
+        last = keys.into_iter().next_back();
+    }
+}
+
+/// Puts keys into the capture.
+async fn note(db: &mut MysqlDatabase, table: &Table, op: &str, keys: &[Key]) -> DbResult<()> {
+    let stamp = stamp(db.flavour);
+    let mut sql = format!("{INTO} VALUES ").into_bytes();
+    for (at, key) in keys.iter().enumerate() {
+        let comma = if at > 0 { "," } else { "" };
+        sql.extend_from_slice(format!("{comma}({}, '{op}', {stamp}, ", table.id).as_bytes());
+        push_bytes(&mut sql, &encoded(table, key));
+        sql.extend_from_slice(b", NULL)");
+    }
+    db.execute(sql).await
 }
 
 /// Microseconds since 1970 of a column of ours.

@@ -177,15 +177,48 @@ pub(super) async fn chunk(
     limit: usize,
 ) -> DbResult<Vec<Row>> {
     let layout = db.layout(&table.name).await?;
+    let columns = selection(table, &layout, "r")?;
+    let width = table.key.len();
+    let rows = page(db, table, &columns, after, limit).await?.into_iter();
+    rows.map(|mut row| {
+        let key = key_of(table, &row);
+        row_of(table, &mut row, width)
+            .map_err(|problem| unreadable(table, &key.unwrap_or(Key(Vec::new())), &problem))
+    })
+    .collect()
+}
+
+/// The keys of up to `limit` rows after the row with key `after`, in the database's own order.
+pub(super) async fn keys(
+    db: &mut MysqlDatabase,
+    table: &Table,
+    after: Option<&Key>,
+    limit: usize,
+) -> DbResult<Vec<Key>> {
+    let rows = page(db, table, "1", after, limit).await?;
+    let keys = rows.iter().map(|row| {
+        key_of(table, row).ok_or_else(|| mismatch(&table.name, "the key of a row cannot be read"))
+    });
+    keys.collect()
+}
+
+/// Key and columns of up to `limit` rows after the row with key `after`, in the database's own order.
+async fn page(
+    db: &mut MysqlDatabase,
+    table: &Table,
+    selected: &str,
+    after: Option<&Key>,
+    limit: usize,
+) -> DbResult<Vec<Cells>> {
+    let layout = db.layout(&table.name).await?;
     let mut columns = Vec::new();
     for column in table.key_columns() {
         let here = layout.column(table, column)?;
         columns.push((column, here, ordered(column, here)));
     }
     let mut sql = format!(
-        "SELECT {}, {} FROM {} r FORCE INDEX (PRIMARY)",
+        "SELECT {}, {selected} FROM {} r FORCE INDEX (PRIMARY)",
         key_selection(table, &layout, "r")?,
-        selection(table, &layout, "r")?,
         layout.relation
     )
     .into_bytes();
@@ -208,14 +241,7 @@ pub(super) async fn chunk(
     let order: Vec<&str> = columns.iter().map(|(_, _, name)| name.as_str()).collect();
     let rest = format!(" ORDER BY {} LIMIT {limit}", order.join(", "));
     sql.extend_from_slice(rest.as_bytes());
-    let width = table.key.len();
-    let rows = db.rows_on(&table.name, sql).await?.into_iter();
-    rows.map(|mut row| {
-        let key = key_of(table, &row);
-        row_of(table, &mut row, width)
-            .map_err(|problem| unreadable(table, &key.unwrap_or(Key(Vec::new())), &problem))
-    })
-    .collect()
+    db.rows_on(&table.name, sql).await
 }
 
 /// What a key column is sorted and compared by: labels by their text, which their own order is not.
