@@ -11,6 +11,7 @@ mod conflicts;
 mod joining;
 mod journal;
 mod leaving;
+mod mariadb;
 mod office;
 mod repairing;
 mod reports;
