@@ -2,7 +2,8 @@
 //!
 //! It has no login: it listens on a loopback address only, and refuses what a web page could send (requests with an
 //! `Origin`, or for another host name), so that a browser on the same machine is no way in. What ends the office
-//! (`stop`, `leave`) also wants the token from a file beside the configuration that only its owner can read.
+//! (`stop`, `leave`), changes rows (`settle`, `repair`) or shows them (`history`) also wants the token from a file beside
+//! the configuration that only its owner can read.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -14,7 +15,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use branchline_core::identity::OfficeName;
-use serde::Deserialize;
+use branchline_core::message::Keep;
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::write_private;
@@ -24,6 +26,49 @@ use crate::request::{Answer, Ask};
 
 /// How long a round may take unless the request says otherwise, in seconds.
 pub const SYNC_SECONDS: u64 = 60;
+
+/// The body of `POST /api/settle`.
+#[derive(Deserialize, Serialize)]
+pub struct Settling {
+    /// The conflict's number.
+    pub conflict: u64,
+    /// What shall stand.
+    pub keep: KeepWord,
+}
+
+/// What shall stand after a conflict, as a word.
+#[derive(Clone, Copy, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeepWord {
+    /// The head's row.
+    Head,
+    /// The branch's row.
+    Branch,
+    /// The row that both sides changed.
+    Base,
+    /// The branch's held row, if it fits by now.
+    Retry,
+}
+
+impl From<KeepWord> for Keep {
+    fn from(word: KeepWord) -> Self {
+        match word {
+            KeepWord::Head => Self::Head,
+            KeepWord::Branch => Self::Branch,
+            KeepWord::Base => Self::Base,
+            KeepWord::Retry => Self::Retry,
+        }
+    }
+}
+
+/// The body of `POST /api/history`.
+#[derive(Deserialize, Serialize)]
+pub struct RowOf {
+    /// The table's name.
+    pub table: String,
+    /// The key's values, as text.
+    pub key: Vec<String>,
+}
 
 #[derive(Deserialize)]
 struct Patience {
@@ -47,7 +92,10 @@ pub async fn serve(
     write_private(&beside(config, "token"), &token)?;
     write_private(&record, &bound.to_string())?;
     let guarded = Router::new()
+        .route("/api/settle", post(settle))
+        .route("/api/history", post(history))
         .route("/api/leave", post(leave))
+        .route("/api/repair", post(repair))
         .route("/api/stop", post(stop_office))
         .layer(axum::middleware::from_fn_with_state(token, with_token));
     let routes = Router::new()
@@ -84,7 +132,7 @@ async fn local_only(
     next.run(request).await
 }
 
-/// What ends an office wants the token that stands in a file only its owner can read.
+/// What ends an office, or goes at its rows, wants the token that stands in a file only its owner can read.
 async fn with_token(
     State(token): State<String>,
     headers: HeaderMap,
@@ -145,9 +193,44 @@ async fn sync(State(office): State<Handle>, Query(patience): Query<Patience>) ->
 }
 
 async fn verify(State(office): State<Handle>, Query(patience): Query<Patience>) -> Response {
+    compare(&office, &patience, false).await
+}
+
+async fn repair(State(office): State<Handle>, Query(patience): Query<Patience>) -> Response {
+    compare(&office, &patience, true).await
+}
+
+async fn compare(office: &Handle, patience: &Patience, repair: bool) -> Response {
+    let deadline = deadline(patience);
+    respond(office.ask(Ask::Verify { deadline, repair }).await)
+}
+
+async fn settle(
+    State(office): State<Handle>,
+    Query(patience): Query<Patience>,
+    Json(settling): Json<Settling>,
+) -> Response {
     respond(
         office
-            .ask(Ask::Verify {
+            .ask(Ask::Settle {
+                conflict: settling.conflict,
+                keep: settling.keep.into(),
+                deadline: deadline(&patience),
+            })
+            .await,
+    )
+}
+
+async fn history(
+    State(office): State<Handle>,
+    Query(patience): Query<Patience>,
+    Json(row): Json<RowOf>,
+) -> Response {
+    respond(
+        office
+            .ask(Ask::History {
+                table: row.table,
+                key: row.key,
                 deadline: deadline(&patience),
             })
             .await,
@@ -192,6 +275,17 @@ pub async fn answers(config: &Path) -> bool {
 
 /// Asks the office that runs beside this command.
 pub async fn call(config: &Path, method: &str, path: &str, patience: Duration) -> Answer {
+    call_with(config, method, path, None, patience).await
+}
+
+/// Asks the office that runs beside this command, with a JSON body.
+pub async fn call_with(
+    config: &Path,
+    method: &str,
+    path: &str,
+    body: Option<&serde_json::Value>,
+    patience: Duration,
+) -> Answer {
     let unreachable = |why: String| {
         Failure::new(
             UNREACHED,
@@ -204,7 +298,7 @@ pub async fn call(config: &Path, method: &str, path: &str, patience: Duration) -
     let address =
         address(config).ok_or_else(|| unreachable("it has not recorded its address".into()))?;
     let token = std::fs::read_to_string(beside(config, "token")).unwrap_or_default();
-    let asked = tokio::time::timeout(patience, request(address, method, path, &token)).await;
+    let asked = tokio::time::timeout(patience, request(address, method, path, &token, body)).await;
     match asked {
         Ok(Ok(answer)) => answer,
         Ok(Err(error)) => Err(unreachable(error.to_string())),
@@ -218,11 +312,15 @@ async fn request(
     method: &str,
     path: &str,
     token: &str,
+    body: Option<&serde_json::Value>,
 ) -> std::io::Result<Answer> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(address).await?;
+    let body = body.map(ToString::to_string).unwrap_or_default();
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
     );
     stream.write_all(head.as_bytes()).await?;
     let mut bytes = Vec::new();

@@ -11,6 +11,7 @@ mod ask;
 mod conflicts;
 mod demo;
 mod doctor;
+mod history;
 mod init;
 mod invite;
 mod join;
@@ -67,10 +68,12 @@ enum Command {
     Status,
     /// Compare this office's tables with its peers', row by row, at one cut.
     Verify(ask::Verify),
-    /// List what was decided where two offices changed the same row.
+    /// List what was decided where two offices changed the same row; show one; let another row stand.
     Conflicts(conflicts::Conflicts),
-    /// List changes that are set aside for a person.
+    /// List changes that are set aside; show one, try it again, or drop it.
     Holds(conflicts::Holds),
+    /// Show how a row came to be what it is.
+    History(history::History),
     /// Say what in this database, broker or plan will hurt, and how to mend it.
     Doctor,
     /// Take a branch out (at the head).
@@ -121,6 +124,7 @@ pub async fn run(arguments: Arguments) -> Outcome<u8> {
         Command::Verify(verify) => verify.run(&context).await,
         Command::Conflicts(conflicts) => conflicts.run(&context).await,
         Command::Holds(holds) => holds.run(&context).await,
+        Command::History(history) => history.run(&context).await,
         Command::Doctor => doctor::run(&context).await,
         Command::Remove(remove) => remove.run(&context).await,
         Command::Leave(leave) => leave.run(&context).await,

@@ -148,11 +148,11 @@ impl Rules {
         let (own, all) = (pick(own), pick(all));
         let floors = own.floor.or(all.floor).unwrap_or_default();
         let named = own.counters.or(all.counters).unwrap_or_default();
-        let counters = table.columns.iter().zip(0..).filter_map(|(column, at)| {
-            named.contains(&column.name).then(|| Counter {
-                column: at,
-                floor: floors.get(&column.name).copied(),
-            })
+        let columns = table.columns.iter().zip(0..);
+        let counters = columns.filter(|(column, _)| named.contains(&column.name));
+        let counters = counters.map(|(column, at)| Counter {
+            column: at,
+            floor: floors.get(&column.name).copied(),
         });
         schema::Rules {
             direction: own.direction.or(all.direction).unwrap_or_default(),
@@ -289,7 +289,12 @@ pub fn read(file: &Path) -> Outcome<Settings> {
         let advice = "run `branchline init` (head) or `branchline join` (branch), or name another file with --config";
         Failure::usage(format!("cannot read the configuration {}: {error}; {advice}", file.display()))
     })?;
-    let typed: ConfigFile = toml::from_str(&text).map_err(|error| {
+    parse(file, &text)
+}
+
+/// Checks the text of a configuration file.
+pub fn parse(file: &Path, text: &str) -> Outcome<Settings> {
+    let typed: ConfigFile = toml::from_str(text).map_err(|error| {
         let line = error
             .span()
             .map_or(1, |span| 1 + text[..span.start].matches('\n').count());
@@ -458,7 +463,7 @@ pub fn compose(
         text.push_str(
             "\n# The plan's rules, for all tables and for single ones ([tables.NAME]).\n[tables.\"*\"]\n\
              direction = \"both\"              # both | up | down\n\
-             conflict = \"newest\"             # newest | head | branch\n\
+             conflict = \"newest\"             # newest | head | branch | merge | hold\n\
              insert = \"hold\"                 # two inserts of one key: hold | newest (the key is natural)\n",
         );
     }
@@ -471,8 +476,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Outcome<Settings> {
-        let typed = toml::from_str(text).map_err(|error| Failure::usage(error.to_string()))?;
-        check(Path::new("test.toml"), typed)
+        super::parse(Path::new("test.toml"), text)
     }
 
     #[test]

@@ -21,6 +21,7 @@ use crate::config::{Mode, Rules};
 use crate::request::{Request, Waiting};
 
 mod answer;
+mod question;
 mod status;
 mod upkeep;
 
@@ -271,7 +272,11 @@ impl Driver {
                 head.link_up(peer);
                 Ok(())
             }
-            Machine::Branch(branch) => branch.link_up(now()),
+            Machine::Branch(branch) => {
+                branch.link_up(now())?;
+                self.ask_comparisons_again();
+                Ok(())
+            }
         }
     }
 
@@ -354,6 +359,7 @@ impl Driver {
     /// Reads the machine anew: what it remembered may no longer be what the database says.
     async fn reload(&mut self) -> OfficeResult<()> {
         self.machine = load(&mut self.parts, self.is_head, self.session).await?;
+        self.ask_comparisons_again();
         for (receipt, _) in std::mem::take(&mut self.receipts).into_values() {
             self.parts.link.sender.settle(receipt);
         }
@@ -440,6 +446,7 @@ async fn load(parts: &mut Parts, is_head: bool, session: [u8; 16]) -> OfficeResu
         Machine::Head(Box::new(head))
     } else {
         let mut branch = Branch::load(&mut parts.db, session).await?;
+        branch.number_questions_after(u64::from_be_bytes(random()?) >> 16);
         branch.set_store_and_forward(parts.wiring == Wiring::Fanout);
         if branch.state().joining.is_none() {
             restore_capture(&mut parts.db, branch.schema()).await?;

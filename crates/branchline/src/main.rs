@@ -9,6 +9,8 @@ mod code;
 mod config;
 mod driver;
 mod exit;
+mod keys;
+mod listing;
 mod office;
 mod plan;
 mod request;

@@ -22,6 +22,9 @@ use crate::request::{Answer, Ask, Request};
 
 /// How many requests may wait for the driver.
 const REQUESTS: usize = 64;
+/// How often, and how soon again, a database that another process owns is asked for.
+const OWN_ATTEMPTS: usize = 40;
+const OWN_AGAIN: Duration = Duration::from_millis(100);
 /// How many notices a slow listener may lag behind.
 const NOTICES: usize = 1024;
 
@@ -129,6 +132,7 @@ async fn open_driver(
     notices: broadcast::Sender<Notice>,
 ) -> Outcome<Driver> {
     let mut db = AnyDatabase::open(&settings.database, false).await?;
+    own(&mut db).await?;
     db.prepare().await?;
     if settings.role == RoleName::Head {
         db.begin(Purpose::Read).await?;
@@ -154,6 +158,19 @@ async fn open_driver(
         notices,
     };
     Ok(Driver::new(parts).await?)
+}
+
+/// Takes the database for this process. One that was just killed may still be going.
+async fn own(db: &mut AnyDatabase) -> Outcome<()> {
+    for _ in 0..OWN_ATTEMPTS {
+        if db.own().await? {
+            return Ok(());
+        }
+        tokio::time::sleep(OWN_AGAIN).await;
+    }
+    Err(Failure::usage(
+        "another process runs an office on this database, under another configuration file; stop that one, or use its file",
+    ))
 }
 
 /// The broker's side of the settings.

@@ -31,10 +31,7 @@ pub fn choose(
     let fatal: Vec<String> = findings
         .iter()
         .filter(|finding| finding.fatal)
-        .map(|finding| match &finding.table {
-            Some(table) => format!("table `{table}`: {}; {}", finding.problem, finding.advice),
-            None => format!("{}; {}", finding.problem, finding.advice),
-        })
+        .map(tell)
         .collect();
     if !fatal.is_empty() {
         return Err(Failure::usage(format!(
@@ -90,6 +87,42 @@ pub fn choose(
             .filter(|finding| !finding.fatal)
             .collect(),
     ))
+}
+
+/// A finding in sentences: where, what is wrong, what to do.
+pub fn tell(finding: &Finding) -> String {
+    tell_parts(
+        finding.table.as_deref(),
+        &finding.problem,
+        Some(&finding.advice),
+    )
+}
+
+/// The same, of a finding's parts.
+pub fn tell_parts(table: Option<&str>, problem: &str, advice: Option<&str>) -> String {
+    let place = table.map_or_else(|| "database".into(), |table| format!("table `{table}`"));
+    let problem = problem
+        .strip_prefix(&format!("{place}: "))
+        .unwrap_or(problem);
+    let sentences = [Some(problem), advice];
+    let sentences = sentences.into_iter().flatten().map(sentence);
+    let sentences: Vec<String> = sentences.filter(|text| !text.is_empty()).collect();
+    format!("{place}: {}", sentences.join(" "))
+}
+
+/// Text with a capital letter and a full stop.
+fn sentence(text: &str) -> String {
+    let text = text.trim();
+    let mut letters = text.chars();
+    let Some(first) = letters.next() else {
+        return String::new();
+    };
+    let end = if text.ends_with(['.', '!', '?', ';']) {
+        ""
+    } else {
+        "."
+    };
+    format!("{}{}{end}", first.to_uppercase(), letters.as_str())
 }
 
 /// Keys that several offices will generate alike, so that their rows collide (trap 14). PostgreSQL's inspection tells of
@@ -167,6 +200,37 @@ fn matches(pattern: &str, name: &str) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn a_finding_is_told_in_whole_sentences() {
+        let finding = |table: Option<&str>, problem: &str, advice: &str| Finding {
+            fatal: true,
+            table: table.map(String::from),
+            problem: problem.into(),
+            advice: advice.into(),
+        };
+        let cases = [
+            (
+                finding(
+                    Some("till"),
+                    "It has no key, so its rows have no names.",
+                    "Give it one.",
+                ),
+                "table `till`: It has no key, so its rows have no names. Give it one.",
+            ),
+            (
+                finding(Some("till"), "table `till`: column `a` is odd", "mend it"),
+                "table `till`: Column `a` is odd. Mend it.",
+            ),
+            (
+                finding(None, "the journal is slow", "run GRANT x TO y;"),
+                "database: The journal is slow. Run GRANT x TO y;",
+            ),
+        ];
+        for (finding, told) in cases {
+            assert_eq!(tell(&finding), told);
+        }
+    }
 
     #[test]
     fn patterns_choose_and_exclude() {

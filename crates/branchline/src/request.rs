@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use branchline_core::identity::OfficeName;
+use branchline_core::message::Keep;
 use tokio::sync::oneshot;
 
 use crate::exit::Failure;
@@ -38,6 +39,26 @@ pub enum Ask {
     Verify {
         /// When to give up.
         deadline: Instant,
+        /// Make differing rows at the branches what they are at the head.
+        repair: bool,
+    },
+    /// Let another row stand after a conflict.
+    Settle {
+        /// The conflict's number.
+        conflict: u64,
+        /// What shall stand.
+        keep: Keep,
+        /// When to give up.
+        deadline: Instant,
+    },
+    /// How a row came to be what it is.
+    History {
+        /// The table's name.
+        table: String,
+        /// The key's values, as text.
+        key: Vec<String>,
+        /// When to give up.
+        deadline: Instant,
     },
     /// A branch was invited or removed: read its record again.
     Reload(OfficeName),
@@ -54,10 +75,32 @@ pub struct Waiting {
     pub ask: Ask,
     /// Where the answer goes.
     pub reply: oneshot::Sender<Answer>,
-    /// The branch's question to the head that must be answered first.
+    /// The question that must be answered first: a branch's to the head by its number, or 0 for a comparison.
     pub question: Option<u64>,
+    /// The questions asked of the head that it answers in words.
+    pub asked: Vec<u64>,
+    /// When the last of them was asked.
+    pub asked_at: Option<Instant>,
+    /// What the head replied.
+    pub replied: Option<Result<serde_json::Value, String>>,
     /// An answer that has come.
     pub answer: Option<Answer>,
     /// When it was asked.
     pub since: Instant,
+}
+
+impl Waiting {
+    /// A question that was just asked.
+    pub fn new(ask: Ask, reply: oneshot::Sender<Answer>) -> Self {
+        Self {
+            ask,
+            reply,
+            question: None,
+            asked: Vec::new(),
+            asked_at: None,
+            replied: None,
+            answer: None,
+            since: Instant::now(),
+        }
+    }
 }

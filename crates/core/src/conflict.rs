@@ -386,4 +386,6 @@ fn civil(days: i64) -> (i64, i64, i64) {
 }
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;

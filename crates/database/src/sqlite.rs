@@ -160,6 +160,9 @@ impl Database for SqliteDatabase {
     }
 
     async fn uninstall(&mut self) -> DbResult<()> {
-        self.catalogue_write(ddl::uninstall)
+        self.catalogue_write(ddl::uninstall)?;
+        // One that cannot be removed does no harm.
+        drop(std::fs::remove_file(self.lock_path()));
+        Ok(())
     }
 }

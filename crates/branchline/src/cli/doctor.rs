@@ -9,6 +9,7 @@ use super::Context;
 use crate::config::{self, TransportSettings};
 use crate::exit::{NO, Outcome};
 use crate::office::amqp_settings;
+use crate::plan;
 
 /// Looks and tells. Exit code 1 when something is wrong.
 pub async fn run(context: &Context) -> Outcome<u8> {
@@ -24,7 +25,7 @@ pub async fn run(context: &Context) -> Outcome<u8> {
             .is_none_or(|name| schema.table_named(name).is_some())
     };
     let inspection = db.inspect().await?;
-    let keys = crate::plan::colliding_keys(&engine, &schema);
+    let keys = plan::colliding_keys(&engine, &schema);
     for finding in inspection
         .findings
         .into_iter()
@@ -62,14 +63,15 @@ pub async fn run(context: &Context) -> Outcome<u8> {
         let mut lines: Vec<String> = findings
             .iter()
             .map(|finding| {
-                let text = |key: &str| finding[key].as_str().unwrap_or_default().to_string();
-                let place = finding["where"].as_str().unwrap_or("database");
-                let advice = if finding["advice"].is_null() {
-                    String::new()
-                } else {
-                    format!("; {}", text("advice"))
+                let text = |key: &str| finding[key].as_str();
+                let (level, problem) = (text("level"), text("problem"));
+                let table = text("where").filter(|place| *place != "broker");
+                let told = plan::tell_parts(table, problem.unwrap_or_default(), text("advice"));
+                let told = match (table, text("where")) {
+                    (None, Some(place)) => told.replacen("database", place, 1),
+                    _ => told,
                 };
-                format!("{:<8} {place}: {}{advice}", text("level"), text("problem"))
+                format!("{:<8} {told}", level.unwrap_or_default())
             })
             .collect();
         lines.push(if errors == 0 {

@@ -26,7 +26,7 @@ pub struct Init {
     /// The head's name.
     #[arg(long, default_value = "HO")]
     name: String,
-    /// The database: postgres://USER:PASSWORD@HOST/NAME or sqlite:PATH (or BRANCHLINE_DATABASE).
+    /// The database: postgres://USER:PASSWORD@HOST/NAME, mysql://USER:PASSWORD@HOST/NAME or sqlite:PATH (or BRANCHLINE_DATABASE).
     #[arg(long, env = "BRANCHLINE_DATABASE", hide_env_values = true)]
     database: String,
     /// The tables to share: `*`, or names and patterns separated by commas; `!` excludes.
@@ -73,6 +73,7 @@ impl Init {
         let inspection = db.inspect().await?;
         let (schema, mut warnings) = plan::choose(&inspection, &self.tables, &Rules::default())?;
         warnings.extend(plan::colliding_keys(&engine, &schema));
+        self.declare(context, &name).await?;
         db.prepare().await?;
         let known = branchline_core::office::Identity::load(&mut db).await.ok();
         match known {
@@ -98,7 +99,6 @@ impl Init {
             .unwrap_or(schema);
         db.install(&schema).await?;
         self.write_config(context, &name)?;
-        self.declare(context).await?;
         let tables: Vec<&str> = schema
             .tables
             .iter()
@@ -110,8 +110,7 @@ impl Init {
             "warnings": warnings.iter().map(|w| serde_json::json!({ "table": w.table, "problem": w.problem, "advice": w.advice })).collect::<Vec<_>>(),
         });
         for warning in &warnings {
-            let table = warning.table.as_deref().unwrap_or("database");
-            eprintln!("note: {table}: {}; {}", warning.problem, warning.advice);
+            eprintln!("note: {}", plan::tell(warning));
         }
         context.show(&document, || {
             format!(
@@ -125,6 +124,10 @@ impl Init {
     }
 
     fn write_config(&self, context: &Context, name: &OfficeName) -> Outcome<()> {
+        write_private(&context.config, &self.config_text(context, name)?)
+    }
+
+    fn config_text(&self, context: &Context, name: &OfficeName) -> Outcome<String> {
         let mut transport = Vec::new();
         if let Some(url) = &self.amqp {
             transport.push(("amqp", url.clone()));
@@ -141,33 +144,25 @@ impl Init {
             transport.push(("certificate", cert));
             transport.push(("key", key));
         }
-        let text = config::compose(
+        Ok(config::compose(
             name,
             RoleName::Head,
             &absolute(&self.database)?,
             &transport,
             true,
-        );
-        write_private(&context.config, &text)
+        ))
     }
 
-    /// Declares exchanges and the head's queue now, so that nothing is missing when the first branch comes.
-    async fn declare(&self, context: &Context) -> Outcome<()> {
-        let settings = config::read(&context.config)?;
+    /// Declares exchanges and the head's queue before anything is written, so that a broker that cannot be used leaves
+    /// nothing half made.
+    async fn declare(&self, context: &Context, name: &OfficeName) -> Outcome<()> {
+        if self.amqp.is_none() {
+            return Ok(());
+        }
+        let text = self.config_text(context, name)?;
+        let settings = config::parse(&context.config, &text)?;
         if let TransportSettings::Amqp(place) = &settings.transport {
-            let declared =
-                branchline_transport::amqp::declare_head(&amqp_settings(&settings, place)).await;
-            if let Err(error) = declared {
-                let failure = Failure::from(error);
-                return Err(Failure::new(
-                    failure.code,
-                    format!(
-                        "{}. The database is ready and {} is written: correct the broker there; `branchline run` and `invite` declare what is missing",
-                        failure.message,
-                        context.config.display()
-                    ),
-                ));
-            }
+            branchline_transport::amqp::declare_head(&amqp_settings(&settings, place)).await?;
         }
         Ok(())
     }

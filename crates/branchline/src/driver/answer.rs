@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use branchline_core::failure::OfficeResult;
 use branchline_core::output::Notice;
 use branchline_core::port::Database;
 
@@ -50,6 +51,14 @@ impl Driver {
                 Ok((0, serde_json::json!({ "stopped": true })))
             }
             Ask::Leave => self.leave().await,
+            Ask::Settle { conflict, keep, .. } if self.is_head => {
+                self.settle(*conflict, *keep).await
+            }
+            Ask::History { table, key, .. } if self.is_head => self.history(table, key).await,
+            Ask::Settle { .. } | Ask::History { .. } => {
+                self.begin_waiting(ask, reply);
+                return;
+            }
             Ask::Sync { .. } | Ask::Joined { .. } | Ask::Verify { .. } => {
                 self.begin_waiting(ask, reply);
                 return;
@@ -61,24 +70,7 @@ impl Driver {
 
     fn begin_waiting(&mut self, ask: Ask, reply: tokio::sync::oneshot::Sender<Answer>) {
         self.set_moving(true);
-        if matches!(ask, Ask::Verify { .. }) {
-            match &mut self.machine {
-                Machine::Head(head) => head.verify(now()),
-                Machine::Branch(branch) => {
-                    if let Err(error) = branch.verify() {
-                        drop(reply.send(Err(error.into())));
-                        return;
-                    }
-                }
-            }
-        }
-        self.waiting.push(Waiting {
-            ask,
-            reply,
-            question: None,
-            answer: None,
-            since: Instant::now(),
-        });
+        self.waiting.push(Waiting::new(ask, reply));
     }
 
     fn set_moving(&mut self, moving: bool) {
@@ -100,22 +92,25 @@ impl Driver {
 
     /// Remembers outcomes that someone waits for.
     pub(super) fn note_for_waiting(&mut self, notice: &Notice) {
-        let verified = match notice {
+        if let Notice::Reply(question, answer) = notice {
+            self.note_reply(*question, answer);
+        }
+        let document = match notice {
             Notice::Verified(verification) if verification.wanted_by.is_none() => {
-                Some((verification.is_equal(), verification.to_json()))
+                Some(verification.to_json())
             }
-            Notice::VerifyResult(text) => serde_json::from_str::<serde_json::Value>(text)
-                .ok()
-                .map(|document| (document["equal"] == true, document)),
+            Notice::VerifyResult(text) => serde_json::from_str::<serde_json::Value>(text).ok(),
             _ => None,
         };
-        if let Some((equal, document)) = verified {
-            for waiting in self
-                .waiting
-                .iter_mut()
-                .filter(|waiting| matches!(waiting.ask, Ask::Verify { .. }))
-            {
-                waiting.answer = Some(Ok((code_of(equal, &document), document.clone())));
+        let Some(document) = document else {
+            return;
+        };
+        // A comparison without repair is no answer to who wanted one.
+        let repaired = document["repair"] == true;
+        let code = code_of(document["equal"] == true, &document);
+        for waiting in &mut self.waiting {
+            if matches!(waiting.ask, Ask::Verify { repair, .. } if repair == repaired) {
+                waiting.answer = Some(Ok((code, document.clone())));
             }
         }
     }
@@ -144,7 +139,10 @@ impl Driver {
 
     async fn try_answer(&mut self, waiting: &mut Waiting) -> Option<Answer> {
         let deadline = match &waiting.ask {
-            Ask::Sync { deadline } | Ask::Verify { deadline } => Some(*deadline),
+            Ask::Sync { deadline }
+            | Ask::Verify { deadline, .. }
+            | Ask::Settle { deadline, .. }
+            | Ask::History { deadline, .. } => Some(*deadline),
             Ask::Joined { deadline } => *deadline,
             _ => None,
         };
@@ -160,6 +158,13 @@ impl Driver {
         {
             return Some(Err(problem.clone().into()));
         }
+        if matches!(waiting.ask, Ask::Settle { .. } | Ask::History { .. }) {
+            if let Some(answer) = self.ask_head(waiting).await {
+                return Some(answer);
+            }
+            let late = deadline.is_some_and(|deadline| Instant::now() > deadline);
+            return late.then(|| Err(self.unasked(waiting)));
+        }
         let done = !matches!(waiting.ask, Ask::Verify { .. }) && self.is_even(waiting).await;
         if done {
             return Some(
@@ -172,7 +177,40 @@ impl Driver {
         if deadline.is_some_and(|deadline| Instant::now() > deadline) {
             return Some(Err(self.too_late(waiting).await));
         }
+        if let Ask::Verify { repair, .. } = waiting.ask
+            && let Err(error) = self.ask_for_comparison(waiting, repair).await
+        {
+            return Some(Err(error.into()));
+        }
         None
+    }
+
+    /// Asks for the comparison that someone waits for, once: at a branch as soon as the head can hear it.
+    async fn ask_for_comparison(
+        &mut self,
+        waiting: &mut Waiting,
+        repair: bool,
+    ) -> OfficeResult<()> {
+        if waiting.question.is_some() {
+            return Ok(());
+        }
+        match &mut self.machine {
+            Machine::Head(head) => head.verify(repair),
+            Machine::Branch(branch) if branch.state().connected => branch.verify(repair)?,
+            Machine::Branch(_) => return Ok(()),
+        }
+        waiting.question = Some(0);
+        self.flush().await;
+        Ok(())
+    }
+
+    /// What was asked may be forgotten, or its answer lost: it is asked again.
+    pub(super) fn ask_comparisons_again(&mut self) {
+        for waiting in &mut self.waiting {
+            if matches!(waiting.ask, Ask::Verify { .. }) {
+                waiting.question = None;
+            }
+        }
     }
 
     fn refused(&self) -> Option<String> {

@@ -10,6 +10,7 @@ use branchline_core::port::Database;
 use serde_json::json;
 
 use super::{Driver, Machine, now};
+use crate::listing::count_held;
 
 impl Driver {
     pub(super) async fn status(&mut self) -> OfficeResult<serde_json::Value> {
@@ -49,7 +50,7 @@ impl Driver {
                     .iter()
                     .map(|b| (b.name.to_string(), json!(b.cursor)))
                     .collect();
-                let holds: u64 = reports.iter().map(|b| b.holds).sum();
+                let holds = count_held(&mut self.parts.db, head.schema(), true).await?;
                 let in_sync = head.is_even(&mut self.parts.db).await?;
                 let direct = self.parts.transport == "direct";
                 let branches: Vec<_> = reports.into_iter().map(branch).collect();
@@ -63,10 +64,7 @@ impl Driver {
             Machine::Branch(branch) => {
                 let state = branch.state();
                 let in_sync = state.connected && branch.is_even(&mut self.parts.db).await?;
-                let mut holds = 0;
-                for table in &branch.schema().tables {
-                    holds += branchline_core::branch::held_rows(&mut self.parts.db, table).await?;
-                }
+                let holds = count_held(&mut self.parts.db, branch.schema(), false).await?;
                 let unanswered = state.frozen.0 - state.answered.0;
                 let bytes = if unanswered == 0 { 0 } else { outbox.bytes };
                 let details = json!({

@@ -167,6 +167,47 @@ fn a_wrong_configuration_is_told() {
 }
 
 #[test]
+fn two_configurations_of_one_database_never_run_together() {
+    let folder = TempDir::new().unwrap();
+    let url = postgres().fresh_database();
+    Db::open(&url).run("CREATE TABLE item (id integer PRIMARY KEY)");
+    let mut head = Office::new(folder.path(), "HO", &url);
+    let listen = format!("127.0.0.1:{}", free_port());
+    head.init("*", &["--listen", &listen]);
+    let code = head.invite("b1", &[]);
+    head.run();
+    let mut branch = Office::sqlite(folder.path(), "b1");
+    branch.join(&code);
+    branch.run();
+    for office in [&mut head, &mut branch] {
+        let copy = Office::new(folder.path(), &format!("{}-copy", office.name), "");
+        std::fs::copy(&office.config, &copy.config).unwrap();
+        if office.name == "HO" {
+            copy.edit(&listen, "127.0.0.1:0");
+        }
+        copy.cmd(&["sync"])
+            .expect(2)
+            .says(&["another process", "this database"]);
+        // It is free at once when its owner was killed.
+        office.kill();
+        copy.cmd(&["status"]).expect(0);
+        office.run();
+    }
+    settle(&head, &[&branch], Duration::from_secs(60));
+    branch.cmd(&["leave"]).expect(0);
+    let left = std::fs::read_dir(folder.path()).unwrap();
+    let left: Vec<String> = left
+        .map(|file| file.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.contains("branchline"))
+        .collect();
+    assert!(
+        left.is_empty(),
+        "the lock beside the database goes: {left:?}"
+    );
+    head.stop();
+}
+
+#[test]
 fn a_wrong_broker_is_told() {
     let folder = TempDir::new().unwrap();
     let broker = rabbitmq();
@@ -181,7 +222,8 @@ fn a_wrong_broker_is_told() {
         init(&head, &url, "*", &["--amqp", amqp])
             .expect(code)
             .says(words);
-        drop(std::fs::remove_file(&head.config));
+        let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
+        assert!(left.is_empty(), "what failed leaves no file: {left:?}");
     };
     try_init(&format!("http://u:{SECRET}@host/v"), 2, &["amqp://"]);
     try_init(

@@ -1,11 +1,27 @@
-#![allow(clippy::unwrap_used)]
-//! The rules as a table: base / ours / theirs / expected, a sentence each.
+#![allow(clippy::unwrap_used, clippy::panic)]
+//! The rules are held to the tables of cases in `docs/conflicts.md`, line by line.
 
 use super::*;
-use crate::schema::Column;
+use crate::schema::{Column, Counter};
 use crate::value::{Type, Value};
 
-fn table() -> Table {
+const PAGE: &str = include_str!("../../../../docs/conflicts.md");
+/// How many cases the page has. A line that is not read would not be tested.
+const CASES: usize = 90;
+const HEADER: [&str; 8] = [
+    "what happened",
+    "base",
+    "ours",
+    "theirs",
+    "when",
+    "plan",
+    "result",
+    "reason",
+];
+/// When the head's version was made.
+const PRESENT: i64 = 1000;
+
+pub(super) fn table() -> Table {
     let column = |name: &str, kind| Column {
         name: name.into(),
         kind,
@@ -19,6 +35,8 @@ fn table() -> Table {
         columns: vec![
             column("id", Type::Int64),
             column("name", Type::Text { max: None }),
+            column("phone", Type::Text { max: None }),
+            column("quantity", Type::Int32),
         ],
         key: vec![0],
         unique: vec![],
@@ -31,238 +49,211 @@ fn table() -> Table {
     }
 }
 
-fn row(name: &str) -> Row {
-    Row(vec![Value::Int(1), Value::Text(name.into())])
+/// `Ann, phone 1, quantity 10`; what is not named is NULL.
+fn row(text: &str) -> Row {
+    let mut row = Row(vec![Value::Int(1), Value::Null, Value::Null, Value::Null]);
+    for field in text.split(", ") {
+        match field.split_once(' ') {
+            None => row.0[1] = Value::Text(field.into()),
+            Some(("phone", value)) => row.0[2] = Value::Text(value.into()),
+            Some(("quantity", value)) => row.0[3] = Value::Int(value.parse().unwrap()),
+            Some(_) => panic!("no row: {text}"),
+        }
+    }
+    row
 }
 
-struct Case {
-    sentence: &'static str,
-    on_present: bool,
+fn row_or_none(text: &str) -> Option<Row> {
+    (text != "none").then(|| row(text))
+}
+
+/// What a line says of the base.
+struct BaseCell {
+    on_present_version: bool,
     inserted: bool,
-    ours: Option<&'static str>,
-    theirs: Option<&'static str>,
-    /// The branch's time against the head's version's (1000); `None` when the head's version is not recent.
-    at: Option<i64>,
-    shape: fn(&mut Table),
-    expected: Decision,
+    before_joining: bool,
+    before: Option<Row>,
+}
+
+fn base(text: &str) -> BaseCell {
+    let (version, free) = match text.strip_suffix(", free") {
+        Some(version) => (version, true),
+        None => (text, false),
+    };
+    let known = !matches!(version, "present" | "older" | "new" | "before joining");
+    BaseCell {
+        on_present_version: free || version == "present",
+        inserted: matches!(version, "new" | "before joining"),
+        before_joining: version == "before joining",
+        before: known.then(|| row(text)),
+    }
+}
+
+/// When the change was made, and what is known of the head's version.
+type When = (i64, Option<(i64, &'static str)>);
+
+fn times(text: &str) -> Vec<When> {
+    let all = [
+        ("theirs later", (PRESENT + 1, Some((PRESENT, "HO")))),
+        ("theirs earlier", (PRESENT - 1, Some((PRESENT, "HO")))),
+        ("same time", (PRESENT, Some((PRESENT, "HO")))),
+        ("same time as b2", (PRESENT, Some((PRESENT, "b2")))),
+        ("unknown age", (PRESENT, None)),
+    ];
+    let meant = all
+        .into_iter()
+        .filter(|(name, _)| text == "-" || text == *name);
+    meant.map(|(_, when)| when).collect()
+}
+
+/// The tables that a plan stands for: one, or all of them for `any`.
+fn plans(text: &str) -> Vec<Table> {
+    if text != "any" {
+        return vec![plan(text)];
+    }
+    let mut plans = Vec::new();
+    for conflict in ["newest", "head", "branch", "merge", "hold"] {
+        for insert in ["hold", "newest"] {
+            for more in ["", "; counters; floor = 0"] {
+                plans.push(plan(&format!(
+                    "conflict = \"{conflict}\"; insert = \"{insert}\"{more}"
+                )));
+            }
+        }
+    }
+    plans
+}
+
+fn plan(text: &str) -> Table {
+    let mut table = table();
+    for rule in text.split("; ").filter(|rule| !rule.is_empty()) {
+        match rule {
+            "conflict = \"newest\"" => table.conflict = ConflictRule::Newest,
+            "conflict = \"head\"" => table.conflict = ConflictRule::Head,
+            "conflict = \"branch\"" => table.conflict = ConflictRule::Branch,
+            "conflict = \"merge\"" => table.conflict = ConflictRule::Merge,
+            "conflict = \"hold\"" => table.conflict = ConflictRule::Hold,
+            "insert = \"hold\"" => table.insert = InsertRule::Hold,
+            "insert = \"newest\"" => table.insert = InsertRule::Newest,
+            "direction = \"down\"" => table.direction = Direction::Down,
+            "counters" => {
+                table.counters = vec![Counter {
+                    column: 3,
+                    floor: None,
+                }];
+            }
+            "floor = 0" => table.counters[0].floor = Some(0),
+            _ => panic!("no rule: {rule}"),
+        }
+    }
+    table
+}
+
+/// A decision in the words of the page.
+fn in_words(decision: &Decision) -> (String, &'static str) {
+    let (result, reason) = match decision {
+        Decision::Accept => ("theirs".into(), None),
+        Decision::Same => ("same".into(), None),
+        Decision::Win(reason) => ("theirs".into(), Some(*reason)),
+        Decision::Lose(reason) => ("ours".into(), Some(*reason)),
+        Decision::Hold(reason) => ("held".into(), Some(*reason)),
+        Decision::Merge(row, reason) => (format!("{row:?}"), *reason),
+    };
+    (result, reason.map_or("-", Reason::code))
+}
+
+/// The cells of every line of every table of cases.
+fn cases() -> Vec<Vec<&'static str>> {
+    let cells = |line: &'static str| -> Vec<&'static str> {
+        let inner = line.trim().strip_prefix('|').unwrap_or_default();
+        let inner = inner.strip_suffix('|').unwrap_or_default();
+        inner.split('|').map(str::trim).collect()
+    };
+    let mut cases = Vec::new();
+    let mut within = false;
+    for line in PAGE.lines() {
+        let line = cells(line);
+        if line == HEADER {
+            within = true;
+        } else if within && line.len() == HEADER.len() {
+            let rule = line.iter().all(|cell| cell.chars().all(|c| c == '-'));
+            if !rule || line[0].is_empty() {
+                cases.push(line);
+            }
+        } else {
+            within = false;
+        }
+    }
+    cases
 }
 
 #[test]
-fn every_case_of_the_table_is_decided_as_written() {
-    let plain: fn(&mut Table) = |_| {};
-    let natural: fn(&mut Table) = |table| table.insert = InsertRule::Newest;
-    let case = |sentence, on_present, inserted, ours, theirs, at, shape, expected| Case {
-        sentence,
-        on_present,
-        inserted,
-        ours,
-        theirs,
-        at,
-        shape,
-        expected,
-    };
-    let cases = [
-        case(
-            "a change to the present version is accepted",
-            true,
-            false,
-            Some("a"),
-            Some("b"),
-            Some(500),
-            plain,
-            Decision::Accept,
-        ),
-        case(
-            "a delete of the present version is accepted",
-            true,
-            false,
-            Some("a"),
-            None,
-            Some(500),
-            plain,
-            Decision::Accept,
-        ),
-        case(
-            "a new row under a free key is accepted",
-            true,
-            true,
-            None,
-            Some("b"),
-            None,
-            plain,
-            Decision::Accept,
-        ),
-        case(
-            "the later of two updates stands",
-            false,
-            false,
-            Some("a"),
-            Some("b"),
-            Some(2000),
-            plain,
-            Decision::Win(Reason::Newest),
-        ),
-        case(
-            "the earlier of two updates is listed",
-            false,
-            false,
-            Some("a"),
-            Some("b"),
-            Some(500),
-            plain,
-            Decision::Lose(Reason::Newest),
-        ),
-        case(
-            "a tie goes to the smaller office name",
-            false,
-            false,
-            Some("a"),
-            Some("b"),
-            Some(1000),
-            plain,
-            Decision::Lose(Reason::Newest),
-        ),
-        case(
-            "the same content twice is no conflict",
-            false,
-            false,
-            Some("a"),
-            Some("a"),
-            Some(500),
-            plain,
-            Decision::Same,
-        ),
-        case(
-            "two deletes are no conflict",
-            false,
-            false,
-            None,
-            None,
-            Some(500),
-            plain,
-            Decision::Same,
-        ),
-        case(
-            "a later update beats a delete",
-            false,
-            false,
-            None,
-            Some("b"),
-            Some(2000),
-            plain,
-            Decision::Win(Reason::Newest),
-        ),
-        case(
-            "a later delete beats an update",
-            false,
-            false,
-            Some("a"),
-            None,
-            Some(2000),
-            plain,
-            Decision::Win(Reason::Newest),
-        ),
-        case(
-            "an earlier delete loses to an update",
-            false,
-            false,
-            Some("a"),
-            None,
-            Some(500),
-            plain,
-            Decision::Lose(Reason::Newest),
-        ),
-        case(
-            "two inserts of one key are two business rows",
-            false,
-            true,
-            Some("a"),
-            Some("b"),
-            Some(2000),
-            plain,
-            Decision::Hold(Reason::InsertedTwice),
-        ),
-        case(
-            "two inserts of a natural key follow the rule",
-            false,
-            true,
-            Some("a"),
-            Some("b"),
-            Some(2000),
-            natural,
-            Decision::Win(Reason::Newest),
-        ),
-        case(
-            "two inserts with the same content are one row",
-            false,
-            true,
-            Some("a"),
-            Some("a"),
-            Some(2000),
-            plain,
-            Decision::Same,
-        ),
-        case(
-            "a row from before the join does not beat a version of unknown age",
-            false,
-            true,
-            Some("a"),
-            Some("b"),
-            None,
-            natural,
-            Decision::Lose(Reason::Newest),
-        ),
-        case(
-            "the plan may prefer the head",
-            false,
-            false,
-            Some("a"),
-            Some("b"),
-            Some(2000),
-            |t| t.conflict = ConflictRule::Head,
-            Decision::Lose(Reason::HeadPreferred),
-        ),
-        case(
-            "the plan may prefer branches",
-            false,
-            false,
-            Some("a"),
-            Some("b"),
-            Some(500),
-            |t| t.conflict = ConflictRule::Branch,
-            Decision::Win(Reason::BranchPreferred),
-        ),
-        case(
-            "a downward table written at a branch is restored",
-            true,
-            false,
-            Some("a"),
-            Some("b"),
-            Some(2000),
-            |t| t.direction = Direction::Down,
-            Decision::Lose(Reason::DownOnly),
-        ),
-    ];
-    let (head, branch) = (
-        OfficeName::new("HO").unwrap(),
-        OfficeName::new("b1").unwrap(),
-    );
+fn every_case_of_the_page_is_decided_as_written() {
+    let cases = cases();
+    assert_eq!(cases.len(), CASES, "lines that were read of the page");
+    let mut decided = 0;
     for case in cases {
-        let mut table = table();
-        (case.shape)(&mut table);
-        let (ours, theirs) = (case.ours.map(row), case.theirs.map(row));
-        let facts = Facts {
-            before: None,
-            table: &table,
-            origin: &branch,
-            on_present_version: case.on_present,
-            inserted: case.inserted,
-            theirs: theirs.as_ref(),
-            at: Micros(case.at.unwrap_or(2000)),
-            ours: ours.as_ref(),
-            present: case.at.map(|_| (Micros(1000), &head)),
+        let [what, base_text, ours, theirs, when, plan, result, reason] = case[..] else {
+            panic!("a line with {} cells: {case:?}", case.len());
         };
-        assert_eq!(decide(&facts), case.expected, "{}", case.sentence);
+        let base = base(base_text);
+        let (ours, theirs) = (row_or_none(ours), row_or_none(theirs));
+        let expected = match result {
+            "theirs" | "ours" | "same" | "held" => result.into(),
+            merged => format!("{:?}", row(merged)),
+        };
+        let origin = OfficeName::new("b1").unwrap();
+        for table in plans(plan) {
+            for (at, present) in times(when) {
+                let present = present.map(|(at, by)| (Micros(at), OfficeName::new(by).unwrap()));
+                let facts = Facts {
+                    table: &table,
+                    origin: &origin,
+                    on_present_version: base.on_present_version,
+                    inserted: base.inserted,
+                    before: base.before.as_ref(),
+                    theirs: theirs.as_ref(),
+                    at: Micros(if base.before_joining { i64::MIN } else { at }),
+                    ours: ours.as_ref(),
+                    present: present.as_ref().map(|(at, by)| (*at, by)),
+                };
+                let found = in_words(&decide(&facts));
+                assert_eq!(
+                    found,
+                    (expected.clone(), reason),
+                    "{what}, base {base_text}, {when}, {plan}; {facts:?}"
+                );
+                decided += 1;
+            }
+        }
+    }
+    assert!(
+        decided > 3 * CASES,
+        "`-` and `any` stand for many: {decided}"
+    );
+}
+
+/// Every rule, result and reason that `decide` can give stands on the page.
+#[test]
+fn the_page_leaves_nothing_out() {
+    let cases = cases();
+    let mut reasons: Vec<&str> = cases.iter().map(|case| case[7]).collect();
+    reasons.sort_unstable();
+    reasons.dedup();
+    let all = [
+        "-",
+        "below-floor",
+        "branch",
+        "down-only",
+        "head",
+        "hold",
+        "inserted-twice",
+        "merged",
+        "newest",
+    ];
+    assert_eq!(reasons, all);
+    for case in &cases {
+        assert!(!times(case[4]).is_empty(), "no time: {case:?}");
     }
 }
 

@@ -71,6 +71,14 @@ struct Wish<'a> {
     by: Option<&'a OfficeName>,
 }
 
+/// How a conflict stands before it is settled.
+struct Stand<'a> {
+    /// The hold that it is about.
+    held: Option<&'a Hold>,
+    /// Whose row stands, by the decision or by what settled it last.
+    standing: Option<Keep>,
+}
+
 /// What settling is to do.
 struct Order {
     settled: Settled,
@@ -171,18 +179,18 @@ impl Head {
             Some(note) => books::decode::<HeldAtHead>(&note)?,
             None => HeldAtHead::default(),
         };
-        let held = note
-            .of(&record.origin)
-            .filter(|hold| hold.conflict == conflict);
-        if record.result == Resolution::Held && held.is_none() {
-            return Ok(Err(
-                match books::load::<Settled, D>(db, &settled_name(conflict)).await? {
-                    Some(_) => format!("conflict {conflict} is not held any more"),
-                    None => format!(
-                        "a later change of the row is held in place of conflict {conflict}; settle that one"
-                    ),
-                },
-            ));
+        let held = note.of(&record.origin);
+        if let Some(other) = held.filter(|hold| hold.conflict != conflict) {
+            return Ok(Err(format!(
+                "a change of the row is held as conflict {}; settle that one",
+                other.conflict
+            )));
+        }
+        let former = books::load::<Settled, D>(db, &settled_name(conflict)).await?;
+        if record.result == Resolution::Held && held.is_none() && former.is_none() {
+            return Ok(Err(format!(
+                "a later change of the row took the place of conflict {conflict}; settle that one"
+            )));
         }
         if record.reason == Reason::Unreadable {
             return Ok(Err(
@@ -190,11 +198,21 @@ impl Head {
                     .into(),
             ));
         }
-        let order = match self.order(db, table, &record, held, wish).await? {
+        let standing = match (held, former, record.result) {
+            (Some(_), ..) | (None, None, Resolution::Ours) => Some(Keep::Head),
+            (None, Some(former), _) => Some(former.keep),
+            (None, None, Resolution::Theirs) => Some(Keep::Branch),
+            (None, None, Resolution::Held | Resolution::Merged) => None,
+        };
+        let stand = Stand { held, standing };
+        let order = match self.order(db, table, &record, &stand, wish).await? {
             Ok(order) => order,
             Err(why) => return Ok(Err(why)),
         };
-        self.carry_out(db, table, &record, order).await.map(Ok)
+        let ended = held.is_some();
+        self.carry_out(db, table, &record, order, ended)
+            .await
+            .map(Ok)
     }
 
     /// What is to be written, or why it cannot be.
@@ -203,37 +221,37 @@ impl Head {
         db: &mut D,
         table: &Table,
         record: &ConflictRecord,
-        held: Option<&Hold>,
+        stand: &Stand<'_>,
         wish: Wish<'_>,
     ) -> OfficeResult<Answer<Order>> {
         let Wish { now, keep, by } = wish;
+        let held = stand.held;
         let keys = std::slice::from_ref(&record.key);
         let present = db.read(table, keys).await?.remove(&record.key);
         let same = |one: &Option<Row>, other: &Option<Row>| {
             let digest = |row: &Option<Row>| row.as_ref().map(|row| row.digest(table));
             digest(one) == digest(other)
         };
-        let wanted = match (keep, record.result) {
-            (Keep::Head, Resolution::Held | Resolution::Ours)
-            | (Keep::Branch, Resolution::Theirs) => present.clone(),
-            (Keep::Head, _) => record.ours.clone(),
-            (Keep::Branch, _) => record.theirs.clone(),
-            (Keep::Base, _) => match self.base_row(db, table, record).await? {
-                Ok(row) => row,
-                Err(why) => return Ok(Err(why)),
-            },
-            (Keep::Retry, Resolution::Held) if same(&present, &record.ours) => {
+        let wanted = match keep {
+            Keep::Retry if held.is_none() => {
+                return Ok(Err(format!("conflict {} is not held", record.id)));
+            }
+            Keep::Retry if same(&present, &record.ours) || present.is_none() => {
                 record.theirs.clone()
             }
-            (Keep::Retry, Resolution::Held) if present.is_none() => record.theirs.clone(),
-            (Keep::Retry, Resolution::Held) => {
+            Keep::Retry => {
                 return Ok(Err(
                     "the head's row has changed since; a person must choose between the two".into(),
                 ));
             }
-            (Keep::Retry, _) => {
-                return Ok(Err(format!("conflict {} is not held", record.id)));
-            }
+            // Whatever the row has become since stands with it.
+            keep if stand.standing == Some(keep) => present.clone(),
+            Keep::Head => record.ours.clone(),
+            Keep::Branch => record.theirs.clone(),
+            Keep::Base => match self.base_row(db, table, record).await? {
+                Ok(row) => row,
+                Err(why) => return Ok(Err(why)),
+            },
         };
         let key_was_taken = held.is_some_and(|hold| hold.reason == Reason::InsertedTwice);
         if keep == Keep::Retry && key_was_taken && present.is_some() {
@@ -302,6 +320,7 @@ impl Head {
         table: &Table,
         record: &ConflictRecord,
         order: Order,
+        ended: bool,
     ) -> OfficeResult<Option<(Settled, Written)>> {
         let Order {
             settled,
@@ -346,7 +365,7 @@ impl Head {
         let mut holds = 0;
         if let Some(seat) = self.seats.get(&record.origin) {
             holds = seat.book.holds;
-            if record.result == Resolution::Held {
+            if ended {
                 holds = holds.saturating_sub(1);
                 set(db, table, &record.key, &record.origin, None).await?;
                 let book = books::SeatBook {

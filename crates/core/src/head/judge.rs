@@ -11,7 +11,7 @@ use crate::books::{
     self, CONFLICTS, HeadBook, HeldAtHead, Hold, RowNames, SeatBook, seat_name, staged_of,
 };
 use crate::change::{Base, Change, Effect, Key, Row};
-use crate::conflict::{ConflictRecord, Decision, Facts, Reason, Resolution, decide};
+use crate::conflict::{ConflictRecord, Decision, Facts, Reason, Resolution, decide, rfc3339};
 use crate::envelope;
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, LogPosition, Micros, OfficeName};
@@ -300,6 +300,19 @@ struct Case<'c> {
     on_present_version: bool,
     /// An earlier change of this branch to the row is held.
     held: Option<Hold>,
+}
+
+impl Case<'_> {
+    /// Who made the head's version, where it is another than the one that the change was made on.
+    fn who_wrote_ours(&self, exists: bool) -> Option<String> {
+        let newest = self.newest.as_ref().filter(|_| !self.on_present_version)?;
+        let done = if exists { "written" } else { "deleted" };
+        Some(format!(
+            "the head's row was {done} by {} at {}",
+            newest.origin,
+            rfc3339(newest.at)
+        ))
+    }
 }
 
 impl Bench<'_> {
@@ -680,7 +693,7 @@ impl Bench<'_> {
             decided: self.now,
             before: case.change.before.clone(),
             merged,
-            detail: None,
+            detail: case.who_wrote_ours(ours.is_some()),
         };
         self.records.push(record.clone());
         record.fit_to_travel()

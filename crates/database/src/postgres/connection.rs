@@ -27,6 +27,11 @@ const SESSION: &str = "SET DateStyle TO 'ISO, MDY'; SET IntervalStyle TO 'postgr
 SET extra_float_digits TO 1; SET bytea_output TO 'hex'; SET client_encoding TO 'UTF8'; SET statement_timeout TO 0;
 SET idle_in_transaction_session_timeout TO 0; SET jit TO off; SET client_min_messages TO warning";
 
+/// Held by the connection of the one process that owns the office; each database has its own such locks. A machine that
+/// vanished is noticed within a minute or so, not after the hours that servers wait by default.
+const OWN: &str = "SET tcp_keepalives_idle TO 20; SET tcp_keepalives_interval TO 5; SET tcp_keepalives_count TO 4;
+SELECT pg_catalog.pg_try_advisory_lock(7091190276324713829)";
+
 /// A PostgreSQL database behind the port.
 pub struct PostgresDatabase {
     target: Target,
@@ -34,6 +39,8 @@ pub struct PostgresDatabase {
     statements: HashMap<String, Statement>,
     layouts: HashMap<String, Arc<Layout>>,
     open: Option<Purpose>,
+    /// This process owns the office: so must each connection that replaces a broken one.
+    owner: bool,
     pub(super) taking: Taking,
     /// Captured writes removed since the capture was last swept, and those of the open transaction.
     removed: u64,
@@ -51,10 +58,20 @@ impl PostgresDatabase {
             statements: HashMap::new(),
             layouts: HashMap::new(),
             open: None,
+            owner: false,
             taking: Taking::default(),
             removed: 0,
             removing: 0,
         })
+    }
+
+    /// Takes the right to be the one process that owns this office's database. False where another process has it.
+    pub async fn own(&mut self) -> DbResult<bool> {
+        self.reconnect().await?;
+        if !self.owner {
+            self.owner = try_own(self.client()?).await?;
+        }
+        Ok(self.owner)
     }
 
     /// The engine's name and the server's version.
@@ -212,9 +229,23 @@ impl PostgresDatabase {
         self.client = None;
         self.open = None;
         self.forget_layouts();
-        self.client = Some(connect(&self.target).await?);
+        let client = connect(&self.target).await?;
+        if self.owner && !try_own(&client).await? {
+            return Err(DatabaseError::Unreachable(
+                "another process owns this office's database now, or the server has not noticed yet that the former connection broke".into(),
+            ));
+        }
+        self.client = Some(client);
         Ok(())
     }
+}
+
+async fn try_own(client: &Client) -> DbResult<bool> {
+    let answer = client.simple_query(OWN).await.map_err(|e| failed(&e))?;
+    Ok(answer.iter().any(|message| match message {
+        tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0) == Some("t"),
+        _ => false,
+    }))
 }
 
 async fn connect(target: &Target) -> DbResult<Client> {

@@ -1,5 +1,6 @@
 //! The connection, and the one transaction open on it.
 
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub struct SqliteDatabase {
     /// Foreign keys are switched off for a [`Purpose::Load`] transaction.
     unenforced: bool,
     path: PathBuf,
+    /// Locked while this process owns the office.
+    owned: Option<File>,
 }
 
 /// Which engine an office runs on.
@@ -75,7 +78,39 @@ impl SqliteDatabase {
             references: References::default(),
             unenforced: false,
             path,
+            owned: None,
         })
+    }
+
+    /// Takes the right to be the one process that owns this office's database: a lock on the file `PATH.branchline-lock`.
+    /// False where another process has it.
+    pub fn own(&mut self) -> DbResult<bool> {
+        if self.owned.is_some() {
+            return Ok(true);
+        }
+        let path = self.lock_path();
+        let refused = |error: std::io::Error| {
+            DatabaseError::Refused(format!("cannot lock {}: {error}", path.display()))
+        };
+        // Never the database file itself: closing it would drop SQLite's own locks.
+        let mut options = File::options();
+        let options = options.create(true).write(true).truncate(false);
+        let file = options.open(&path).map_err(refused)?;
+        match file.try_lock() {
+            Ok(()) => {
+                self.owned = Some(file);
+                Ok(true)
+            }
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(error)) => Err(refused(error)),
+        }
+    }
+
+    /// The file whose lock says who owns the office.
+    pub(super) fn lock_path(&self) -> PathBuf {
+        let mut name = self.path.clone().into_os_string();
+        name.push(".branchline-lock");
+        name.into()
     }
 
     /// The engine and its version.

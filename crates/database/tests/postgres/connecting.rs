@@ -73,6 +73,28 @@ async fn a_broken_connection_is_unreachable_until_the_next_begin() {
     assert_eq!(db.describe().await.unwrap().0, "PostgreSQL");
 }
 
+#[tokio::test]
+async fn one_process_owns_a_database_also_after_its_connection_broke() {
+    let url = office().await.url;
+    let mut owner = PostgresDatabase::connect(&url).await.unwrap();
+    assert!(owner.own().await.unwrap());
+    assert!(owner.own().await.unwrap(), "again");
+    let mut second = PostgresDatabase::connect(&url).await.unwrap();
+    assert!(!second.own().await.unwrap());
+    let kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                WHERE application_name = 'branchline' AND datname = current_database()";
+    client(&url).await.execute(kill, &[]).await.unwrap();
+    let soon = std::time::Duration::from_secs(20);
+    // The server may need a moment to notice.
+    let back = async { while owner.begin(Purpose::Apply).await.is_err() {} };
+    tokio::time::timeout(soon, back).await.unwrap();
+    owner.rollback().await.unwrap();
+    assert!(!second.own().await.unwrap());
+    drop(owner);
+    let given_up = async { while !second.own().await.unwrap() {} };
+    tokio::time::timeout(soon, given_up).await.unwrap();
+}
+
 fn openssl(folder: &std::path::Path, arguments: &str) {
     let done = std::process::Command::new("openssl")
         .args(arguments.split(' '))

@@ -218,3 +218,21 @@ async fn a_table_of_other_types_than_the_plans_is_refused() {
         "{refused:?}"
     );
 }
+
+#[tokio::test]
+async fn one_process_owns_a_database() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("shop.db");
+    let open = || SqliteDatabase::open(path.to_str().unwrap(), true).unwrap();
+    let (mut owner, mut second) = (open(), open());
+    assert!(owner.own().unwrap());
+    assert!(owner.own().unwrap(), "again");
+    assert!(!second.own().unwrap());
+    drop(owner);
+    assert!(second.own().unwrap());
+    second.prepare().await.unwrap();
+    second.uninstall().await.unwrap();
+    drop(second);
+    let left: Vec<_> = std::fs::read_dir(directory.path()).unwrap().collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+}

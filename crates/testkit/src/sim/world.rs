@@ -59,6 +59,7 @@ pub enum Event {
     Restart(usize),
     Reload(usize, u64),
     Jump(usize),
+    Compare(usize),
     Found(usize),
     Dismiss(usize),
     Manual(usize),
@@ -375,6 +376,15 @@ impl World {
                     skew / SECOND
                 ));
                 self.offices[office].skew = skew;
+            }
+            Event::Compare(_) => {
+                self.call(0, |machine, _, _| {
+                    if let Machine::Head(head) = machine {
+                        head.verify(true);
+                    }
+                    Ok(())
+                });
+                self.plan_work(0);
             }
             Event::Found(branch) => self.found(branch),
             Event::Dismiss(branch) => self.dismiss(branch),

@@ -168,6 +168,12 @@ impl World {
             Notice::RefusedByHead(why) => {
                 self.fail(format!("{} was refused: {why}", self.offices[office].name))
             }
+            Notice::Verified(verification) if verification.repair => {
+                // Nobody writes behind the back of capture here: whatever the weather, nothing differs.
+                if let Err(why) = super::super::oracle::undisturbed(verification) {
+                    self.fail(why);
+                }
+            }
             Notice::Verified(verification) => self.verified = Some(verification.clone()),
             _ => {}
         }

@@ -77,6 +77,7 @@ impl World {
             ("cut", Event::Cut),
             ("half cut", Event::HalfCut),
             ("jump", Event::Jump),
+            ("compare", Event::Compare),
             ("restore", Event::Image),
             ("dismiss", Event::Dismiss),
             ("manual", Event::Manual),
@@ -152,6 +153,7 @@ impl World {
                     | Event::Cut(_)
                     | Event::HalfCut(_)
                     | Event::Jump(_)
+                    | Event::Compare(_)
                     | Event::Image(_)
                     | Event::Dismiss(_)
                     | Event::Manual(_)
