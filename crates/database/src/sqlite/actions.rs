@@ -1,8 +1,9 @@
 //! Referential actions, none of which may reach a row that is not among the effects.
 //!
 //! Foreign keys wait for the commit (which includes RESTRICT, under `defer_foreign_keys`), but what they would *do* comes
-//! at once. So a row that children hang on by a reference that acts is deleted after the puts, which may have given the
-//! children another parent. What is left then are lines and circles of rows that all go, or the write is refused. A put
+//! at once, and a commit that fails does not say which row it was. So a row that children hang on is deleted after the
+//! puts, which may have given the children another parent. What is left then are lines and circles of rows that all go,
+//! or the write is refused. A put
 //! that changes columns which children follow is refused unless the children are among the effects too.
 
 use std::collections::BTreeSet;
@@ -28,11 +29,11 @@ pub(super) fn delete_free<'a>(
     keys: &[&'a Key],
 ) -> DbResult<Vec<Doomed<'a>>> {
     let key_columns = key_columns(table);
-    let acting: Vec<&Reference> = acting(references, table).collect();
+    let referring: Vec<&Reference> = referring(references, table).collect();
     let delete = delete_one(table);
     let mut held = Vec::new();
     for key in keys {
-        if holder(connection, &acting, &key_columns, key)?.is_some() {
+        if holder(connection, &referring, &key_columns, key)?.is_some() {
             held.push((table, *key));
         } else {
             execute(connection, &delete, table, key)?;
@@ -61,7 +62,7 @@ pub(super) fn delete_held(
     let all: BTreeSet<(TableId, &Key)> = held.iter().map(|(table, key)| (table.id, *key)).collect();
     for (table, key) in &held {
         let key_columns = key_columns(table);
-        for reference in acting(references, table) {
+        for reference in referring(references, table) {
             let others = match reference.child_table(schema) {
                 Some(child) => reference
                     .children(connection, child, &key_columns, key)?
@@ -128,22 +129,23 @@ pub(super) fn key_columns(table: &Table) -> Vec<String> {
         .collect()
 }
 
-fn acting<'r>(
+/// The references to this table.
+fn referring<'r>(
     references: &'r [Reference],
     table: &'r Table,
 ) -> impl Iterator<Item = &'r Reference> {
     references
         .iter()
-        .filter(|reference| reference.acts && reference.parent.eq_ignore_ascii_case(&table.name))
+        .filter(|reference| reference.parent.eq_ignore_ascii_case(&table.name))
 }
 
 fn holder<'r>(
     connection: &Connection,
-    acting: &[&'r Reference],
+    referring: &[&'r Reference],
     key_columns: &[String],
     key: &Key,
 ) -> DbResult<Option<&'r Reference>> {
-    for reference in acting {
+    for reference in referring {
         if reference.has_child(connection, key_columns, key)? {
             return Ok(Some(reference));
         }

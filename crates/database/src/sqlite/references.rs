@@ -17,8 +17,6 @@ pub(super) struct Reference {
     child_columns: Vec<String>,
     pub(super) parent: String,
     parent_columns: Vec<String>,
-    /// Deleting the parent changes or deletes the children.
-    pub(super) acts: bool,
     /// Changing the columns referred to changes the children.
     acts_on_update: bool,
 }
@@ -61,7 +59,6 @@ fn read(connection: &Connection) -> rusqlite::Result<Vec<Reference>> {
                 child_columns: Vec::new(),
                 parent: row.get(2)?,
                 parent_columns: Vec::new(),
-                acts: acts(&row.get::<_, String>(5)?),
                 acts_on_update: acts(&row.get::<_, String>(6)?),
             });
         }
