@@ -34,6 +34,8 @@ pub struct Journal {
     rows: BTreeMap<RowName, Vec<WriteId>>,
     followers: BTreeMap<WriteId, Vec<WriteId>>,
     last: WriteId,
+    /// What was added to each counter.
+    counts: BTreeMap<Key, i64>,
 }
 
 impl Journal {
@@ -57,6 +59,18 @@ impl Journal {
             self.rows.entry(row).or_default().push(id);
             self.writes.insert(id, write);
         }
+    }
+
+    /// The committed transaction added these to counters.
+    pub fn count(&mut self, sold: Vec<(Key, i64)>) {
+        for (key, delta) in sold {
+            *self.counts.entry(key).or_default() += delta;
+        }
+    }
+
+    /// What all offices together added to a counter.
+    pub fn counted(&self, key: &Key) -> i64 {
+        self.counts.get(key).copied().unwrap_or_default()
     }
 
     /// The office's database became what it was when `since` was the last write.

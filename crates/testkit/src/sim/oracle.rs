@@ -16,7 +16,7 @@ use branchline_core::verify::Verification;
 
 use super::model::{RowName, WriteId};
 use super::office::run;
-use super::workload::{ACCOUNTS, RATES, SUM, accounts_of, maker};
+use super::workload::{ACCOUNTS, RATES, STOCK, STOCK_AT_FIRST, SUM, accounts_of, maker};
 use super::world::World;
 
 /// Follows the head's log as it grows.
@@ -255,7 +255,26 @@ pub fn at_rest(world: &mut World) -> Result<(), String> {
             ));
         }
     }
+    counters(world, &head)?;
     nothing_lost(world, &head)
+}
+
+/// P2: a counter is what it began with and all that was added anywhere, each once. Where a database was restored, what
+/// it had not sent is gone with it.
+fn counters(world: &World, head: &Holdings) -> Result<(), String> {
+    if world.offices.iter().any(|office| office.restored) {
+        return Ok(());
+    }
+    for (row, content) in head.rows.iter().filter(|(row, _)| row.0 == STOCK) {
+        let expected = STOCK_AT_FIRST + world.journal.counted(&row.1);
+        if content.0[2] != Value::Int(expected) {
+            return Err(format!(
+                "not exactly once (P2): {} is {content:?}, and all that was added makes {expected}",
+                named(world, row)
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn named_by(world: &World, record: &ConflictRecord, row: &RowName) -> bool {
@@ -281,6 +300,9 @@ fn nothing_lost(world: &World, head: &Holdings) -> Result<(), String> {
         }
     }
     for (row, writes) in world.journal.rows() {
+        if row.0 == STOCK {
+            continue;
+        }
         let present = head.rows.get(row);
         let present_maker = present.and_then(maker);
         if present.is_some() && !present_maker.is_some_and(|id| writes.contains(&id)) {
@@ -331,6 +353,8 @@ fn nothing_lost(world: &World, head: &Holdings) -> Result<(), String> {
                     && !listed_deletes.contains(row)
                     && !replaced
                     && !reborn
+                    // A row that was held, and let in when the delete had freed its key.
+                    && !present_maker.is_some_and(|maker| listed.contains(&maker))
             } else {
                 present_maker != Some(id) && !listed.contains(&id)
             };

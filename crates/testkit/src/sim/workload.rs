@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use branchline_core::change::{Key, Row};
 use branchline_core::identity::Micros;
 use branchline_core::schema::{
-    Column, ConflictRule, Direction, ForeignKey, InsertRule, Schema, Table, TableId,
+    Column, ConflictRule, Counter, Direction, ForeignKey, InsertRule, Schema, Table, TableId,
 };
 use branchline_core::value::{Type, Value};
 use rand::RngExt;
@@ -39,6 +39,14 @@ pub const ASKS: TableId = 14;
 pub const SALES: TableId = 15;
 /// Rows so large that a unit of them does not fit into an inbox.
 pub const BULK: TableId = 16;
+/// Counters, of which every office sells.
+pub const STOCK: TableId = 17;
+/// Rows whose columns are merged.
+pub const CARDS: TableId = 18;
+/// What a counter begins with.
+pub const STOCK_AT_FIRST: i64 = 1000;
+/// How many counters there are.
+const STOCKS: i64 = 3;
 /// How many rows such a unit has, and how many bytes each.
 const BULKY: (i64, usize) = (22, 600 * 1024);
 /// What the two accounts hold together.
@@ -91,6 +99,26 @@ fn unique(mut table: Table) -> Table {
     table
 }
 
+fn counting(mut table: Table) -> Table {
+    table.counters.push(Counter {
+        column: 2,
+        floor: None,
+    });
+    table
+}
+
+/// The counters as the head begins with them.
+pub fn first_stock() -> Vec<Op> {
+    let row = |key| {
+        Row(vec![
+            Value::Int(key),
+            Value::Text("w0".into()),
+            Value::Int(STOCK_AT_FIRST),
+        ])
+    };
+    (0..STOCKS).map(|key| Op::Insert(STOCK, row(key))).collect()
+}
+
 fn one_way(mut table: Table, direction: Direction) -> Table {
     table.direction = direction;
     table
@@ -119,6 +147,8 @@ pub fn schema() -> Schema {
             table(ASKS, "asks", C::Hold, I::Newest),
             one_way(table(SALES, "sales", C::Newest, I::Hold), Direction::Up),
             table(BULK, "bulk", C::Newest, I::Hold),
+            counting(table(STOCK, "stock", C::Newest, I::Newest)),
+            table(CARDS, "cards", C::Merge, I::Newest),
         ],
     }
 }
@@ -180,13 +210,14 @@ struct Draft {
     ops: Vec<Op>,
     rows: BTreeMap<RowName, Option<Row>>,
     writes: Vec<(RowName, WriteId, Write)>,
+    sold: Vec<(Key, i64)>,
 }
 
 impl Desk<'_> {
     /// Runs a random transaction. Returns what it did in words, or nothing where the database was busy.
     pub fn transact(&mut self, disk: &mut Disk) -> Option<String> {
         let mut draft = Draft::default();
-        match self.rng.random_range(0..13) {
+        match self.rng.random_range(0..15) {
             0..=2 => self.transfer(disk, &mut draft),
             3 => self.order(disk, &mut draft),
             4 | 5 if self.business.families => {
@@ -198,6 +229,8 @@ impl Desk<'_> {
             7 if self.business.unique => self.register(disk, &mut draft),
             8 if self.business.asks => self.ask(disk, &mut draft),
             9 if !self.is_head => self.sell(disk, &mut draft),
+            11 => self.trade(disk, &mut draft),
+            12 => self.fill_in(disk, &mut draft),
             10 if self.business.bulk && self.rng.random_ratio(1, 40) => {
                 self.heap(disk, &mut draft);
             }
@@ -230,6 +263,7 @@ impl Desk<'_> {
         self.times
             .extend(draft.rows.into_keys().map(|row| (row, self.now)));
         self.journal.commit(draft.writes);
+        self.journal.count(draft.sold);
         Some(words)
     }
 
@@ -428,6 +462,36 @@ impl Desk<'_> {
     fn sell(&mut self, disk: &mut Disk, draft: &mut Draft) {
         let number = 1000 * (self.office as i64 + 1) + self.rng.random_range(0..6);
         self.put(disk, draft, row_of(SALES, number), Value::Int(number));
+    }
+
+    /// Adds to a counter that is here already, or takes from it.
+    fn trade(&mut self, disk: &mut Disk, draft: &mut Draft) {
+        let row = row_of(STOCK, self.rng.random_range(0..STOCKS));
+        let Some(Value::Int(count)) = self
+            .present(disk, draft, &row)
+            .and_then(|row| row.0.into_iter().nth(2))
+        else {
+            return;
+        };
+        let delta = self.rng.random_range(-9..=9);
+        draft.sold.push((row.1.clone(), delta));
+        self.put(disk, draft, row, Value::Int(count + delta));
+    }
+
+    /// Writes a card, or only one of its columns.
+    fn fill_in(&mut self, disk: &mut Disk, draft: &mut Draft) {
+        let row = row_of(CARDS, self.any_key(3));
+        let extra = Value::Int(self.rng.random_range(0..1000));
+        match self.present(disk, draft, &row) {
+            Some(mut card) if self.rng.random_bool(0.5) => {
+                card.0[2] = extra;
+                draft
+                    .ops
+                    .push(Op::Update(CARDS, row.1.clone(), card.clone()));
+                draft.rows.insert(row, Some(card));
+            }
+            _ => self.put(disk, draft, row, extra),
+        }
     }
 
     /// More than an inbox holds, in one transaction with the two halves of a transfer.

@@ -16,6 +16,11 @@ impl World {
             })
         });
         made.expect("the head is founded");
+        let now = self.offices[0].clock(self.now);
+        self.offices[0]
+            .disk
+            .write_now(&schema, &workload::first_stock(), now)
+            .expect("the head has stock");
         self.offices[0].founded = true;
         self.offices[0].joined = true;
         self.at(0, Event::Restart(0));
