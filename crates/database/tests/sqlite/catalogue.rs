@@ -221,7 +221,7 @@ async fn a_table_of_other_types_than_the_plans_is_refused() {
 
 #[tokio::test]
 async fn one_process_owns_a_database() {
-    let directory = tempfile::TempDir::new().unwrap();
+    let directory = TempDir::new().unwrap();
     let path = directory.path().join("shop.db");
     let open = || SqliteDatabase::open(path.to_str().unwrap(), true).unwrap();
     let (mut owner, mut second) = (open(), open());
