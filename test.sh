@@ -5,8 +5,8 @@
 #   ./test.sh quick   format, lints, and the tests that need no server
 #
 # Missing system packages are installed with apt-get. Servers run in folders below target/servers and end with this
-# script, however it ends. To use running servers instead, set BRANCHLINE_TEST_POSTGRES (a super-user's URL), and
-# BRANCHLINE_TEST_AMQP (an administrator's URL) with BRANCHLINE_TEST_AMQP_CTL (a rabbitmqctl for it).
+# script, however it ends. To use running servers instead, set BRANCHLINE_TEST_POSTGRES and
+# BRANCHLINE_TEST_MYSQL (a super-user's URL each), and BRANCHLINE_TEST_AMQP (an administrator's URL) with BRANCHLINE_TEST_AMQP_CTL (a rabbitmqctl for it).
 set -euo pipefail
 cd "$(dirname "$0")"
 exec </dev/null
@@ -74,6 +74,10 @@ packages() {
       missing+=(postgresql)
     fi
     command -v psql >/dev/null || compgen -G '/usr/lib/postgresql/*/bin/psql' >/dev/null || missing+=(postgresql-client)
+    if [ -z "${BRANCHLINE_TEST_MYSQL:-}" ] && [ ! -x /usr/sbin/mariadbd ] && ! command -v mariadbd >/dev/null; then
+      missing+=(mariadb-server)
+    fi
+    command -v mariadb >/dev/null || missing+=(mariadb-client)
     if [ -z "${BRANCHLINE_TEST_AMQP:-}" ] && [ ! -x /usr/lib/rabbitmq/bin/rabbitmq-server ]; then
       missing+=(rabbitmq-server)
     fi

@@ -2,8 +2,8 @@
 //!
 //! It has no login: it listens on a loopback address only, and refuses what a web page could send (requests with an
 //! `Origin`, or for another host name), so that a browser on the same machine is no way in. What ends the office
-//! (`stop`, `leave`), changes rows (`settle`) or shows them (`history`) also wants the token from a file beside the
-//! configuration that only its owner can read.
+//! (`stop`, `leave`), changes rows (`settle`, `repair`) or shows them (`history`) also wants the token from a file beside
+//! the configuration that only its owner can read.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -95,6 +95,7 @@ pub async fn serve(
         .route("/api/settle", post(settle))
         .route("/api/history", post(history))
         .route("/api/leave", post(leave))
+        .route("/api/repair", post(repair))
         .route("/api/stop", post(stop_office))
         .layer(axum::middleware::from_fn_with_state(token, with_token));
     let routes = Router::new()
@@ -192,13 +193,16 @@ async fn sync(State(office): State<Handle>, Query(patience): Query<Patience>) ->
 }
 
 async fn verify(State(office): State<Handle>, Query(patience): Query<Patience>) -> Response {
-    respond(
-        office
-            .ask(Ask::Verify {
-                deadline: deadline(&patience),
-            })
-            .await,
-    )
+    compare(&office, &patience, false).await
+}
+
+async fn repair(State(office): State<Handle>, Query(patience): Query<Patience>) -> Response {
+    compare(&office, &patience, true).await
+}
+
+async fn compare(office: &Handle, patience: &Patience, repair: bool) -> Response {
+    let deadline = deadline(patience);
+    respond(office.ask(Ask::Verify { deadline, repair }).await)
 }
 
 async fn settle(

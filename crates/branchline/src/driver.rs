@@ -272,7 +272,11 @@ impl Driver {
                 head.link_up(peer);
                 Ok(())
             }
-            Machine::Branch(branch) => branch.link_up(now()),
+            Machine::Branch(branch) => {
+                branch.link_up(now())?;
+                self.ask_comparisons_again();
+                Ok(())
+            }
         }
     }
 
@@ -355,6 +359,7 @@ impl Driver {
     /// Reads the machine anew: what it remembered may no longer be what the database says.
     async fn reload(&mut self) -> OfficeResult<()> {
         self.machine = load(&mut self.parts, self.is_head, self.session).await?;
+        self.ask_comparisons_again();
         for (receipt, _) in std::mem::take(&mut self.receipts).into_values() {
             self.parts.link.sender.settle(receipt);
         }

@@ -39,6 +39,8 @@ pub enum Ask {
     Verify {
         /// When to give up.
         deadline: Instant,
+        /// Make differing rows at the branches what they are at the head.
+        repair: bool,
     },
     /// Let another row stand after a conflict.
     Settle {
@@ -73,7 +75,7 @@ pub struct Waiting {
     pub ask: Ask,
     /// Where the answer goes.
     pub reply: oneshot::Sender<Answer>,
-    /// The branch's question to the head that must be answered first.
+    /// The question that must be answered first: a branch's to the head by its number, or 0 for a comparison.
     pub question: Option<u64>,
     /// The questions asked of the head that it answers in words.
     pub asked: Vec<u64>,

@@ -43,6 +43,7 @@ pub fn log(notice: &Notice) {
         }
         Notice::Settled { id } => tracing::info!("conflict {id} was settled"),
         Notice::Reply(..) => {}
+        Notice::Warned(warning) => tracing::warn!("the head warns: {warning}"),
         Notice::TakenBack(from, last) => tracing::warn!(
             "this head's database was restored from a backup; {from} gave back what its log had lost, up to {last}"
         ),

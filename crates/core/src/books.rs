@@ -164,6 +164,9 @@ pub struct BranchBook {
     /// Which stream keeps the log entries followed: a branch that went back to an earlier place begins a new one.
     #[n(11)]
     pub lineage: u64,
+    /// The head's clock minus this office's in microseconds, as last measured.
+    #[n(12)]
+    pub clock_offset: Option<i64>,
 }
 
 impl BranchBook {

@@ -18,10 +18,11 @@ use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::inbox::{Admission, Inbox, Slot};
 use crate::message::{
-    Batch, Chunk, Hello, HistoryRequest, Keep, LogEntry, Message, Position, SettleRequest, Welcome,
+    Batch, Chunk, Hello, HistoryRequest, Keep, LogEntry, Message, Position, SettleRequest,
+    VerifyRequest, Welcome,
 };
 use crate::office::{IDENTITY, Identity, conclude};
-use crate::output::{Notice, Output, To, Token, offset_ms};
+use crate::output::{Notice, Output, To, Token};
 use crate::port::{Database, Entry, Purpose};
 use crate::schema::{Schema, Table};
 
@@ -30,6 +31,7 @@ mod land;
 mod recall;
 mod take;
 mod unfit;
+mod verify;
 
 /// The name of the branch's own record.
 const BRANCH: &str = "branch";
@@ -41,6 +43,10 @@ const ANNOUNCE_MS: i64 = 5_000;
 const ANNOUNCE_UNANSWERED_MS: i64 = 2_000;
 /// How soon the greeting is repeated while the head does not answer, in milliseconds.
 const GREET_AGAIN_MS: i64 = 5_000;
+/// The longest round trip by which clocks are compared, in microseconds.
+const LONGEST_ROUND_TRIP: i64 = 5_000_000;
+/// What a clock may seem to have moved without being noted, in microseconds.
+const CLOCK_NOISE: i64 = 500_000;
 /// Bytes read from the outbox at a time.
 const READ_BYTES: usize = 512 * 1024;
 /// Batches handed to the transport in one piece of work.
@@ -69,6 +75,8 @@ pub struct Branch {
     link: LinkState,
     chunk: Option<(Chunk, Token)>,
     chunk_asked: Option<Micros>,
+    /// What was seen at the last barrier, for narrower questions.
+    seen: Option<verify::Seen>,
     outputs: VecDeque<Output>,
 }
 
@@ -92,6 +100,8 @@ struct LinkState {
     clock_offset_ms: i64,
     heard: Micros,
     refused: Option<String>,
+    /// This process runs on a copy of another's database; it keeps silent until it is started again.
+    copied: bool,
 }
 
 /// What a join code gives a branch to begin with.
@@ -150,6 +160,7 @@ impl Branch {
                 joining: Some(Joining::default()),
                 log_chain: Digest::default(),
                 lineage: 0,
+                clock_offset: None,
             };
             books::store(db, IDENTITY, &enrolment.identity).await?;
             books::store(db, BRANCH, &book).await
@@ -228,6 +239,7 @@ impl Branch {
             link,
             chunk: None,
             chunk_asked: None,
+            seen: None,
             outputs: VecDeque::new(),
             book,
         };
@@ -312,6 +324,9 @@ impl Branch {
     }
 
     fn greet(&mut self, now: Micros) -> OfficeResult<()> {
+        if self.link.copied {
+            return Ok(());
+        }
         self.link.greeted = now;
         let public_key = self.identity.public_key();
         let proof = self
@@ -349,9 +364,10 @@ impl Branch {
         self.tell(&Message::Leave)
     }
 
-    /// Asks the head to compare this branch with itself; the outcome comes as a notice.
-    pub fn verify(&mut self) -> OfficeResult<()> {
-        self.tell(&Message::VerifyRequest)
+    /// Asks the head to compare this branch with itself, and where wanted to make differing rows here what they are at
+    /// the head; the outcome comes as a notice.
+    pub fn verify(&mut self, repair: bool) -> OfficeResult<()> {
+        self.tell(&Message::VerifyRequest(VerifyRequest { repair }))
     }
 
     /// Numbers this branch's questions after this number, so that an answer to an earlier process, which a broker may
@@ -410,6 +426,8 @@ impl Branch {
             applied: Some(self.book.cursor.0),
             question,
             clock: now,
+            session: self.session,
+            offset: self.book.clock_offset,
         };
         self.tell(&Message::Position(position))
     }
@@ -455,13 +473,17 @@ impl Branch {
                         self.reincarnate(db, now).await?;
                     }
                 } else {
+                    self.link.copied |= refusal.copied;
                     self.link.refused = Some(refusal.reason.clone());
                     self.notice(Notice::RefusedByHead(refusal.reason));
                 }
             }
+            Message::Warning(warning) => self.notice(Notice::Warned(warning)),
             Message::Recall(recall) => self.recall(db, now, &recall).await?,
             Message::Reply(reply) => self.notice(Notice::Reply(reply.question, reply.answer)),
             Message::VerifyResult(result) => self.notice(Notice::VerifyResult(result)),
+            Message::Narrow(question) => self.narrow(&question)?,
+            Message::RowsRequest(request) => self.tell_rows(db, request).await?,
             _ => {}
         }
         self.outputs.push_back(Output::Settle(token));
@@ -534,7 +556,6 @@ impl Branch {
             self.greet_again(now)?;
         }
         self.link.known_last = self.link.known_last.max(last);
-        self.link.clock_offset_ms = offset_ms(position.clock, now);
         if position.produced >= self.inbox.expected()
             && let Some(from) = self.inbox.ask(now)
         {
@@ -577,7 +598,8 @@ impl Branch {
         self.link.refused = None;
         self.link.sent = welcome.cursor.max(self.book.answered);
         self.link.known_last = self.link.known_last.max(welcome.last);
-        self.link.clock_offset_ms = offset_ms(welcome.clock, now);
+        self.measure_clock(db, now, welcome.clock).await?;
+        self.link.clock_offset_ms = self.book.clock_offset.map_or(0, |offset| offset / 1000);
         self.link.told_applied = LogPosition::NONE;
         self.notice(Notice::Welcomed {
             last: welcome.last,
@@ -585,6 +607,36 @@ impl Branch {
             clock_offset_ms: self.link.clock_offset_ms,
         });
         self.tell_applied()
+    }
+
+    /// Measures the head's clock against this office's, by the way from the greeting to its answer (as NTP does, RFC
+    /// 5905, section 8). An answer that took long tells little, and one that was waiting in a broker nothing.
+    async fn measure_clock<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Micros,
+        heads: Micros,
+    ) -> OfficeResult<()> {
+        let (sent, round_trip) = (self.link.greeted, now.0.saturating_sub(self.link.greeted.0));
+        if !(0..=LONGEST_ROUND_TRIP).contains(&round_trip) {
+            return Ok(());
+        }
+        let offset = heads
+            .0
+            .saturating_sub(sent.0.saturating_add(round_trip / 2));
+        let known = self.book.clock_offset;
+        if known.is_some_and(|known| (known.saturating_sub(offset)).abs() < CLOCK_NOISE) {
+            return Ok(());
+        }
+        let book = BranchBook {
+            clock_offset: Some(offset),
+            ..self.book.clone()
+        };
+        db.begin(Purpose::Apply).await?;
+        let outcome = books::store(db, BRANCH, &book).await;
+        conclude(db, outcome).await?;
+        self.book = book;
+        Ok(())
     }
 
     /// Whether the head's last batch of this branch is the one that this branch sent.
@@ -805,7 +857,8 @@ impl Branch {
 
     /// Time has passed. To be called a few times a second.
     pub fn tick(&mut self, now: Micros) -> OfficeResult<()> {
-        if !self.link.up {
+        self.forget_seen(now);
+        if !self.link.up || self.link.copied {
             return Ok(());
         }
         if !self.link.welcomed && now.has_passed(GREET_AGAIN_MS, self.link.greeted) {

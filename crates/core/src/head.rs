@@ -27,16 +27,19 @@ use crate::port::{Database, Entry, First, Purpose};
 use crate::schema::{Direction, Rules, Schema, Table};
 
 mod chunks;
+mod clones;
 mod history;
 pub mod holds;
 mod judge;
 mod lanes;
 mod recall;
 mod recent;
+mod repair;
 pub mod seats;
 mod verify;
 mod writer;
 
+use clones::Sessions;
 pub use lanes::Wiring;
 use recall::Standing;
 use recent::Recent;
@@ -105,8 +108,7 @@ struct Seat {
     /// What it was asked to give back of the log, and its answer.
     asking: Option<recall::Asking>,
     recalled: Option<Recalled>,
-    /// The session that greeted last.
-    session: [u8; 16],
+    sessions: Sessions,
 }
 
 impl Seat {
@@ -124,7 +126,7 @@ impl Seat {
             resting_since: None,
             asking: None,
             recalled: None,
-            session: [0; 16],
+            sessions: Sessions::default(),
             book,
         }
     }
@@ -236,7 +238,7 @@ impl Head {
         let Some(since) = self.started else {
             return false;
         };
-        let silent = |seat: &Seat| seat.is_enrolled() && seat.session == [0; 16];
+        let silent = |seat: &Seat| seat.is_enrolled() && seat.sessions.present == [0; 16];
         let asked = self.seats.values().any(|seat| seat.asking.is_some());
         let patience = if asked { RECALL_MS } else { SETTLE_IN_MS };
         let waits = asked || self.seats.values().any(silent);
@@ -402,8 +404,12 @@ impl Head {
             Message::Resend(from) => seat.lane.rewind(LogPosition(from), self.book.last),
             Message::Position(position) => self.position_told(now, origin, position)?,
             Message::ChunkRequest(request) => seat.request = Some(request),
-            Message::Digests(digests) => self.digests_arrived(origin, digests),
-            Message::VerifyRequest => self.verifications.wanted.push((Some(origin.clone()), now)),
+            Message::Digests(digests) => self.digests_arrived(origin, digests, bytes.len())?,
+            Message::Rows(rows) => self.rows_arrived(origin, rows, bytes.len()),
+            Message::VerifyRequest(request) => {
+                self.verifications
+                    .want(Some(origin.clone()), request.repair);
+            }
             Message::Recalled(recalled) => seat.recalled = Some(recalled),
             Message::Settle(request) => self.question(origin, Question::Settle(request)),
             Message::HistoryRequest(request) => self.question(origin, Question::History(request)),
@@ -429,7 +435,13 @@ impl Head {
         let Some(seat) = self.seats.get_mut(origin) else {
             return Ok(());
         };
-        seat.clock_offset_ms = offset_ms(position.clock, now);
+        seat.clock_offset_ms = position
+            .offset
+            .map_or_else(|| offset_ms(position.clock, now), |offset| -offset / 1000);
+        self.listen_for_clones(origin, position.session, position.clock)?;
+        let Some(seat) = self.seats.get_mut(origin) else {
+            return Ok(());
+        };
         seat.produced = Some(BatchNumber(position.produced));
         if let Some(applied) = position.applied {
             seat.book.applied = seat
@@ -457,6 +469,8 @@ impl Head {
             applied: Some(seat.book.cursor.0),
             question,
             clock: now,
+            session: [0; 16],
+            offset: None,
         };
         self.tell(to, &Message::Position(position))
     }
@@ -505,6 +519,7 @@ impl Head {
                 reincarnate: true,
                 incarnation: batch.incarnation,
                 cursor: BatchNumber(u64::MAX),
+                copied: false,
             };
             self.drop_envelope(
                 token,
@@ -538,6 +553,9 @@ impl Head {
         trusted: bool,
         token: Token,
     ) -> OfficeResult<()> {
+        if trusted {
+            self.listen_for_clones(origin, hello.session, hello.clock)?;
+        }
         if let Err(refusal) = self.admit(now, origin, &hello, trusted) {
             self.outputs.push_back(Output::Notice(Notice::Refused(
                 origin.clone(),
@@ -560,7 +578,7 @@ impl Head {
         let Some(seat) = self.seats.get_mut(origin) else {
             return Ok(());
         };
-        seat.session = hello.session;
+        seat.sessions.greeted(hello.session, hello.clock);
         seat.online = true;
         seat.book.seen = now;
         seat.produced = Some(hello.frozen);
@@ -655,6 +673,7 @@ impl Head {
                 more |= self.take(db, now).await?;
             }
             self.start_verification(db, now).await?;
+            self.advance_verification(db, now).await?;
             while let Some((branch, question)) = self.questions.pop_front() {
                 self.answer_question(db, now, &branch, question).await?;
             }
@@ -782,6 +801,8 @@ impl Head {
                 applied: None,
                 question: 0,
                 clock: now,
+                session: [0; 16],
+                offset: None,
             };
             let bytes = envelope::seal(
                 &self.identity.name,
@@ -794,7 +815,7 @@ impl Head {
         for seat in self.seats.values_mut() {
             seat.online &= now < seat.book.seen.plus_millis(4 * ANNOUNCE_MS);
         }
-        self.time_out_verification(db, now).await?;
+        self.advance_verification(db, now).await?;
         self.retry_holds(db, now).await?;
         self.save_seen(db).await
     }

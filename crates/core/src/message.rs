@@ -45,7 +45,7 @@ pub enum Message {
     Digests(#[n(0)] Digests),
     /// Branch to head: compare me with you.
     #[n(11)]
-    VerifyRequest,
+    VerifyRequest(#[n(0)] VerifyRequest),
     /// Head to branch: the outcome of a comparison, as JSON of the public interface.
     #[n(12)]
     VerifyResult(#[n(0)] String),
@@ -67,6 +67,18 @@ pub enum Message {
     /// Branch to head: the log entries that this branch kept.
     #[n(18)]
     Recalled(#[n(0)] Recalled),
+    /// Head to branch: something that a person there should know.
+    #[n(19)]
+    Warning(#[n(0)] String),
+    /// Head to branch: say more of what your tables were at a barrier.
+    #[n(20)]
+    Narrow(#[n(0)] Narrow),
+    /// Head to branch: these rows, please, as they are now.
+    #[n(21)]
+    RowsRequest(#[n(0)] RowsRequest),
+    /// Branch to head: rows as they are now.
+    #[n(22)]
+    Rows(#[n(0)] PresentRows),
 }
 
 /// A head that was restored from a backup asks a branch for the part of its log that it lost.
@@ -92,6 +104,14 @@ pub struct Recalled {
     /// The branch's cursor, and the hash of the entry there.
     #[n(2)]
     pub end: (LogPosition, Digest),
+}
+
+/// Asks for a comparison of one branch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct VerifyRequest {
+    /// Make the branch's differing rows what they are at the head.
+    #[n(0)]
+    pub repair: bool,
 }
 
 /// What a person wants to stand after a conflict.
@@ -421,18 +441,37 @@ pub enum Outcome {
     Held,
 }
 
-/// A place in the log at which all offices digest their tables.
+/// A place in the log at which offices look at their tables.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Barrier {
     /// The comparison's number.
     #[n(0)]
     pub verification: u64,
-    /// Only these buckets, row by row; all tables' bucket digests where empty.
+    /// Who is asked, and for what.
     #[n(1)]
-    pub detail: Vec<(TableId, Vec<u16>)>,
-    /// The branches that are asked; all where empty.
-    #[n(2)]
-    pub branches: Vec<OfficeName>,
+    pub asked: Vec<Asked>,
+}
+
+/// What a barrier asks of one branch.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Asked {
+    /// The branch.
+    #[n(0)]
+    pub branch: OfficeName,
+    /// The rows of these nodes, one by one; the sums of all tables where empty.
+    #[n(1)]
+    pub rows: Vec<TableNodes>,
+}
+
+/// Nodes of a table's tree of sums (see [`crate::verify`]).
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct TableNodes {
+    /// The table.
+    #[n(0)]
+    pub table: TableId,
+    /// The nodes.
+    #[n(1)]
+    pub nodes: Vec<u32>,
 }
 
 /// How far an office is.
@@ -450,6 +489,12 @@ pub struct Position {
     /// The sender's clock.
     #[n(3)]
     pub clock: Micros,
+    /// The branch's session; zero from the head. Tells a clone that runs beside its original.
+    #[cbor(n(4), with = "minicbor::bytes")]
+    pub session: [u8; 16],
+    /// The head's clock minus the branch's in microseconds, as the branch measured it over a round trip.
+    #[n(5)]
+    pub offset: Option<i64>,
 }
 
 /// Which rows a joining branch wants next.
@@ -505,43 +550,115 @@ pub struct Refusal {
     /// The branch's last batch at the head: a branch that has frozen it knows that its greeting was merely old.
     #[n(4)]
     pub cursor: BatchNumber,
+    /// The branch runs on a copy of another's database.
+    #[n(5)]
+    pub copied: bool,
 }
 
-/// What an office's tables were at a barrier.
+/// Asks for narrower sums of a cut.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Narrow {
+    /// The barrier's place.
+    #[n(0)]
+    pub position: LogPosition,
+    /// The nodes whose children's sums are wanted; where empty, what was answered at the barrier is wanted again.
+    #[n(1)]
+    pub tables: Vec<TableNodes>,
+}
+
+/// What a branch's tables were at a barrier.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Digests {
-    /// The comparison.
-    #[n(0)]
-    pub verification: u64,
     /// The barrier's place.
-    #[n(1)]
+    #[n(0)]
     pub position: LogPosition,
-    /// One entry for each table asked for.
-    #[n(2)]
-    pub tables: Vec<TableDigest>,
+    /// What is said of it.
+    #[n(1)]
+    pub findings: Findings,
 }
 
-/// What one table was.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
-pub struct TableDigest {
+/// What a branch says of its tables at a barrier.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Findings {
+    /// Nothing: their first copy is not complete.
+    #[n(0)]
+    Joining,
+    /// The sums of all tables.
+    #[n(1)]
+    Sums(#[n(0)] Vec<TableSum>),
+    /// The sums of the children of the nodes that were asked for. A node whose children's sums are not kept is left out.
+    #[n(2)]
+    Narrower(#[n(0)] Vec<TableChildren>),
+    /// The rows of the nodes that were asked for.
+    #[n(3)]
+    Rows(#[n(0)] Vec<TableRows>),
+}
+
+/// The sum of one table.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct TableSum {
     /// The table.
     #[n(0)]
     pub table: TableId,
     /// How many rows it had.
     #[n(1)]
     pub rows: u64,
-    /// The digests of the non-empty buckets.
+    /// Their sum.
     #[n(2)]
-    pub buckets: Vec<(u16, Digest)>,
-    /// The rows of the buckets that were asked for in detail.
-    #[n(3)]
-    pub detail: Vec<RowDigest>,
-    /// Keys of rows that are not yet exchanged (captured, unanswered or held here), as row names.
-    #[n(4)]
+    pub sum: u64,
+}
+
+/// The sums of children of nodes of one table.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct TableChildren {
+    /// The table.
+    #[n(0)]
+    pub table: TableId,
+    /// For each node, its children's sums.
+    #[n(1)]
+    pub nodes: Vec<Children>,
+}
+
+/// The sums of a node's children.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Children {
+    /// The node.
+    #[n(0)]
+    pub node: u32,
+    /// The 16 sums, 8 bytes each, big-endian.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub sums: Vec<u8>,
+}
+
+impl Children {
+    /// Puts sums together.
+    pub fn new(node: u32, sums: &[u64]) -> Self {
+        let sums = sums.iter().flat_map(|sum| sum.to_be_bytes()).collect();
+        Self { node, sums }
+    }
+
+    /// The sums.
+    pub fn sums(&self) -> impl Iterator<Item = u64> {
+        let (sums, _) = self.sums.as_chunks::<8>();
+        sums.iter().map(|sum| u64::from_be_bytes(*sum))
+    }
+}
+
+/// Rows of one table, one by one.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct TableRows {
+    /// The table.
+    #[n(0)]
+    pub table: TableId,
+    /// The rows of the nodes that were asked for.
+    #[n(1)]
+    pub rows: Vec<RowDigest>,
+    /// The names of rows of these nodes that are not yet exchanged (captured, unanswered or noted here).
+    #[n(2)]
     pub pending: Vec<Digest>,
-    /// There were more rows in the buckets than fit into one message.
-    #[n(5)]
-    pub cut: bool,
+    /// Nodes whose rows did not fit into the message.
+    #[n(3)]
+    pub left: Vec<u32>,
 }
 
 /// What one row was.
@@ -553,4 +670,51 @@ pub struct RowDigest {
     /// Its content.
     #[n(1)]
     pub content: Digest,
+}
+
+/// Asks for rows as they are now.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct RowsRequest {
+    /// Their keys.
+    #[n(0)]
+    pub tables: Vec<TableKeys>,
+}
+
+/// Keys of one table.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct TableKeys {
+    /// The table.
+    #[n(0)]
+    pub table: TableId,
+    /// The keys.
+    #[n(1)]
+    pub keys: Vec<Key>,
+}
+
+/// Rows as they are now: as many of those asked for, from the first on, as one message should hold.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct PresentRows {
+    /// The last log entry in the branch's database.
+    #[n(0)]
+    pub position: LogPosition,
+    /// The rows.
+    #[n(1)]
+    pub rows: Vec<PresentRow>,
+}
+
+/// A row as it is now.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct PresentRow {
+    /// Its table.
+    #[n(0)]
+    pub table: TableId,
+    /// Its key.
+    #[n(1)]
+    pub key: Key,
+    /// It has changes that are not yet exchanged, or is held: it is left alone.
+    #[n(2)]
+    pub pending: bool,
+    /// The row; nothing where it does not exist, or is left alone.
+    #[n(3)]
+    pub row: Option<Row>,
 }

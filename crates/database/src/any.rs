@@ -8,11 +8,14 @@ use branchline_core::port::{
 };
 use branchline_core::schema::{Schema, Table, TableId};
 
+use crate::mysql::{self, MysqlDatabase};
 use crate::postgres::{self, PostgresDatabase};
 use crate::sqlite::{self, SqliteDatabase};
 
 /// An office's database.
 pub enum AnyDatabase {
+    /// MariaDB or MySQL.
+    Mysql(Box<MysqlDatabase>),
     /// PostgreSQL.
     Postgres(Box<PostgresDatabase>),
     /// SQLite.
@@ -21,6 +24,8 @@ pub enum AnyDatabase {
 
 /// Tells when the application has written.
 pub enum AnyWatcher {
+    /// MariaDB or MySQL.
+    Mysql(mysql::Watcher),
     /// PostgreSQL.
     Postgres(postgres::Watcher),
     /// SQLite.
@@ -31,6 +36,7 @@ impl AnyWatcher {
     /// Waits until the application has probably written something; `None` when the watch ended.
     pub async fn wake(&mut self) -> Option<()> {
         match self {
+            Self::Mysql(watcher) => watcher.wake.recv().await,
             Self::Postgres(watcher) => watcher.wake.recv().await,
             Self::Sqlite(watcher) => watcher.wake.recv().await,
         }
@@ -39,6 +45,7 @@ impl AnyWatcher {
 
 /// Which engine a database address names.
 enum Engine {
+    Mysql,
     Postgres,
     Sqlite,
 }
@@ -47,10 +54,8 @@ fn engine_of(url: &str) -> Result<Engine, &'static str> {
     match url.split_once(':').map(|(scheme, _)| scheme) {
         Some("postgres" | "postgresql") => Ok(Engine::Postgres),
         Some("sqlite") => Ok(Engine::Sqlite),
-        Some("mysql" | "mariadb") => {
-            Err("MariaDB and MySQL are not supported yet; use `postgres://...` or `sqlite:PATH`")
-        }
-        _ => Err("the database address must begin with `postgres://` or `sqlite:`"),
+        Some("mysql" | "mariadb") => Ok(Engine::Mysql),
+        _ => Err("the database address must begin with `postgres://`, `mysql://` or `sqlite:`"),
     }
 }
 
@@ -60,10 +65,11 @@ impl AnyDatabase {
         engine_of(url).map(|_| ())
     }
 
-    /// Opens the database at an address: `postgres://...`, or `sqlite:PATH` (created where `create` says so).
+    /// Opens the database at an address: `postgres://...`, `mysql://...`, or `sqlite:PATH` (created where `create` says so).
     pub async fn open(url: &str, create: bool) -> DbResult<Self> {
         Ok(
             match engine_of(url).map_err(|told| DatabaseError::Refused(told.into()))? {
+                Engine::Mysql => Self::Mysql(Box::new(MysqlDatabase::connect(url).await?)),
                 Engine::Postgres => Self::Postgres(Box::new(PostgresDatabase::connect(url).await?)),
                 Engine::Sqlite => {
                     let mut db = SqliteDatabase::open(url, create)?;
@@ -79,6 +85,7 @@ impl AnyDatabase {
     /// where another process has it.
     pub async fn own(&mut self) -> DbResult<bool> {
         match self {
+            Self::Mysql(db) => db.own().await,
             Self::Postgres(db) => db.own().await,
             Self::Sqlite(db) => db.own(),
         }
@@ -87,6 +94,7 @@ impl AnyDatabase {
     /// The engine's name and version.
     pub async fn describe(&mut self) -> DbResult<(String, String)> {
         match self {
+            Self::Mysql(db) => db.describe().await,
             Self::Postgres(db) => db.describe().await,
             Self::Sqlite(db) => {
                 let description = db.describe();
@@ -100,6 +108,7 @@ impl AnyDatabase {
 pub async fn watch(url: &str) -> DbResult<AnyWatcher> {
     Ok(
         match engine_of(url).map_err(|told| DatabaseError::Refused(told.into()))? {
+            Engine::Mysql => AnyWatcher::Mysql(mysql::watch(url).await?),
             Engine::Postgres => AnyWatcher::Postgres(postgres::watch(url).await?),
             Engine::Sqlite => AnyWatcher::Sqlite(sqlite::watch(url)?),
         },
@@ -111,6 +120,7 @@ macro_rules! dispatch {
         impl Database for AnyDatabase {
             $(async fn $name(&mut self $(, $arg: $kind)*) -> DbResult<$result> {
                 match self {
+                    Self::Mysql(db) => db.$name($($arg),*).await,
                     Self::Postgres(db) => db.$name($($arg),*).await,
                     Self::Sqlite(db) => db.$name($($arg),*).await,
                 }

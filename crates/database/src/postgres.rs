@@ -1,15 +1,17 @@
 //! PostgreSQL 13 and later.
 //!
 //! Everything of ours lives in the schema `branchline`; the application's tables only get triggers, which write the
-//! keys of changed rows, never their values, into the append-only heap `branchline.capture`. Taking reads the rows
-//! as they are in the snapshot that removes the keys: late commits, net effects and exactly-once follow from that.
+//! keys of changed rows, and the old rows only where the table's rule needs them, into the append-only heap
+//! `branchline.capture`. Taking reads the rows as they are in the snapshot that removes the keys: late commits, net
+//! effects and exactly-once follow from that.
 //!
-//! How a write travels: [`capture`] notes its key in the application's own transaction; [`watch`] wakes the process;
-//! [`take`] removes the keys in whole units and reads the rows; at another office [`apply`] puts them; [`books`]
-//! keeps streams, notes and remembered values in the same transactions.
+//! How a write travels: [`triggers`] note its key in the application's own transaction; [`watch`] wakes the process;
+//! [`take`] removes the keys in whole units, [`net`] gathers the writes to a row, and [`reads`] reads the rows; at
+//! another office [`apply`] puts them; [`books`] keeps streams, notes and remembered values in the same transactions.
 //!
-//! Deliberately absent: sequences (they would break the application's `lastval()`), `NOTIFY` in every transaction
-//! (it halves the commit rate), `session_replication_role` (it would switch foreign keys off), watermarks over ids.
+//! Deliberately absent: numbers drawn from sequences (they would break the application's `lastval()`), `NOTIFY` in
+//! every transaction (it halves the commit rate), `session_replication_role` (it would switch foreign keys off),
+//! watermarks over ids.
 
 mod apply;
 mod books;

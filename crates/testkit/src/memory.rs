@@ -138,6 +138,20 @@ impl MemoryDatabase {
         inner.life += 1;
     }
 
+    /// Draws this many numbers for captured writes, for a transaction that is to commit late. Returns the first.
+    pub fn reserve_numbers(&self, count: u64) -> u64 {
+        let mut inner = self.shared.inner();
+        let first = inner.state.numbers + 1;
+        inner.state.numbers += count;
+        first
+    }
+
+    /// Forgets captured writes with these numbers, as a reader would that follows a watermark.
+    pub fn forget_captured(&self, numbers: std::ops::Range<u64>) {
+        let mut inner = self.shared.inner();
+        Arc::make_mut(&mut inner.state.capture).retain(|number, _| !numbers.contains(number));
+    }
+
     /// Loses all open transactions, on every handle.
     pub fn crash(&self) {
         self.shared.inner().life += 1;

@@ -1,11 +1,12 @@
 //! Real servers for tests: each in a folder of its own, on a free port, gone when the test process is gone.
 //!
-//! [`postgres`] and [`rabbitmq`] are shared by all tests of a process, and by all processes of a run where the
-//! environment names a server ([`POSTGRES_URL`], [`AMQP_URL`]). They favour speed over durability. Tests that stop or
-//! kill a server start one of their own ([`Postgres::start`], [`RabbitMq::start`]), which keeps the defaults of a real one.
+//! [`postgres`], [`mariadb`] and [`rabbitmq`] are shared by all tests of a process, and by all processes of a run where the
+//! environment names a server ([`POSTGRES_URL`], [`MYSQL_URL`], [`AMQP_URL`]). They favour speed over durability. Tests that
+//! stop or kill a server start one of their own ([`Postgres::start`], ...), which keeps the defaults of a real one.
 //!
 //! A server's lifetime hangs on a pipe that this process holds (`process.rs`), so that even a killed test leaves none behind.
 
+mod mariadb;
 mod ports;
 mod postgres;
 mod process;
@@ -15,6 +16,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+pub use mariadb::{MYSQL_URL, MariaDb, mariadb};
 pub use ports::free as free_port;
 pub use postgres::{POSTGRES_URL, Postgres, postgres};
 pub use rabbitmq::{AMQP_CTL, AMQP_URL, RabbitMq, rabbitmq};

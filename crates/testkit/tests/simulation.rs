@@ -21,6 +21,21 @@ fn keep_all_promises(seeds: impl IntoIterator<Item = u64>, engine: Engine) {
     }
 }
 
+/// Seeds that found faults, since mended. What a seed means changes with the generator; what they found is told here.
+const FOUND: [(u64, Engine); 2] = [
+    // A batch of a restored branch's former life, still in the broker at its greeting, passed for the new one's.
+    (350, Engine::Memory),
+    // Of several units that did not fit together, the first had no rows at all, and the landing failed for good.
+    (1735, Engine::Memory),
+];
+
+#[test]
+fn seeds_that_found_faults_keep_all_promises() {
+    for (seed, engine) in FOUND {
+        keep_all_promises([seed], engine);
+    }
+}
+
 #[test]
 fn companies_in_memory_keep_all_promises() {
     keep_all_promises(0..60, Engine::Memory);
@@ -65,7 +80,7 @@ fn a_seed_reproduces_its_run_exactly() {
 #[test]
 fn sabotage_is_noticed() {
     for sabotage in Sabotage::ALL {
-        let noticed = (0..40).find_map(|seed| {
+        let noticed = (0..20).find_map(|seed| {
             let options = Options {
                 sabotage: Some(sabotage),
                 ..options(seed, Engine::Memory)

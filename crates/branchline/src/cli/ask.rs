@@ -6,7 +6,7 @@ use clap::Args;
 use comfy_table::{Table, presets};
 
 use super::{Context, SHORT};
-use crate::exit::{Failure, Outcome};
+use crate::exit::Outcome;
 use crate::office::{Lock, Office};
 use crate::request::{Answer, Ask};
 use crate::{api, config};
@@ -41,7 +41,7 @@ pub struct Verify {
     /// Seconds after which to give up.
     #[arg(long, default_value_t = 120)]
     timeout: u64,
-    /// Make differing rows the same (not there yet).
+    /// Make rows that differ at a branch what they are at the head. What the branch had is kept: see `conflicts`.
     #[arg(long)]
     repair: bool,
 }
@@ -49,15 +49,12 @@ pub struct Verify {
 impl Verify {
     /// Does it.
     pub async fn run(self, context: &Context) -> Outcome<u8> {
-        if self.repair {
-            return Err(Failure::usage(
-                "verify --repair is not there yet; without --repair the differing rows are listed",
-            ));
-        }
         let patience = Duration::from_secs(self.timeout.min(86_400));
-        let path = format!("/api/verify?timeout={}", self.timeout);
+        let verb = if self.repair { "repair" } else { "verify" };
+        let path = format!("/api/{verb}?timeout={}", self.timeout);
         let ask = Ask::Verify {
             deadline: Instant::now() + patience,
+            repair: self.repair,
         };
         let (code, document) = either(context, "POST", &path, None, patience + SHORT, ask).await?;
         context.show(&document, || explain(&document));
@@ -121,30 +118,34 @@ pub fn text(value: &serde_json::Value) -> String {
 /// A comparison for a person.
 pub fn explain(document: &serde_json::Value) -> String {
     let mut lines = Vec::new();
-    let mut rows = table(&[
-        "branch",
-        "table",
-        "rows at head",
-        "different",
-        "only head",
-        "only branch",
-        "pending",
-    ]);
+    let mut columns = vec![
+        ("rows at head", "rows"),
+        ("different", "different"),
+        ("only head", "only_head"),
+        ("only branch", "only_branch"),
+        ("pending", "pending"),
+    ];
+    if document["repair"] == true {
+        columns.push(("repaired", "repaired"));
+    }
+    let titles = columns.iter().map(|(title, _)| *title);
+    let header: Vec<&str> = ["branch", "table"].into_iter().chain(titles).collect();
+    let mut rows = table(&header);
     for branch in document["branches"].as_array().into_iter().flatten() {
         if branch["answered"] == false {
             lines.push(format!("{} did not answer in time", text(&branch["name"])));
         }
         for compared in branch["tables"].as_array().into_iter().flatten() {
-            let fields = [
-                "name",
-                "rows",
-                "different",
-                "only_head",
-                "only_branch",
-                "pending",
-            ]
-            .map(|key| text(&compared[key]));
-            rows.add_row(std::iter::once(text(&branch["name"])).chain(fields));
+            if compared["more"] == true {
+                lines.push(format!(
+                    "more rows of {} differ at {} than were looked at",
+                    text(&compared["name"]),
+                    text(&branch["name"])
+                ));
+            }
+            let fields = columns.iter().map(|(_, key)| text(&compared[*key]));
+            let names = [text(&branch["name"]), text(&compared["name"])];
+            rows.add_row(names.into_iter().chain(fields));
         }
     }
     let verdict = if document["equal"] == true {

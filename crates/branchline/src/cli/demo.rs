@@ -320,6 +320,7 @@ impl Company {
             .handle()
             .ask(Ask::Verify {
                 deadline: Instant::now() + PATIENCE,
+                repair: false,
             })
             .await
     }

@@ -26,7 +26,7 @@ pub struct Init {
     /// The head's name.
     #[arg(long, default_value = "HO")]
     name: String,
-    /// The database: postgres://USER:PASSWORD@HOST/NAME or sqlite:PATH (or BRANCHLINE_DATABASE).
+    /// The database: postgres://USER:PASSWORD@HOST/NAME, mysql://USER:PASSWORD@HOST/NAME or sqlite:PATH (or BRANCHLINE_DATABASE).
     #[arg(long, env = "BRANCHLINE_DATABASE", hide_env_values = true)]
     database: String,
     /// The tables to share: `*`, or names and patterns separated by commas; `!` excludes.

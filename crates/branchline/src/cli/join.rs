@@ -27,7 +27,7 @@ use crate::request::Ask;
 pub struct Join {
     /// The join code that the head gave; `-` reads it from standard input, where no other user can see it.
     code: String,
-    /// The database: postgres://USER:PASSWORD@HOST/NAME or sqlite:PATH (or BRANCHLINE_DATABASE).
+    /// The database: postgres://USER:PASSWORD@HOST/NAME, mysql://USER:PASSWORD@HOST/NAME or sqlite:PATH (or BRANCHLINE_DATABASE).
     #[arg(long, env = "BRANCHLINE_DATABASE", hide_env_values = true)]
     database: String,
     /// Seconds after which to give up; what is loaded by then stays, and `join` goes on there.

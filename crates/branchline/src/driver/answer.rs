@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use branchline_core::failure::OfficeResult;
 use branchline_core::output::Notice;
 use branchline_core::port::Database;
 
@@ -69,17 +70,6 @@ impl Driver {
 
     fn begin_waiting(&mut self, ask: Ask, reply: tokio::sync::oneshot::Sender<Answer>) {
         self.set_moving(true);
-        if matches!(ask, Ask::Verify { .. }) {
-            match &mut self.machine {
-                Machine::Head(head) => head.verify(now()),
-                Machine::Branch(branch) => {
-                    if let Err(error) = branch.verify() {
-                        drop(reply.send(Err(error.into())));
-                        return;
-                    }
-                }
-            }
-        }
         self.waiting.push(Waiting::new(ask, reply));
     }
 
@@ -105,22 +95,22 @@ impl Driver {
         if let Notice::Reply(question, answer) = notice {
             self.note_reply(*question, answer);
         }
-        let verified = match notice {
+        let document = match notice {
             Notice::Verified(verification) if verification.wanted_by.is_none() => {
-                Some((verification.is_equal(), verification.to_json()))
+                Some(verification.to_json())
             }
-            Notice::VerifyResult(text) => serde_json::from_str::<serde_json::Value>(text)
-                .ok()
-                .map(|document| (document["equal"] == true, document)),
+            Notice::VerifyResult(text) => serde_json::from_str::<serde_json::Value>(text).ok(),
             _ => None,
         };
-        if let Some((equal, document)) = verified {
-            for waiting in self
-                .waiting
-                .iter_mut()
-                .filter(|waiting| matches!(waiting.ask, Ask::Verify { .. }))
-            {
-                waiting.answer = Some(Ok((code_of(equal, &document), document.clone())));
+        let Some(document) = document else {
+            return;
+        };
+        // A comparison without repair is no answer to who wanted one.
+        let repaired = document["repair"] == true;
+        let code = code_of(document["equal"] == true, &document);
+        for waiting in &mut self.waiting {
+            if matches!(waiting.ask, Ask::Verify { repair, .. } if repair == repaired) {
+                waiting.answer = Some(Ok((code, document.clone())));
             }
         }
     }
@@ -150,7 +140,7 @@ impl Driver {
     async fn try_answer(&mut self, waiting: &mut Waiting) -> Option<Answer> {
         let deadline = match &waiting.ask {
             Ask::Sync { deadline }
-            | Ask::Verify { deadline }
+            | Ask::Verify { deadline, .. }
             | Ask::Settle { deadline, .. }
             | Ask::History { deadline, .. } => Some(*deadline),
             Ask::Joined { deadline } => *deadline,
@@ -187,7 +177,40 @@ impl Driver {
         if deadline.is_some_and(|deadline| Instant::now() > deadline) {
             return Some(Err(self.too_late(waiting).await));
         }
+        if let Ask::Verify { repair, .. } = waiting.ask
+            && let Err(error) = self.ask_for_comparison(waiting, repair).await
+        {
+            return Some(Err(error.into()));
+        }
         None
+    }
+
+    /// Asks for the comparison that someone waits for, once: at a branch as soon as the head can hear it.
+    async fn ask_for_comparison(
+        &mut self,
+        waiting: &mut Waiting,
+        repair: bool,
+    ) -> OfficeResult<()> {
+        if waiting.question.is_some() {
+            return Ok(());
+        }
+        match &mut self.machine {
+            Machine::Head(head) => head.verify(repair),
+            Machine::Branch(branch) if branch.state().connected => branch.verify(repair)?,
+            Machine::Branch(_) => return Ok(()),
+        }
+        waiting.question = Some(0);
+        self.flush().await;
+        Ok(())
+    }
+
+    /// What was asked may be forgotten, or its answer lost: it is asked again.
+    pub(super) fn ask_comparisons_again(&mut self) {
+        for waiting in &mut self.waiting {
+            if matches!(waiting.ask, Ask::Verify { .. }) {
+                waiting.question = None;
+            }
+        }
     }
 
     fn refused(&self) -> Option<String> {

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use mysql_async::prelude::Queryable;
 use tokio_postgres::{NoTls, SimpleQueryMessage};
 
 /// How an application waits for a lock of SQLite.
@@ -16,6 +17,10 @@ pub enum Db {
         client: tokio_postgres::Client,
     },
     Sqlite(rusqlite::Connection),
+    Mysql {
+        runtime: tokio::runtime::Runtime,
+        conn: mysql_async::Conn,
+    },
 }
 
 impl Db {
@@ -34,6 +39,10 @@ impl Db {
             .enable_all()
             .build()
             .unwrap();
+        if url.starts_with("mysql:") {
+            let conn = runtime.block_on(mysql_async::Conn::from_url(url)).unwrap();
+            return Self::Mysql { runtime, conn };
+        }
         let client = runtime.block_on(async {
             let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
             tokio::spawn(connection);
@@ -64,6 +73,16 @@ impl Db {
                         .map_err(|error| error.to_string())?;
                 }
                 transaction.commit().map_err(|error| error.to_string())
+            }
+            Self::Mysql { runtime, conn } => {
+                let all = format!("START TRANSACTION;\n{};\nCOMMIT", statements.join(";\n"));
+                runtime.block_on(async {
+                    let done = conn.query_drop(all).await;
+                    if done.is_err() {
+                        conn.query_drop("ROLLBACK").await.unwrap();
+                    }
+                    done.map_err(|error| error.to_string())
+                })
             }
         }
     }
@@ -101,6 +120,18 @@ impl Db {
                 Ok(rows.collect())
             }
             Self::Sqlite(connection) => read(connection, query).map_err(|error| error.to_string()),
+            Self::Mysql { runtime, conn } => {
+                let rows = runtime.block_on(conn.query::<mysql_async::Row, _>(query));
+                let cell = |value| match value {
+                    mysql_async::Value::NULL => "NULL".to_owned(),
+                    mysql_async::Value::Bytes(text) => String::from_utf8_lossy(&text).into_owned(),
+                    other => other.as_sql(true),
+                };
+                let rows = rows.map_err(|error| error.to_string())?.into_iter();
+                Ok(rows
+                    .map(|row| row.unwrap().into_iter().map(cell).collect())
+                    .collect())
+            }
         }
     }
 

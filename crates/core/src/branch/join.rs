@@ -137,12 +137,13 @@ impl Branch {
         let mut aside = Aside::default();
         loop {
             db.begin(Purpose::Load).await?;
-            let outcome = self.try_chunk(db, table, chunk, &aside, &book).await;
+            let outcome = match self.try_chunk(db, table, chunk, &aside, &book).await {
+                // A foreign key may break only now.
+                Ok(clashes) if clashes.is_empty() => conclude(db, Ok(clashes)).await,
+                other => other,
+            };
             match outcome {
-                Ok(clashes) if clashes.is_empty() => {
-                    conclude(db, Ok(())).await?;
-                    break;
-                }
+                Ok(clashes) if clashes.is_empty() => break,
                 Ok(clashes) => aside.busy.extend(clashes),
                 Err(error) if is_unfit(&error) => {
                     db.rollback().await?;

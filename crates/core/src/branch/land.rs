@@ -3,7 +3,7 @@
 //! A row with local changes that the head has not answered is left alone until the verdict arrives; a note remembers
 //! from which entry on, since that is the base of those changes (SETTLED 3 and 4).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::{BRANCH, Branch};
 use crate::books::{self, BranchBook, CONFLICTS, Note, OUTBOX, RowNames, STAGED};
@@ -14,8 +14,8 @@ use crate::failure::{OfficeError, OfficeResult};
 use crate::head::own_entry;
 use crate::identity::{BatchNumber, Digest, LogPosition};
 use crate::message::{
-    Answer, Barrier, Digests, LogBody, LogEntry, LoggedChanges, Message, Outcome, Settled,
-    Settlement, Source, Verdict,
+    Answer, Barrier, LogBody, LogEntry, LoggedChanges, Outcome, Settled, Settlement, Source,
+    Verdict,
 };
 use crate::office::conclude;
 use crate::output::{Notice, Output};
@@ -23,7 +23,6 @@ use crate::pile::Pile;
 use crate::port::{Database, Entry, Purpose};
 use crate::schema::{Direction, Table, TableId};
 use crate::unfit::is_unfit;
-use crate::verify::digest;
 
 /// How many changes one transaction lands, unless a unit is larger.
 const CHANGES_PER_TRANSACTION: usize = 8_000;
@@ -105,8 +104,12 @@ impl Branch {
                 }
                 Ok(LandingEnd::Clash(rows)) => aside.busy.extend(rows),
                 Err(error) if is_unfit(&error) => {
-                    // One unit alone, without the rows that do not fit.
+                    // One unit alone, which may fit; then without the rows that do not.
+                    let several = run;
                     (run, barrier) = self.whole_units(0).unwrap_or((run, barrier));
+                    if run < several {
+                        continue;
+                    }
                     let found = self.find_unfit(db, run, &aside).await?;
                     if found.is_empty() {
                         return Err(error);
@@ -145,7 +148,7 @@ impl Branch {
             match &slot.message.body {
                 LogBody::Barrier(barrier) => return Some((index + 1, Some(barrier.clone()))),
                 LogBody::Changes(body) => {
-                    changes += body.changes.len() + body.verdicts.len();
+                    changes += body.changes.len() + body.verdicts.len() + body.settlements.len();
                     if !body.open {
                         whole = Some((index + 1, None));
                         if changes >= enough {
@@ -274,52 +277,6 @@ impl Branch {
                 .map(Output::Settle),
         );
         Ok(true)
-    }
-
-    /// Digests the tables at a barrier that the cursor just passed.
-    async fn answer_barrier<D: Database>(
-        &mut self,
-        db: &mut D,
-        barrier: &Barrier,
-    ) -> OfficeResult<()> {
-        if !barrier.branches.is_empty() && !barrier.branches.contains(&self.identity.name) {
-            return Ok(());
-        }
-        db.begin(Purpose::Read).await?;
-        let outcome = async {
-            let pending = self.unsettled(db).await?;
-            digest(db, &self.schema, &barrier.detail, &pending).await
-        };
-        let outcome = outcome.await;
-        let tables = conclude(db, outcome).await?;
-        let digests = Digests {
-            verification: barrier.verification,
-            position: self.book.cursor,
-            tables,
-        };
-        self.tell(&Message::Digests(digests))
-    }
-
-    /// Rows sent and not answered, and rows with notes.
-    async fn unsettled<D: Database>(
-        &self,
-        db: &mut D,
-    ) -> OfficeResult<BTreeMap<TableId, BTreeSet<Digest>>> {
-        let mut pending: BTreeMap<TableId, BTreeSet<Digest>> = BTreeMap::new();
-        for table in &self.schema.tables {
-            let names = pending.entry(table.id).or_default();
-            if self.any_notes {
-                names.extend(
-                    db.notes(table, None)
-                        .await?
-                        .keys()
-                        .map(|key| key.digest(table)),
-                );
-            }
-            // A claim does not tell its table; a name of another table harms nothing here.
-            names.extend(self.claims.keys().copied());
-        }
-        Ok(pending)
     }
 }
 

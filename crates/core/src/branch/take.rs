@@ -19,6 +19,9 @@ const UNANSWERED_BATCHES: u64 = 256;
 /// Rows that may be unanswered at a time, unless one unit has more: what is remembered of them is in memory.
 const UNANSWERED_ROWS: usize = 200_000;
 
+/// From which difference on times are told by the head's clock, in microseconds.
+const CLOCK_OFF: i64 = 2_000_000;
+
 struct Frozen {
     book: BranchBook,
     /// Claims that this transaction makes: a later portion of it may hold a row of an earlier one.
@@ -221,7 +224,12 @@ impl Branch {
             return None;
         }
         let unseen_from = note.map_or(LogPosition(u64::MAX), Note::first_unseen);
-        let place = unseen_from.previous().min(self.book.cursor);
+        let joining = self.book.joining.as_ref();
+        let again_from = joining.and_then(|joining| joining.again_from);
+        let place = unseen_from
+            .previous()
+            .min(self.book.cursor)
+            .min(again_from.unwrap_or(self.book.cursor));
         let own = fresh_claims
             .get(&name)
             .or_else(|| self.claims.get(&name))
@@ -255,9 +263,19 @@ impl Branch {
             effect: taken.effect,
             base,
             inserted,
-            at: taken.at,
+            at: self.by_the_heads_clock(taken.at),
             before: taken.before,
         })
+    }
+
+    /// A time of this office's clock by the head's, where the two are known to differ by more than messages take: a
+    /// clock that is a year off neither wins nor loses for that (trap 22).
+    fn by_the_heads_clock(&self, at: Micros) -> Micros {
+        let offset = self.book.clock_offset.unwrap_or_default();
+        if offset.abs() < CLOCK_OFF {
+            return at;
+        }
+        Micros(at.0.saturating_add(offset))
     }
 
     /// Whether the first copy of this table is complete.

@@ -191,12 +191,13 @@ impl Head {
             .and_then(|agreed| asking.points.iter().find(|(place, _)| *place == agreed));
         let Some(agreed) = agreed.copied() else {
             let refusal = Refusal {
-                session: self.seats.get(branch).map_or([0; 16], |seat| seat.session),
+                session: self.seats.get(branch).map_or([0; 16], |seat| seat.sessions.present),
                 reason: "the head was restored from a backup, and this branch keeps nothing so old as that backup; run `branchline leave` here, and join again with a new code: what was not sent yet is uploaded then".into(),
                 reincarnate: false,
                 incarnation: books_incarnation(self.seats.get(branch)),
                 cursor: crate::identity::BatchNumber::NONE,
-            };
+ copied: false,
+};
             self.tell(branch, &Message::Refusal(refusal))?;
             return Ok(true);
         };

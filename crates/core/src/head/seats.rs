@@ -122,6 +122,7 @@ impl Head {
                 reincarnate,
                 incarnation: hello.incarnation,
                 cursor,
+                copied: false,
             })
         };
         let ours = self.book.incarnation;
@@ -171,6 +172,15 @@ impl Head {
                 false,
             );
         }
+        if seat.sessions.is_refused(hello.session) {
+            let (incarnation, cursor) = (seat.book.incarnation, seat.book.cursor);
+            return Err(Self::copy_refused(
+                origin,
+                hello.session,
+                incarnation,
+                cursor,
+            ));
+        }
         if hello.incarnation == seat.book.incarnation {
             if hello.frozen < seat.book.cursor {
                 return refuse(
@@ -186,6 +196,7 @@ impl Head {
                 reincarnate: true,
                 incarnation: hello.incarnation,
                 cursor: BatchNumber(u64::MAX),
+                copied: false,
             });
         } else {
             if seat.book.incarnation != Incarnation([0; 16]) {

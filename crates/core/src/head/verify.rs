@@ -1,54 +1,325 @@
-//! Running comparisons: a barrier in the log, everyone's digests at it, and a second, narrower barrier where they differ.
+//! Running comparisons: a barrier in the log, everyone's sums at it, narrower sums where they differ, and a second
+//! barrier at which the rows are listed that are left. Repairing is the next room's (`repair`).
+//!
+//! Branches go through the narrowing each at its own pace; lists of rows are bounded for all branches together, so that
+//! memory does not grow with their number, and what does not fit is listed in further rounds.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::writer::LogWriter;
 use super::{Barrier, Head, LogBody};
+use crate::change::Key;
+use crate::envelope;
 use crate::failure::OfficeResult;
 use crate::identity::{LogPosition, Micros, OfficeName};
-use crate::message::{Digests, Message, TableDigest};
+use crate::message::{
+    Asked, Digests, Findings, Message, Narrow, PresentRows, TableChildren, TableNodes, TableRows,
+    TableSum,
+};
 use crate::office::conclude;
-use crate::output::{Notice, Output};
+use crate::output::{Notice, Output, To};
 use crate::port::{Database, Purpose};
-use crate::schema::TableId;
+use crate::schema::{Direction, Schema, TableId};
 use crate::verify::{
-    BranchVerification, TableVerification, Verification, compare_rows, differing_buckets, digest,
+    BranchVerification, FAN, LISTED_ROWS, Node, ROOT, Sums, TableVerification, Verification,
+    child_of, compare_rows, list,
 };
 
 /// How long a branch that is away is waited for, in milliseconds.
 const ABSENT_WITHIN_MS: i64 = 10_000;
 /// How long a branch may take to answer, in milliseconds.
 const ANSWER_WITHIN_MS: i64 = 60_000;
+/// How long an answer is waited for before the question is repeated, in milliseconds.
+const ASK_AGAIN_MS: i64 = 5_000;
+/// Up to how many rows a node is listed without being narrowed.
+const LISTED_AT_ONCE: u64 = 8;
+/// From how many differing children on, a node of few rows is listed as a whole.
+const MOST_CHILDREN: usize = FAN / 2;
+/// Of how many rows such a node may be.
+const LISTED_AS_A_WHOLE: u64 = 512;
+/// How many nodes one question asks about.
+const NODES_ASKED: usize = 4_096;
+/// How many nodes of all branches wait to be listed at the most.
+const NODES_WAITING: usize = 256 * 1024;
+/// How many rows of all branches are listed in one round, about.
+const ROUND_ROWS: u64 = 20_000;
+/// How many rounds of lists follow one cut.
+const ROUNDS: u32 = 64;
+/// How often differing rows are looked for anew after a repair.
+const PASSES: u32 = 20;
+/// How many comparisons may wait.
+const WANTED: usize = 64;
+
+/// Nodes or keys by table.
+pub(super) type ByTable<T> = BTreeMap<TableId, T>;
 
 /// Comparisons wanted and the one that runs.
 #[derive(Debug, Default)]
 pub(super) struct Verifications {
-    pub wanted: Vec<(Option<OfficeName>, Micros)>,
-    running: Option<Running>,
+    wanted: VecDeque<Wanted>,
+    pub(super) running: Option<Running>,
     count: u64,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    /// The branch that asked.
+    by: Option<OfficeName>,
+    pub(super) repair: bool,
+}
+
+/// What is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The sums of one cut, narrower and narrower.
+    Narrowing,
+    /// Lists of rows.
+    Listing,
+    /// Rows that are to be repaired.
+    Fetching,
+}
+
 #[derive(Debug)]
-struct Running {
-    verification: u64,
-    wanted_by: Option<OfficeName>,
+pub(super) struct Running {
+    id: u64,
+    pub(super) wanted: Wanted,
+    pub(super) stage: Stage,
+    /// The last barrier's place.
     position: LogPosition,
-    since: Micros,
-    bytes: u64,
-    /// Second cut: only where the sums differed.
-    narrow: bool,
-    ours: Vec<TableDigest>,
-    awaited: BTreeSet<OfficeName>,
-    answers: BTreeMap<OfficeName, Vec<TableDigest>>,
-    settled: Vec<BranchVerification>,
-    /// What the first cut said of branches that are looked at again.
-    first: BTreeMap<String, Vec<TableVerification>>,
+    /// When the present stage, and the last round of questions, began.
+    pub(super) since: Micros,
+    pub(super) asked: Micros,
+    pub(super) bytes: u64,
+    sums: Sums,
+    /// The head's own list of this round's rows.
+    listed: Vec<TableRows>,
+    pub(super) branches: BTreeMap<OfficeName, Compared>,
+    rounds: u32,
+    passes: u32,
+    /// Rows were repaired since the last cut, or will be looked at again.
+    pub(super) again: bool,
+}
+
+/// The comparison with one branch.
+#[derive(Debug, Default)]
+pub(super) struct Compared {
+    /// Its answer has not come.
+    pub(super) awaited: bool,
+    /// It did not answer in time, or cannot.
+    absent: bool,
+    /// Nodes whose children were asked for.
+    narrowing: ByTable<BTreeSet<Node>>,
+    /// How many rows it has.
+    rows: ByTable<u64>,
+    /// Nodes that differ and are to be listed.
+    suspects: ByTable<BTreeSet<Node>>,
+    /// The nodes that are listed in this round.
+    listing: ByTable<BTreeSet<Node>>,
+    tables: ByTable<TableVerification>,
+    /// Rows that differ and are to be repaired.
+    pub(super) to_fetch: VecDeque<(TableId, Key)>,
+    /// Such rows as the branch has them.
+    pub(super) fetched: Option<PresentRows>,
+    pub(super) repaired: ByTable<u64>,
+}
+
+impl Verifications {
+    pub fn want(&mut self, by: Option<OfficeName>, repair: bool) {
+        let wanted = Wanted { by, repair };
+        // Who asks again while it runs, since a link broke, has its answer coming.
+        let mut runs = self.running.iter();
+        if wanted.by.is_some() && runs.any(|running| running.wanted == wanted) {
+            return;
+        }
+        if !self.wanted.contains(&wanted) && self.wanted.len() < WANTED {
+            self.wanted.push_back(wanted);
+        }
+    }
+}
+
+impl Compared {
+    /// How many rows a node has, at the office that has more, about.
+    fn rows_in(&self, sums: &Sums, table: TableId, node: Node) -> u64 {
+        let theirs = self.rows.get(&table).copied().unwrap_or_default();
+        let ours = sums.of(table).map_or(0, |sums| sums.rows_in(node));
+        ours.max(theirs >> crate::verify::bits_of(node))
+    }
+
+    /// A node differs: it is narrowed further, or its rows will be listed.
+    fn differs(&mut self, sums: &Sums, table: TableId, node: Node) {
+        let splits = sums.of(table).is_some_and(|sums| sums.can_split(node));
+        let asked: usize = self.narrowing.values().map(BTreeSet::len).sum();
+        let small = self.rows_in(sums, table, node) <= LISTED_AT_ONCE;
+        let place = if small || !splits || asked >= NODES_ASKED {
+            &mut self.suspects
+        } else {
+            &mut self.narrowing
+        };
+        place.entry(table).or_default().insert(node);
+    }
+
+    fn take_sums(&mut self, schema: &Schema, sums: &Sums, theirs: &[TableSum]) {
+        for table in &schema.tables {
+            let Some(ours) = sums.of(table.id) else {
+                continue;
+            };
+            let of_table = theirs.iter().find(|theirs| theirs.table == table.id);
+            let compared = TableVerification {
+                name: table.name.clone(),
+                rows: ours.rows,
+                // A branch that does not know the table yet.
+                more: of_table.is_none(),
+                ..TableVerification::default()
+            };
+            self.tables.insert(table.id, compared);
+            let Some(theirs) = of_table else {
+                continue;
+            };
+            self.rows.insert(table.id, theirs.rows);
+            if (theirs.rows, theirs.sum) != (ours.rows, ours.sum) {
+                self.differs(sums, table.id, ROOT);
+            }
+        }
+    }
+
+    fn take_narrower(&mut self, sums: &Sums, theirs: &[TableChildren]) {
+        for (table, nodes) in std::mem::take(&mut self.narrowing) {
+            let answers = theirs.iter().filter(|theirs| theirs.table == table);
+            let answers: Vec<_> = answers.flat_map(|theirs| &theirs.nodes).collect();
+            for node in nodes {
+                let answer = answers.iter().find(|answer| answer.node == node);
+                let ours = sums.of(table).and_then(|sums| sums.children(node));
+                let (Some(answer), Some(ours)) = (answer, ours) else {
+                    self.suspects.entry(table).or_default().insert(node);
+                    continue;
+                };
+                let theirs: Vec<u64> = answer.sums().collect();
+                let differing = (0..FAN).filter(|at| ours.get(*at) != theirs.get(*at));
+                let differing: Vec<usize> = differing.collect();
+                let few = self.rows_in(sums, table, node) <= LISTED_AS_A_WHOLE;
+                if differing.len() >= MOST_CHILDREN && few {
+                    self.suspects.entry(table).or_default().insert(node);
+                    continue;
+                }
+                for at in differing {
+                    self.differs(sums, table, child_of(node, at));
+                }
+            }
+        }
+    }
+
+    /// Chooses what is listed in this round, as far as the budget of rows goes.
+    fn choose(&mut self, sums: &Sums, budget: &mut u64) {
+        self.listing.clear();
+        let limit = u64::try_from(LISTED_ROWS).unwrap_or(u64::MAX);
+        let mut left: ByTable<BTreeSet<Node>> = BTreeMap::new();
+        for (table, nodes) in std::mem::take(&mut self.suspects) {
+            for node in nodes {
+                let rows = self.rows_in(sums, table, node).max(1);
+                if rows > limit {
+                    self.leave_out(table);
+                } else if *budget == 0 {
+                    left.entry(table).or_default().insert(node);
+                } else {
+                    *budget = budget.saturating_sub(rows);
+                    self.listing.entry(table).or_default().insert(node);
+                }
+            }
+        }
+        self.suspects = left;
+    }
+
+    fn leave_out(&mut self, table: TableId) {
+        if let Some(compared) = self.tables.get_mut(&table) {
+            compared.more = true;
+        }
+    }
+
+    fn take_rows(
+        &mut self,
+        schema: &Schema,
+        ours: &[TableRows],
+        theirs: &[TableRows],
+        repair: bool,
+    ) {
+        let mut only_there = VecDeque::new();
+        let mut listing = std::mem::take(&mut self.listing);
+        for table in &schema.tables {
+            let (Some(nodes), Some(result)) =
+                (listing.remove(&table.id), self.tables.get_mut(&table.id))
+            else {
+                continue;
+            };
+            let of_table = |rows: &&TableRows| rows.table == table.id;
+            let (Some(ours), Some(theirs)) =
+                (ours.iter().find(of_table), theirs.iter().find(of_table))
+            else {
+                result.more = true;
+                continue;
+            };
+            let before = result.only_branch;
+            let mut keys = compare_rows(table, &nodes, ours, theirs, result);
+            // What only a branch may write is not the head's to say.
+            if repair && table.direction != Direction::Up {
+                let gone = usize::try_from(result.only_branch - before).unwrap_or_default();
+                let others = keys.split_off(gone.min(keys.len()));
+                // Children go before their parents, and come after them.
+                for key in keys.into_iter().rev() {
+                    only_there.push_front((table.id, key));
+                }
+                self.to_fetch
+                    .extend(others.into_iter().map(|key| (table.id, key)));
+            }
+        }
+        only_there.append(&mut self.to_fetch);
+        self.to_fetch = only_there;
+    }
+}
+
+impl Running {
+    fn is_over(&self) -> bool {
+        !self.branches.values().any(|compared| compared.awaited)
+    }
+
+    fn present(&mut self) -> impl Iterator<Item = &mut Compared> {
+        self.branches
+            .values_mut()
+            .filter(|compared| !compared.absent)
+    }
+
+    fn has_suspects(&mut self) -> bool {
+        self.present().any(|compared| !compared.suspects.is_empty())
+    }
+
+    /// Drops what would let memory grow with the number of branches.
+    fn bound(&mut self) {
+        let mut waiting = 0;
+        for compared in self.branches.values_mut() {
+            let nodes: usize = compared.suspects.values().map(BTreeSet::len).sum();
+            waiting += nodes;
+            if waiting > NODES_WAITING {
+                waiting -= nodes;
+                for table in std::mem::take(&mut compared.suspects).into_keys() {
+                    compared.leave_out(table);
+                }
+            }
+        }
+    }
+}
+
+fn nodes(of: &ByTable<BTreeSet<Node>>) -> Vec<TableNodes> {
+    let nodes = of.iter().map(|(table, nodes)| TableNodes {
+        table: *table,
+        nodes: nodes.iter().copied().collect(),
+    });
+    nodes.collect()
 }
 
 impl Head {
-    /// Asks for a comparison with all branches; its outcome comes as a notice.
-    pub fn verify(&mut self, now: Micros) {
-        self.verifications.wanted.push((None, now));
+    /// Asks for a comparison with all branches, and where wanted for a repair of the rows that differ; the outcome
+    /// comes as a notice.
+    pub fn verify(&mut self, repair: bool) {
+        self.verifications.want(None, repair);
     }
 
     pub(super) async fn start_verification<D: Database>(
@@ -56,49 +327,117 @@ impl Head {
         db: &mut D,
         now: Micros,
     ) -> OfficeResult<()> {
-        if self.verifications.running.is_some() || self.verifications.wanted.is_empty() {
+        if self.verifications.running.is_some() {
             return Ok(());
         }
-        let (wanted_by, _) = self.verifications.wanted.remove(0);
-        let asked: Vec<OfficeName> = match &wanted_by {
-            Some(branch) => vec![branch.clone()],
-            None => self
-                .seats
-                .iter()
-                .filter(|(_, seat)| seat.is_enrolled())
-                .map(|(name, _)| name.clone())
-                .collect(),
+        let Some(wanted) = self.verifications.wanted.pop_front() else {
+            return Ok(());
         };
+        let enrolled = self.seats.iter().filter(|(_, seat)| seat.is_enrolled());
+        let asked = enrolled.filter(|(name, _)| wanted.by.as_ref().is_none_or(|by| by == *name));
+        let branches = asked.map(|(name, _)| (name.clone(), Compared::default()));
         self.verifications.count += 1;
-        let verification = self.verifications.count;
         let running = Running {
-            verification,
-            wanted_by,
+            id: self.verifications.count,
+            branches: branches.collect(),
+            wanted,
+            stage: Stage::Narrowing,
             position: LogPosition::NONE,
             since: now,
+            asked: now,
             bytes: 0,
-            narrow: false,
-            ours: Vec::new(),
-            awaited: asked.iter().cloned().collect(),
-            answers: BTreeMap::new(),
-            settled: Vec::new(),
-            first: BTreeMap::new(),
+            sums: Sums::default(),
+            listed: Vec::new(),
+            rounds: 0,
+            passes: 0,
+            again: false,
         };
-        self.set_barrier(db, now, running, Vec::new()).await
+        self.begin_pass(db, now, running).await
+    }
+
+    /// Looks at everything, at a new cut.
+    async fn begin_pass<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Micros,
+        mut running: Running,
+    ) -> OfficeResult<()> {
+        running.stage = Stage::Narrowing;
+        running.rounds = 0;
+        running.passes += 1;
+        running.again = false;
+        let mut asked = Vec::new();
+        for (name, compared) in &mut running.branches {
+            if !compared.absent {
+                asked.push(Asked {
+                    branch: name.clone(),
+                    rows: Vec::new(),
+                });
+                *compared = Compared {
+                    awaited: true,
+                    repaired: std::mem::take(&mut compared.repaired),
+                    ..Compared::default()
+                };
+            }
+        }
+        self.set_barrier(db, now, &mut running, asked).await?;
+        db.begin(Purpose::Read).await?;
+        let outcome = Sums::read(db, &self.schema).await;
+        running.sums = conclude(db, outcome).await?;
+        self.verifications.running = Some(running);
+        Ok(())
+    }
+
+    /// Lists rows of nodes that differ, at a new cut.
+    async fn list_rows<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Micros,
+        mut running: Running,
+    ) -> OfficeResult<()> {
+        running.stage = Stage::Listing;
+        running.rounds += 1;
+        running.bound();
+        let mut budget = ROUND_ROWS;
+        let mut asked = Vec::new();
+        let mut all: ByTable<BTreeSet<Node>> = BTreeMap::new();
+        for (name, compared) in &mut running.branches {
+            if compared.absent {
+                continue;
+            }
+            compared.choose(&running.sums, &mut budget);
+            compared.awaited = !compared.listing.is_empty();
+            if compared.awaited {
+                asked.push(Asked {
+                    branch: name.clone(),
+                    rows: nodes(&compared.listing),
+                });
+                for (table, nodes) in &compared.listing {
+                    all.entry(*table).or_default().extend(nodes);
+                }
+            }
+        }
+        if !asked.is_empty() {
+            self.set_barrier(db, now, &mut running, asked).await?;
+            db.begin(Purpose::Read).await?;
+            let outcome = list(db, &self.schema, &nodes(&all), &BTreeMap::new()).await;
+            running.listed = conclude(db, outcome).await?;
+        }
+        self.verifications.running = Some(running);
+        Ok(())
     }
 
     async fn set_barrier<D: Database>(
         &mut self,
         db: &mut D,
         now: Micros,
-        mut running: Running,
-        detail: Vec<(TableId, Vec<u16>)>,
+        running: &mut Running,
+        asked: Vec<Asked>,
     ) -> OfficeResult<()> {
         while self.take(db, now).await? {}
         let barrier = Barrier {
-            verification: running.verification,
-            detail: detail.clone(),
-            branches: running.awaited.iter().cloned().collect(),
+            verification: running.id,
+            asked,
         };
         db.begin(Purpose::Apply).await?;
         let outcome = async {
@@ -109,131 +448,201 @@ impl Head {
         };
         let outcome = outcome.await;
         let (book, fresh) = conclude(db, outcome).await?;
-        running.bytes += fresh
-            .iter()
-            .filter_map(|entry| entry.bytes.as_ref())
-            .map(|bytes| bytes.len() as u64)
-            .sum::<u64>();
+        running.bytes += super::repair::bytes_of(&fresh);
         running.position = book.last;
+        (running.since, running.asked) = (now, now);
         self.book = book;
         self.appended = now;
         self.tail.adopt(fresh, &mut self.recent);
-        db.begin(Purpose::Read).await?;
-        let outcome = digest(db, &self.schema, &detail, &BTreeMap::new()).await;
-        running.ours = conclude(db, outcome).await?;
-        self.verifications.running = Some(running);
         Ok(())
     }
 
-    pub(super) fn digests_arrived(&mut self, origin: &OfficeName, digests: Digests) {
+    /// A branch said what its tables were.
+    pub(super) fn digests_arrived(
+        &mut self,
+        origin: &OfficeName,
+        digests: Digests,
+        bytes: usize,
+    ) -> OfficeResult<()> {
         let Some(running) = &mut self.verifications.running else {
-            return;
+            return Ok(());
         };
-        if digests.position == running.position && running.awaited.remove(origin) {
-            running.bytes += minicbor::to_vec(&digests).map_or(0, |bytes| bytes.len() as u64);
-            running.answers.insert(origin.clone(), digests.tables);
+        let Some(compared) = running.branches.get_mut(origin) else {
+            return Ok(());
+        };
+        running.bytes += bytes as u64;
+        if digests.position != running.position || !compared.awaited {
+            return Ok(());
         }
+        let narrowing = !compared.narrowing.is_empty();
+        match (running.stage, digests.findings) {
+            (_, Findings::Joining) => {
+                compared.absent = true;
+                compared.awaited = false;
+            }
+            (Stage::Narrowing, Findings::Sums(theirs)) if !narrowing => {
+                compared.take_sums(&self.schema, &running.sums, &theirs);
+                compared.awaited = !compared.narrowing.is_empty();
+            }
+            (Stage::Narrowing, Findings::Narrower(theirs)) if narrowing => {
+                // The answer to a question that was repeated may come twice.
+                let asked = |table: &TableChildren| {
+                    let asked = compared.narrowing.get(&table.table);
+                    let asked = |node: &Node| asked.is_some_and(|asked| asked.contains(node));
+                    table.nodes.iter().all(|children| asked(&children.node))
+                };
+                if !theirs.iter().all(asked) {
+                    return Ok(());
+                }
+                compared.take_narrower(&running.sums, &theirs);
+                compared.awaited = !compared.narrowing.is_empty();
+            }
+            (Stage::Listing, Findings::Rows(theirs)) => {
+                compared.awaited = false;
+                let repair = running.wanted.repair;
+                compared.take_rows(&self.schema, &running.listed, &theirs, repair);
+                return Ok(());
+            }
+            _ => return Ok(()),
+        }
+        if compared.awaited {
+            self.ask_narrower(origin)?;
+        }
+        Ok(())
     }
 
-    /// Ends the comparison that runs when all have answered, or when time is up.
-    pub(super) async fn time_out_verification<D: Database>(
+    fn ask_narrower(&mut self, branch: &OfficeName) -> OfficeResult<()> {
+        let Some(running) = &self.verifications.running else {
+            return Ok(());
+        };
+        let Some(compared) = running.branches.get(branch) else {
+            return Ok(());
+        };
+        let question = Message::Narrow(Narrow {
+            position: running.position,
+            tables: nodes(&compared.narrowing),
+        });
+        self.ask_compared(branch, &question)
+    }
+
+    /// Sends a question about the comparison that runs.
+    pub(super) fn ask_compared(
+        &mut self,
+        branch: &OfficeName,
+        question: &Message,
+    ) -> OfficeResult<()> {
+        let bytes = envelope::seal(&self.identity.name, &self.identity.key, question)?;
+        if let Some(running) = &mut self.verifications.running {
+            running.bytes += bytes.len() as u64;
+        }
+        self.outputs
+            .push_back(Output::Send(To::Branch(branch.clone()), bytes.into()));
+        Ok(())
+    }
+
+    /// Repeats questions whose answer has not come: it, or the question, may be lost.
+    fn ask_silent_again(&mut self, now: Micros) -> OfficeResult<()> {
+        let Some(running) = &mut self.verifications.running else {
+            return Ok(());
+        };
+        if !now.has_passed(ASK_AGAIN_MS, running.asked) {
+            return Ok(());
+        }
+        running.asked = now;
+        let stage = running.stage;
+        let silent = running.branches.iter().filter(|(_, c)| c.awaited);
+        let silent: Vec<OfficeName> = silent.map(|(name, _)| name.clone()).collect();
+        for name in silent {
+            match stage {
+                Stage::Narrowing | Stage::Listing => self.ask_narrower(&name)?,
+                Stage::Fetching => self.ask_rows(&name)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on with the comparison that runs, when all have answered or when time is up.
+    pub(super) async fn advance_verification<D: Database>(
         &mut self,
         db: &mut D,
         now: Micros,
     ) -> OfficeResult<()> {
-        let ready = self.verifications.running.as_ref().is_some_and(|running| {
+        self.repair_fetched(db, now).await?;
+        self.ask_silent_again(now)?;
+        let over = self.verifications.running.as_ref().is_some_and(|running| {
             let away = |name: &OfficeName| self.seats.get(name).is_none_or(|seat| !seat.online);
-            let patience = if running.awaited.iter().all(away) {
+            let mut awaited = running.branches.iter().filter(|(_, c)| c.awaited);
+            let patience = if awaited.all(|(name, _)| away(name)) {
                 ABSENT_WITHIN_MS
             } else {
                 ANSWER_WITHIN_MS
             };
-            running.awaited.is_empty() || now.has_passed(patience, running.since)
+            running.is_over() || now.has_passed(patience, running.since)
         });
-        if !ready {
+        if !over {
             return Ok(());
         }
         let Some(mut running) = self.verifications.running.take() else {
             return Ok(());
         };
-        let mut suspects: BTreeMap<TableId, BTreeSet<u16>> = BTreeMap::new();
-        let mut again = BTreeSet::new();
-        for (name, tables) in std::mem::take(&mut running.answers) {
-            let branch = self.compare(&running, &name, &tables, &mut suspects);
-            if suspects.is_empty() || running.narrow || branch.is_equal() {
-                running.settled.push(branch);
-            } else {
-                running.first.insert(name.to_string(), branch.tables);
-                again.insert(name);
-            }
+        for compared in running.branches.values_mut() {
+            compared.absent |= std::mem::take(&mut compared.awaited);
         }
-        running
-            .settled
-            .extend(running.awaited.iter().map(|name| BranchVerification {
-                name: name.to_string(),
-                ..BranchVerification::default()
-            }));
-        if again.is_empty() {
-            return self.end_verification(running);
+        running.listed.clear();
+        if running.present().any(|c| !c.to_fetch.is_empty()) {
+            return self.fetch_rows(now, running);
         }
-        running.awaited = again;
-        running.narrow = true;
-        let detail = suspects
-            .into_iter()
-            .map(|(table, buckets)| (table, buckets.into_iter().collect()))
-            .collect();
-        self.set_barrier(db, now, running, detail).await
+        if running.has_suspects() && running.rounds < ROUNDS {
+            return self.list_rows(db, now, running).await;
+        }
+        if running.again && running.passes < PASSES {
+            return self.begin_pass(db, now, running).await;
+        }
+        self.end_verification(running)
     }
 
-    fn compare(
-        &self,
-        running: &Running,
-        name: &OfficeName,
-        theirs: &[TableDigest],
-        suspects: &mut BTreeMap<TableId, BTreeSet<u16>>,
-    ) -> BranchVerification {
-        let mut tables = Vec::new();
-        for table in &self.schema.tables {
-            let find = |digests: &[TableDigest]| {
-                digests
-                    .iter()
-                    .find(|digest| digest.table == table.id)
-                    .cloned()
-            };
-            let (Some(ours), Some(theirs)) = (find(&running.ours), find(theirs)) else {
-                continue;
-            };
-            let mut compared = compare_rows(table, &ours, &theirs);
-            if !running.narrow {
-                let buckets = differing_buckets(&ours, &theirs);
-                compared.different = buckets.len() as u64;
-                if !buckets.is_empty() {
-                    suspects.entry(table.id).or_default().extend(buckets);
-                }
+    fn fetch_rows(&mut self, now: Micros, mut running: Running) -> OfficeResult<()> {
+        running.stage = Stage::Fetching;
+        (running.since, running.asked) = (now, now);
+        let mut asked = Vec::new();
+        for (name, compared) in &mut running.branches {
+            compared.awaited = !compared.absent && !compared.to_fetch.is_empty();
+            if compared.awaited {
+                asked.push(name.clone());
             }
-            tables.push(compared);
         }
-        BranchVerification {
-            name: name.to_string(),
-            answered: true,
-            tables,
+        self.verifications.running = Some(running);
+        for name in asked {
+            self.ask_rows(&name)?;
         }
+        Ok(())
     }
 
     fn end_verification(&mut self, running: Running) -> OfficeResult<()> {
-        let mut branches = running.settled;
-        // A second cut looked at the tables that differed; what the first said of the others stands.
-        for branch in branches.iter_mut().filter(|branch| branch.answered) {
-            let first = running.first.get(&branch.name).into_iter().flatten();
-            let others =
-                first.filter(|table| !branch.tables.iter().any(|seen| seen.name == table.name));
-            let others: Vec<TableVerification> = others.cloned().collect();
-            branch.tables.extend(others);
+        let mut branches = Vec::new();
+        for (name, mut compared) in running.branches {
+            for table in std::mem::take(&mut compared.suspects).into_keys() {
+                compared.leave_out(table);
+            }
+            let mut tables = Vec::new();
+            for table in &self.schema.tables {
+                let found = compared.tables.remove(&table.id);
+                if let Some(found) = found.filter(|_| !compared.absent) {
+                    let repaired = compared.repaired.get(&table.id).copied();
+                    let repaired = repaired.unwrap_or_default();
+                    tables.push(TableVerification { repaired, ..found });
+                }
+            }
+            branches.push(BranchVerification {
+                name: name.to_string(),
+                answered: !compared.absent,
+                tables,
+            });
         }
-        branches.sort_by(|a, b| a.name.cmp(&b.name));
         let verification = Verification {
-            id: running.verification,
-            wanted_by: running.wanted_by,
+            id: running.id,
+            wanted_by: running.wanted.by,
+            repair: running.wanted.repair,
             cut: running.position,
             bytes: running.bytes,
             branches,

@@ -75,31 +75,28 @@ pub(super) fn triggers(table: &Table, partitioned: bool) -> DbResult<Vec<Trigger
     truncate.settings.push_str(FIXED_PATH);
     if partitioned {
         let (new, old) = (notes.key("NEW"), notes.key("OLD"));
-        // Naming the table makes sessions plan anew once it is altered; OLD alone does not.
-        let was = notes.written(
-            &old,
-            "",
-            &format!(
-                "(SELECT OLD.* WHERE NOT EXISTS (SELECT FROM {} WHERE false)) o",
-                relation(&table.name)
-            ),
+        // Naming the table makes sessions plan anew once it is altered; NEW and OLD alone do not.
+        let always = format!(
+            " WHERE NOT EXISTS (SELECT FROM {} WHERE false)",
+            relation(&table.name)
+        );
+        let was = notes.written(&old, &always, &format!("(SELECT OLD.*{always}) o"));
+        let moved = notes.new_key(
+            &new,
+            &format!("{always} AND {new} OPERATOR(pg_catalog.<>) {old}"),
         );
         return Ok(vec![
             trigger(
                 "insert",
                 "branchline_insert",
                 "AFTER INSERT ON {} FOR EACH ROW",
-                format!("{};", notes.inserted(&new, "")),
+                format!("{INTO} {};", notes.new_key(&new, &always)),
             ),
             trigger(
                 "update",
                 "branchline_update",
                 "AFTER UPDATE ON {} FOR EACH ROW",
-                format!(
-                    "{was};
-    IF {new} OPERATOR(pg_catalog.<>) {old} THEN {}; END IF;",
-                    notes.inserted(&new, "")
-                ),
+                format!("{was}\n    UNION ALL {moved};"),
             ),
             trigger(
                 "delete",
@@ -113,7 +110,7 @@ pub(super) fn triggers(table: &Table, partitioned: bool) -> DbResult<Vec<Trigger
     let (new, old) = (notes.key("n"), notes.key("o"));
     let was = notes.written(&old, " FROM old_rows o", "old_rows o");
     // EXCEPT, not an anti-join: its plan is good for one row and for a million, and plpgsql keeps the first plan.
-    let moved = notes.inserted(
+    let moved = notes.new_key(
         "moved.key",
         &format!(
             " FROM (SELECT {new} FROM new_rows n EXCEPT SELECT {old} FROM old_rows o) AS moved(key)"
@@ -124,7 +121,7 @@ pub(super) fn triggers(table: &Table, partitioned: bool) -> DbResult<Vec<Trigger
     let updated = format!(
         "{was};
     IF EXISTS (SELECT FROM old_rows o CROSS JOIN new_rows n WHERE {old} OPERATOR(pg_catalog.<>) {new}) THEN
-        {moved};
+        {INTO} {moved};
     END IF;"
     );
     Ok(vec![
@@ -132,7 +129,7 @@ pub(super) fn triggers(table: &Table, partitioned: bool) -> DbResult<Vec<Trigger
             "insert",
             "branchline_insert",
             "AFTER INSERT ON {} REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT",
-            format!("{};", notes.inserted(&new, " FROM new_rows n")),
+            format!("{INTO} {};", notes.new_key(&new, " FROM new_rows n")),
         ),
         trigger(
             "update",
@@ -196,10 +193,10 @@ impl Notes<'_> {
         format!("ARRAY[{}]", texts.join(", "))
     }
 
-    /// Notes rows that were not there before.
-    fn inserted(&self, key: &str, from: &str) -> String {
+    /// What is noted of rows that were not there before.
+    fn new_key(&self, key: &str, from: &str) -> String {
         format!(
-            "{INTO} SELECT {}, {INSERTED}, {STAMP}, {key}, {NO_OLD}{from}",
+            "SELECT {}, {INSERTED}, {STAMP}, {key}, {NO_OLD}{from}",
             self.id
         )
     }

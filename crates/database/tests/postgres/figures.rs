@@ -17,11 +17,15 @@ fn per_second(rows: usize, since: Instant) -> String {
     format!("{seconds:.2} s, {:.0} rows/s", rows as f64 / seconds)
 }
 
-async fn filled() -> Shop {
+/// Portions in a transaction, as the office takes them.
+const PORTIONS: usize = 24;
+const BACKLOG: usize = 500_000;
+
+async fn filled(rows: usize) -> Shop {
     let shop = shop(SALES).await;
     shop.sql(&format!(
         "SET synchronous_commit TO off;
-         CREATE PROCEDURE fill() LANGUAGE plpgsql AS $$ BEGIN FOR n IN 1..{ROWS} LOOP
+         CREATE PROCEDURE fill() LANGUAGE plpgsql AS $$ BEGIN FOR n IN 1..{rows} LOOP
              INSERT INTO sales VALUES (gen_random_uuid(), n % 50, 'sku' || n % 997, n % 7, (n % 10000) / 100.0,
                  now() - n * interval '1 second', CASE WHEN n % 5 = 0 THEN 'a note' END);
              COMMIT; END LOOP; END $$"
@@ -34,7 +38,7 @@ async fn filled() -> Shop {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "measures; run it alone and optimized"]
 async fn figures() {
-    let mut source = filled().await;
+    let mut source = filled(ROWS).await;
     for limit in [1000, 2000] {
         let since = Instant::now();
         source.db.begin(Purpose::Take).await.unwrap();
@@ -89,4 +93,27 @@ async fn figures() {
     }
     println!("read by key: {}", per_second(ROWS, since));
     db.rollback().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "measures; run it alone and optimized"]
+async fn figures_of_a_long_drain() {
+    let mut source = filled(BACKLOG).await;
+    let since = Instant::now();
+    let (mut count, mut more) = (0, true);
+    while more {
+        let begun = Instant::now();
+        source.db.begin(Purpose::Take).await.unwrap();
+        for _ in 0..PORTIONS {
+            let portion = source.db.take(&source.schema, 1000).await.unwrap();
+            (count, more) = (count + portion.changes.len(), portion.more);
+            if !more {
+                break;
+            }
+        }
+        source.db.commit().await.unwrap();
+        println!("{count}: {:?}", begun.elapsed());
+    }
+    assert_eq!(count, BACKLOG);
+    println!("drained: {}", per_second(BACKLOG, since));
 }

@@ -146,3 +146,33 @@ async fn a_unit_larger_than_a_portion_is_paged_between_its_neighbours() {
     let sizes: Vec<usize> = shop.units(10).await.iter().map(Vec::len).collect();
     assert_eq!(sizes, [5, 1000, 4]);
 }
+
+#[tokio::test]
+async fn a_row_written_again_far_later_binds_all_between() {
+    let mut shop = shop("CREATE TABLE t (id bigint PRIMARY KEY, n int)").await;
+    let late = client(&shop.url).await;
+    for id in 1..=10 {
+        shop.sql(&format!("INSERT INTO t VALUES ({id}, 0)")).await;
+    }
+    late.batch_execute("BEGIN; INSERT INTO t VALUES (11, 0)")
+        .await
+        .unwrap();
+    for id in 12..=300 {
+        shop.sql(&format!("INSERT INTO t VALUES ({id}, 0)")).await;
+    }
+    late.batch_execute("INSERT INTO t VALUES (301, 0); COMMIT")
+        .await
+        .unwrap();
+    for id in 302..=600 {
+        shop.sql(&format!("INSERT INTO t VALUES ({id}, 0)")).await;
+    }
+    shop.sql("UPDATE t SET n = 1 WHERE id = 500").await;
+    for id in 601..=610 {
+        shop.sql(&format!("INSERT INTO t VALUES ({id}, 0)")).await;
+    }
+    // A part of the backlog is smaller than what the transaction and the row bind together.
+    let sizes: Vec<usize> = shop.units(2).await.iter().map(Vec::len).collect();
+    assert_eq!(sizes[5], 291, "{sizes:?}");
+    assert_eq!(sizes.iter().sum::<usize>(), 610);
+    assert_eq!(sizes[sizes.len() - 6], 101, "{sizes:?}");
+}

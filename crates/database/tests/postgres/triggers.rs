@@ -213,3 +213,21 @@ async fn a_large_update_after_a_small_one_is_not_quadratic() {
     assert!(before.elapsed().as_secs() < 20, "{:?}", before.elapsed());
     assert_eq!(shop.taken().await.len(), 120_000);
 }
+
+#[tokio::test]
+async fn sessions_that_wrote_before_may_write_after_the_key_was_altered() {
+    let plain = "CREATE TABLE p (region int, id int, name text, PRIMARY KEY (region, id))";
+    let partitioned =
+        format!("{plain} PARTITION BY LIST (region); CREATE TABLE p1 PARTITION OF p DEFAULT");
+    for sql in [plain, &partitioned] {
+        let shop = shop(sql).await;
+        let write = "INSERT INTO p VALUES (1, 1, 'a'); UPDATE p SET name = 'b'; UPDATE p SET id = 2; DELETE FROM p";
+        for kind in ["int", "bigint", "text"] {
+            shop.sql(&format!("ALTER TABLE p ALTER COLUMN id TYPE {kind}"))
+                .await;
+            for _ in 0..6 {
+                shop.sql(&write.replace("= 2", "= '2'")).await;
+            }
+        }
+    }
+}

@@ -1,12 +1,13 @@
 //! Runs simulated companies:
-//! `sim [--seeds N] [--first S] [--engine memory|sqlite|mixed] [--threads N] [--keep-going] [-v]`.
+//! `sim [--seeds N] [--first S] [--engine memory|sqlite|mixed] [--threads N] [--keep-going] [-v]`, or
+//! `sim --sabotage`: which seed notices each kind of wrong code.
 
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use branchline_testkit::sim::{Engine, Options, simulate};
+use branchline_testkit::sim::{Engine, Options, Sabotage, simulate};
 
 /// What was asked for.
 struct Arguments {
@@ -16,6 +17,7 @@ struct Arguments {
     threads: usize,
     loud: bool,
     keep_going: bool,
+    sabotage: bool,
 }
 
 /// What all runs together had.
@@ -36,6 +38,7 @@ fn arguments() -> Result<Arguments, String> {
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         loud: false,
         keep_going: false,
+        sabotage: false,
     };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
@@ -49,6 +52,7 @@ fn arguments() -> Result<Arguments, String> {
             "--first" => asked.first = number(value()?)?,
             "--threads" => asked.threads = usize::try_from(number(value()?)?).unwrap_or(1).max(1),
             "--keep-going" => asked.keep_going = true,
+            "--sabotage" => asked.sabotage = true,
             "-v" => asked.loud = true,
             "--engine" => {
                 asked.engine = match value()?.as_str() {
@@ -78,6 +82,9 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if asked.sabotage {
+        return sabotage(&asked);
+    }
     let begun = Instant::now();
     let totals = run(&asked);
     let seconds = begun.elapsed().as_secs_f64();
@@ -138,4 +145,28 @@ fn run(asked: &Arguments) -> Totals {
         }
     });
     totals.into_inner().unwrap_or_default()
+}
+
+/// Tells for each kind of sabotage which seed notices it.
+fn sabotage(asked: &Arguments) -> ExitCode {
+    let mut missed = 0;
+    for sabotage in Sabotage::ALL {
+        let noticed = (asked.first..asked.first + asked.seeds).find_map(|seed| {
+            let outcome = simulate(&Options {
+                seed,
+                engine: asked.engine,
+                sabotage: Some(sabotage),
+                loud: false,
+            });
+            outcome.failure.map(|failure| (seed, failure))
+        });
+        match noticed {
+            Some((seed, failure)) => println!("{sabotage:?}: seed {seed}: {failure}"),
+            None => {
+                missed += 1;
+                println!("{sabotage:?}: not noticed");
+            }
+        }
+    }
+    ExitCode::from(u8::from(missed > 0))
 }

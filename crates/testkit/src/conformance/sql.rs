@@ -2,7 +2,7 @@
 
 use branchline_core::change::{Key, Row};
 use branchline_core::schema::{Column, Schema, Table};
-use branchline_core::value::Value;
+use branchline_core::value::{Type, Value};
 
 use super::Op;
 
@@ -13,6 +13,8 @@ pub enum Dialect {
     Postgres,
     /// SQLite.
     Sqlite,
+    /// MariaDB, in a session with `ANSI_QUOTES` and `NO_BACKSLASH_ESCAPES`.
+    Mysql,
 }
 
 /// The statement that does it.
@@ -27,7 +29,12 @@ pub fn statement(dialect: Dialect, schema: &Schema, op: &Op) -> String {
                 .iter()
                 .map(|column| quoted(&column.name))
                 .collect();
-            let values: Vec<String> = row.0.iter().map(|value| literal(dialect, value)).collect();
+            let values: Vec<String> = table
+                .columns
+                .iter()
+                .zip(&row.0)
+                .map(|(column, value)| literal(dialect, &column.kind, value))
+                .collect();
             format!(
                 "INSERT INTO {name} ({}) VALUES ({})",
                 columns.join(", "),
@@ -65,7 +72,11 @@ fn condition(dialect: Dialect, table: &Table, key: &Key) -> String {
 }
 
 fn equal(dialect: Dialect, column: &Column, value: &Value) -> String {
-    format!("{} = {}", quoted(&column.name), literal(dialect, value))
+    format!(
+        "{} = {}",
+        quoted(&column.name),
+        literal(dialect, &column.kind, value)
+    )
 }
 
 /// A name as SQL writes it.
@@ -73,7 +84,7 @@ pub fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-fn literal(dialect: Dialect, value: &Value) -> String {
+fn literal(dialect: Dialect, kind: &Type, value: &Value) -> String {
     let hex = |bytes: &[u8]| {
         bytes
             .iter()
@@ -83,12 +94,16 @@ fn literal(dialect: Dialect, value: &Value) -> String {
     match (dialect, value) {
         (_, Value::Null) => "NULL".into(),
         (Dialect::Postgres, Value::Bool(truth)) => format!("{truth}"),
-        (Dialect::Sqlite, Value::Bool(truth)) => u8::from(*truth).to_string(),
+        (_, Value::Bool(truth)) => u8::from(*truth).to_string(),
         (_, Value::Int(number)) => number.to_string(),
         (Dialect::Postgres, Value::Float(number)) => format!("'{number}'"),
-        (Dialect::Sqlite, Value::Float(number)) => format!("{number:?}"),
+        (_, Value::Float(number)) => format!("{number:?}"),
+        (Dialect::Mysql, Value::Text(text)) if *kind == Type::TimestampTz => format!(
+            "CONVERT_TZ('{}', '+00:00', @@time_zone)",
+            text.trim_end_matches("+00")
+        ),
         (_, Value::Text(text)) => format!("'{}'", text.replace('\'', "''")),
         (Dialect::Postgres, Value::Bytes(bytes)) => format!("'\\x{}'", hex(bytes)),
-        (Dialect::Sqlite, Value::Bytes(bytes)) => format!("X'{}'", hex(bytes)),
+        (_, Value::Bytes(bytes)) => format!("X'{}'", hex(bytes)),
     }
 }

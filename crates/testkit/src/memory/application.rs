@@ -32,6 +32,23 @@ impl MemoryApplication {
         result
     }
 
+    /// As [`Self::write_now`], with numbers of captured writes that were drawn earlier.
+    pub fn write_late(&mut self, schema: &Schema, ops: &[Op], first: u64) -> Result<(), String> {
+        let permit = Arc::clone(&self.shared.writer).try_acquire_owned();
+        self.open_with(permit.map_err(|_| "another transaction is writing".to_owned())?);
+        let mut last = 0;
+        if let Some((work, _, _)) = &mut self.open {
+            last = std::mem::replace(&mut work.numbers, first.saturating_sub(1));
+        }
+        let result = self.run_open(schema, ops);
+        if let Some((work, _, _)) = &mut self.open {
+            work.numbers = last;
+        }
+        let result = result.and_then(|()| self.commit_open());
+        self.open = None;
+        result
+    }
+
     fn open_with(&mut self, permit: OwnedSemaphorePermit) {
         let inner = self.shared.inner();
         let mut work = inner.state.clone();

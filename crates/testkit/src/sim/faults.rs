@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use branchline_core::books;
 use branchline_core::change::{Effect, Key, Row};
 use branchline_core::port::{
-    Backlog, Database, DatabaseError, DbResult, Entry, Extent, Inspection, Portion, Purpose,
+    Backlog, Database, DatabaseError, DbResult, Entry, Extent, Inspection, Portion, Purpose, Taken,
 };
 use branchline_core::schema::{Schema, Table, TableId};
 
@@ -38,11 +38,21 @@ pub enum Sabotage {
     OutboxForgotten,
     /// Requests to send again are lost.
     ResendIgnored,
+    /// A take follows a watermark: what commits late, with a lower number, is never seen.
+    LateCommitsSkipped,
+    /// A unit is taken in two halves.
+    UnitsSplit,
+    /// Rows from before the join are not captured.
+    RecaptureForgotten,
+    /// A chunk of the first copy lacks a row.
+    ChunksShort,
+    /// Rows are not found when they are read.
+    ReadsNothing,
 }
 
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 16] = [
         Self::HeadCursorNotSaved,
         Self::BranchBookNotSaved,
         Self::CapturedAlwaysEmpty,
@@ -54,6 +64,11 @@ impl Sabotage {
         Self::TakeForgets,
         Self::OutboxForgotten,
         Self::ResendIgnored,
+        Self::LateCommitsSkipped,
+        Self::UnitsSplit,
+        Self::RecaptureForgotten,
+        Self::ChunksShort,
+        Self::ReadsNothing,
     ];
 }
 
@@ -66,6 +81,8 @@ pub struct Plan {
     pub busy: Option<u32>,
     /// The application commits a transaction just before this step.
     pub race: Option<u32>,
+    /// The disk is full: nothing can be written.
+    pub full: bool,
     /// The process is dead.
     pub dead: bool,
     /// A step failed on purpose during this call.
@@ -94,7 +111,16 @@ pub struct Faulty<'w> {
     pub desk: Desk<'w>,
     open: Option<Purpose>,
     done: Vec<Redo>,
+    /// A transaction of the application has drawn these numbers and commits after the open take.
+    late: Option<u64>,
+    /// The other half of a unit, for [`Sabotage::UnitsSplit`].
+    rest: Option<Vec<Taken>>,
 }
+
+/// How many numbers a transaction draws that commits late.
+const LATE_NUMBERS: u64 = 200;
+/// How near the race must be for the application's transaction to be open already when a take begins.
+const SOON: u32 = 8;
 
 fn killed() -> DatabaseError {
     DatabaseError::Unreachable("the process was killed".into())
@@ -144,6 +170,8 @@ impl<'w> Faulty<'w> {
             desk,
             open: None,
             done: Vec::new(),
+            late: None,
+            rest: None,
         }
     }
 
@@ -180,6 +208,42 @@ impl<'w> Faulty<'w> {
             }
         }
         Ok(late)
+    }
+
+    /// A step that writes fails while the disk is full.
+    fn need_room(&mut self) -> DbResult<()> {
+        if !self.plan.full {
+            return Ok(());
+        }
+        self.plan.hindered = true;
+        Err(DatabaseError::Unreachable("the disk is full".into()))
+    }
+
+    /// The application begins a transaction and draws numbers just before a take; it will commit after it.
+    fn begin_late(&mut self, purpose: Purpose) {
+        self.late = None;
+        let soon = self.plan.race.is_some_and(|left| left < SOON);
+        if let Store::Memory(database) = &self.disk.store
+            && purpose == Purpose::Take
+            && soon
+        {
+            self.plan.race = None;
+            self.late = Some(database.reserve_numbers(LATE_NUMBERS));
+        }
+    }
+
+    fn commit_late(&mut self) {
+        let Some(first) = self.late.take() else {
+            return;
+        };
+        self.disk.late = Some(first);
+        self.plan.raced = self.desk.transact(self.disk).or(self.plan.raced.take());
+        self.disk.late = None;
+        if let Store::Memory(database) = &self.disk.store
+            && self.plan.sabotage == Some(Sabotage::LateCommitsSkipped)
+        {
+            database.forget_captured(first..first + LATE_NUMBERS);
+        }
     }
 
     fn after<T>(&mut self, late: bool, result: DbResult<T>) -> DbResult<T> {
@@ -262,6 +326,8 @@ impl Database for Faulty<'_> {
     async fn begin(&mut self, purpose: Purpose) -> DbResult<()> {
         self.open = None;
         self.done.clear();
+        self.rest = None;
+        self.begin_late(purpose);
         let result = step!(self, db => db.begin(purpose));
         if result.is_ok() {
             self.open = Some(purpose);
@@ -272,6 +338,9 @@ impl Database for Faulty<'_> {
     async fn commit(&mut self) -> DbResult<()> {
         let late = self.before().await?;
         let purpose = self.open;
+        if purpose != Some(Purpose::Read) {
+            self.need_room()?;
+        }
         if purpose != Some(Purpose::Read) && self.strikes(Sabotage::CommitLies, 40) {
             self.open = None;
             inner!(self, db => db.rollback())?;
@@ -281,12 +350,14 @@ impl Database for Faulty<'_> {
         let result = inner!(self, db => db.commit());
         if result.is_ok() {
             self.open = None;
+            self.commit_late();
         }
         self.after(late, result)
     }
 
     async fn rollback(&mut self) -> DbResult<()> {
         self.open = None;
+        self.late = None;
         if self.plan.dead {
             return Err(killed());
         }
@@ -294,6 +365,12 @@ impl Database for Faulty<'_> {
     }
 
     async fn take(&mut self, schema: &Schema, limit: usize) -> DbResult<Portion> {
+        if let Some(changes) = self.rest.take() {
+            return Ok(Portion {
+                changes,
+                ..Portion::default()
+            });
+        }
         let mut portion = step!(self, db => db.take(schema, limit))?;
         for taken in &mut portion.changes {
             let Some(table) = schema.table(taken.table) else {
@@ -308,6 +385,11 @@ impl Database for Faulty<'_> {
         if !portion.changes.is_empty() && self.strikes(Sabotage::TakeForgets, 10) {
             portion.changes.pop();
         }
+        let splits = self.plan.sabotage == Some(Sabotage::UnitsSplit);
+        if splits && !portion.open && portion.changes.len() > 1 {
+            self.rest = Some(portion.changes.split_off(portion.changes.len() / 2));
+            portion.more = true;
+        }
         Ok(portion)
     }
 
@@ -319,6 +401,9 @@ impl Database for Faulty<'_> {
     }
 
     async fn recapture(&mut self, table: &Table, keys: Option<&[Key]>) -> DbResult<()> {
+        if self.plan.sabotage == Some(Sabotage::RecaptureForgotten) {
+            return Ok(());
+        }
         step!(self, db => db.recapture(table, keys))?;
         self.remember(|| Redo::Recapture(table.clone(), keys.map(<[Key]>::to_vec)));
         Ok(())
@@ -329,6 +414,7 @@ impl Database for Faulty<'_> {
     }
 
     async fn write(&mut self, schema: &Schema, effects: &[(TableId, Effect)]) -> DbResult<()> {
+        self.need_room()?;
         if effects.len() > 1 && self.plan.sabotage == Some(Sabotage::WriteNotAtomic) {
             let purpose = self.open.unwrap_or(Purpose::Apply);
             let half = effects.len() / 2;
@@ -344,7 +430,9 @@ impl Database for Faulty<'_> {
     }
 
     async fn read(&mut self, table: &Table, keys: &[Key]) -> DbResult<BTreeMap<Key, Row>> {
-        step!(self, db => db.read(table, keys))
+        let rows = step!(self, db => db.read(table, keys))?;
+        let blind = self.plan.sabotage == Some(Sabotage::ReadsNothing);
+        Ok(if blind { BTreeMap::new() } else { rows })
     }
 
     async fn chunk(
@@ -353,7 +441,11 @@ impl Database for Faulty<'_> {
         after: Option<&Key>,
         limit: usize,
     ) -> DbResult<Vec<Row>> {
-        step!(self, db => db.chunk(table, after, limit))
+        let mut rows = step!(self, db => db.chunk(table, after, limit))?;
+        if rows.len() > 1 && self.plan.sabotage == Some(Sabotage::ChunksShort) {
+            rows.remove(0);
+        }
+        Ok(rows)
     }
 
     async fn meta(&mut self, name: &str) -> DbResult<Option<Vec<u8>>> {
@@ -376,6 +468,7 @@ impl Database for Faulty<'_> {
     }
 
     async fn append(&mut self, stream: &str, entries: &[Entry]) -> DbResult<()> {
+        self.need_room()?;
         let lost = match self.plan.sabotage {
             Some(Sabotage::RecordsForgotten) => stream == books::CONFLICTS,
             Some(Sabotage::LogKeysForgotten) => stream == books::LOG_KEYS,

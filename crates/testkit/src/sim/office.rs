@@ -42,6 +42,8 @@ pub struct Disk {
     pub store: Store,
     /// Something was committed, or the process died: what is checked at every step must be checked again.
     pub changed: bool,
+    /// The numbers that the next transaction of the application drew before it commits.
+    pub late: Option<u64>,
 }
 
 /// Where an office's database is.
@@ -110,12 +112,11 @@ impl File {
         }
     }
 
-    /// The processes died; SQLite undoes what they had not committed.
+    /// Branchline's process died, the application's did not; SQLite undoes what was not committed.
     fn reopen(&mut self) {
         // A file in memory lets nobody in, not even to open it, while a transaction writes.
         run(self.database.rollback()).expect("a transaction can be undone");
         self.database = SqliteDatabase::open(&self.address, true).expect("the file opens");
-        self.application = open(&self.address);
     }
 
     fn image(&self) -> rusqlite::Connection {
@@ -203,6 +204,7 @@ impl Disk {
         Self {
             store,
             changed: true,
+            late: None,
         }
     }
 
@@ -252,7 +254,10 @@ impl Disk {
         self.set_now(now);
         self.changed = true;
         match &mut self.store {
-            Store::Memory(database) => database.application().write_now(schema, ops),
+            Store::Memory(database) => match self.late {
+                Some(first) => database.application().write_late(schema, ops, first),
+                None => database.application().write_now(schema, ops),
+            },
             Store::Sqlite(file) => file.write(schema, ops).map_err(|error| {
                 let _none_open = file.application.execute_batch("ROLLBACK");
                 error.to_string()
@@ -360,9 +365,15 @@ pub struct Office {
     pub working: bool,
     /// A step failed; nothing is worked on until the machine is read anew.
     pub troubled: bool,
+    /// How many steps failed in a row.
+    pub failures: u32,
+    /// It moves data only when asked.
+    pub manual: bool,
+    /// How often it was invited.
+    pub invitations: u32,
     /// A backup, and the last write before it.
     pub image: Option<(Image, WriteId)>,
-    /// It was restored at least once.
+    /// It was restored, or joined anew with its rows, at least once.
     pub restored: bool,
     /// The first copy is complete.
     pub joined: bool,

@@ -411,3 +411,18 @@ pub fn verification(world: &World, verification: &Verification) -> Result<(), St
     }
     Ok(())
 }
+
+/// A comparison in the middle of a storm finds nothing to repair, and repairs nothing.
+pub fn undisturbed(verification: &Verification) -> Result<(), String> {
+    for branch in &verification.branches {
+        for table in &branch.tables {
+            if table.differing() + table.repaired > 0 {
+                return Err(format!(
+                    "the comparison finds a difference at {} in the middle of a storm: {table:?}",
+                    branch.name
+                ));
+            }
+        }
+    }
+    Ok(())
+}

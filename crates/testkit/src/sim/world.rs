@@ -59,7 +59,13 @@ pub enum Event {
     Restart(usize),
     Reload(usize, u64),
     Jump(usize),
+    Compare(usize),
     Found(usize),
+    Dismiss(usize),
+    Manual(usize),
+    Live(usize),
+    Full(usize),
+    Room(usize),
     Image(usize),
     Restore(usize),
     BrokerStop,
@@ -74,6 +80,7 @@ struct Weather {
     loss: u32,
     duplication: u32,
     delay: u32,
+    damage: u32,
     race: bool,
 }
 
@@ -169,6 +176,9 @@ impl World {
                 founded: false,
                 working: false,
                 troubled: false,
+                failures: 0,
+                manual: false,
+                invitations: 0,
                 image: None,
                 restored: false,
                 joined: false,
@@ -368,7 +378,32 @@ impl World {
                 ));
                 self.offices[office].skew = skew;
             }
+            Event::Compare(_) => {
+                self.call(0, |machine, _, _| {
+                    if let Machine::Head(head) = machine {
+                        head.verify(true);
+                    }
+                    Ok(())
+                });
+                self.plan_work(0);
+            }
             Event::Found(branch) => self.found(branch),
+            Event::Dismiss(branch) => self.dismiss(branch),
+            Event::Manual(office) => {
+                if self.offices[office].joined {
+                    self.set_manual(office, true);
+                    let delay = self.up_to(3 * SECOND);
+                    self.at(delay, Event::Live(office));
+                }
+            }
+            Event::Live(office) => self.set_manual(office, false),
+            Event::Full(office) => {
+                self.tell(format!("the disk of {} is full", self.offices[office].name));
+                self.offices[office].plan.full = true;
+                let delay = self.up_to(2 * SECOND);
+                self.at(delay, Event::Room(office));
+            }
+            Event::Room(office) => self.offices[office].plan.full = false,
             Event::Image(office) => {
                 if office > 0 && self.offices[office].founded {
                     self.tell(format!("a backup of {} is made", self.offices[office].name));
@@ -407,6 +442,9 @@ impl World {
     fn app(&mut self, office: usize) {
         let index = office;
         let office = &mut self.offices[index];
+        if office.plan.full {
+            return;
+        }
         let mut desk = Desk {
             rng: &mut self.rng,
             journal: &mut self.journal,

@@ -15,6 +15,9 @@ impl World {
             Machine::Head(head) => run(head.work(db, now)),
             Machine::Branch(branch) => run(branch.work(db, now)),
         });
+        if more.is_some() {
+            self.offices[office].failures = 0;
+        }
         if more == Some(true) {
             self.plan_work(office);
         }
@@ -90,7 +93,9 @@ impl World {
     pub(super) fn trouble(&mut self, office: usize) {
         if !std::mem::replace(&mut self.offices[office].troubled, true) {
             let life = self.offices[office].lives;
-            self.at(50 * MS, Event::Reload(office, life));
+            let pause = 50 * MS << self.offices[office].failures.min(6);
+            self.offices[office].failures += 1;
+            self.at(pause, Event::Reload(office, life));
         }
     }
 
@@ -162,6 +167,12 @@ impl World {
             Notice::Reincarnated => self.reincarnations += 1,
             Notice::RefusedByHead(why) => {
                 self.fail(format!("{} was refused: {why}", self.offices[office].name))
+            }
+            Notice::Verified(verification) if verification.repair => {
+                // Nobody writes behind the back of capture here: whatever the weather, nothing differs.
+                if let Err(why) = super::super::oracle::undisturbed(verification) {
+                    self.fail(why);
+                }
             }
             Notice::Verified(verification) => self.verified = Some(verification.clone()),
             _ => {}

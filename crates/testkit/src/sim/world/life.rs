@@ -73,9 +73,15 @@ impl World {
             self.wrote(office, &what);
         }
         match loaded {
-            Ok(machine) => {
-                if let Machine::Branch(branch) = &machine {
-                    self.set_joined(office, branch.state().joining.is_none());
+            Ok(mut machine) => {
+                let moving = !self.offices[office].manual;
+                match &mut machine {
+                    Machine::Head(head) => head.set_moving(moving),
+                    Machine::Branch(branch) => {
+                        let joined = branch.state().joining.is_none();
+                        branch.set_moving(moving || !joined);
+                        self.set_joined(office, joined);
+                    }
                 }
                 return Some(machine);
             }
@@ -98,18 +104,94 @@ impl World {
         None
     }
 
+    /// The head's process reads a branch's seat again, as after `invite` and `remove`.
+    fn seat_changed(&mut self, branch: usize) {
+        let name = self.offices[branch].name.clone();
+        let Some(mut machine) = self.offices[0].machine.take() else {
+            return;
+        };
+        let read = self.with_database(0, |db, _| match &mut machine {
+            Machine::Head(head) => run(head.load_seat(db, &name)),
+            Machine::Branch(_) => Ok(()),
+        });
+        self.offices[0].machine = Some(machine);
+        if let Err(error) = read {
+            self.fail(format!("the seat of {name} cannot be read: {error}"));
+        }
+        self.drain(0);
+    }
+
+    /// The head takes a branch out; the branch leaves, keeps its rows, and is invited again later.
+    pub(super) fn dismiss(&mut self, branch: usize) {
+        let office = &self.offices[branch];
+        if branch == 0 || !office.joined || office.machine.is_none() {
+            return;
+        }
+        let name = office.name.clone();
+        let removed = self.with_database(0, |db, _| run(seats::remove(db, &name)));
+        removed
+            .expect("the head's database works")
+            .expect("the branch is known");
+        self.seat_changed(branch);
+        self.kill(branch, "is taken out and leaves");
+        let left = self.with_database(branch, |db, _| run(db.uninstall()));
+        left.expect("the branch's database works");
+        self.offices[branch].founded = false;
+        self.offices[branch].image = None;
+        self.offices[branch].restored = true;
+        self.offices[branch].manual = false;
+        self.set_joined(branch, false);
+        self.journal.rejoined(branch);
+        // Its queue goes with it, or not at once.
+        if self.rng.random_bool(0.5) {
+            self.network
+                .stored
+                .retain(|_, message| message.to != branch);
+        }
+        let delay = self.up_to(2 * SECOND);
+        self.at(delay, Event::Found(branch));
+    }
+
+    /// The office moves data by itself, or only when asked.
+    pub(super) fn set_manual(&mut self, office: usize, manual: bool) {
+        if self.offices[office].manual == manual {
+            return;
+        }
+        let how = if manual {
+            "moves data when asked"
+        } else {
+            "moves data by itself"
+        };
+        self.tell(format!("{} {how}", self.offices[office].name));
+        self.offices[office].manual = manual;
+        match &mut self.offices[office].machine {
+            Some(Machine::Head(head)) => head.set_moving(!manual),
+            Some(Machine::Branch(branch)) => branch.set_moving(!manual),
+            None => {}
+        }
+        self.plan_work(office);
+    }
+
     /// The head invites a branch, and the branch sets its database up.
     pub(super) fn found(&mut self, branch: usize) {
+        if self.offices[branch].founded {
+            return;
+        }
         let name = self.offices[branch].name.clone();
-        let code = secret(self.seed, &format!("code of {name}"));
+        self.offices[branch].invitations += 1;
+        let times = self.offices[branch].invitations;
+        let code = secret(self.seed, &format!("code {times} of {name}"));
         let expires = Micros(i64::MAX);
         let invited = self.with_database(0, |db, _| run(seats::invite(db, &name, code, expires)));
         invited
             .expect("the head's database works")
             .expect("the branch is new");
+        self.seat_changed(branch);
         let enrolment = Enrolment {
             identity: self.identity(branch),
-            incarnation: Incarnation(Digest::of(format!("{} {name}", self.seed).as_bytes()).0),
+            incarnation: Incarnation(
+                Digest::of(format!("{} {times} {name}", self.seed).as_bytes()).0,
+            ),
             head_name: self.offices[0].name.clone(),
             head_key: SigningKey::from_bytes(&self.identity(0).secret_key)
                 .verifying_key()

@@ -61,6 +61,7 @@ impl World {
             loss: chance(&mut self.rng, 3, 40),
             duplication: chance(&mut self.rng, 3, 30),
             delay: chance(&mut self.rng, 5, 60),
+            damage: chance(&mut self.rng, 10, 60),
             race: self.rng.random_bool(0.6),
         };
         let mut drawn: Vec<(&str, u32, Trouble)> = Vec::new();
@@ -71,13 +72,25 @@ impl World {
             ("cut", Event::Cut),
             ("half cut", Event::HalfCut),
             ("jump", Event::Jump),
+            ("compare", Event::Compare),
             ("restore", Event::Image),
+            ("dismiss", Event::Dismiss),
+            ("manual", Event::Manual),
+            ("disk full", Event::Full),
         ] {
-            let one_in = if name == "restore" { 5 } else { 2 };
+            let one_in = match name {
+                "restore" | "manual" | "disk full" => 5,
+                "dismiss" => 8,
+                _ => 2,
+            };
             if self.one_in(one_in) {
-                let count = self
-                    .rng
-                    .random_range(1..if name.starts_with("arm") { 40 } else { 8 });
+                let count = self.rng.random_range(
+                    1..match name {
+                        "arm" | "arm more" => 40,
+                        "dismiss" => 3,
+                        _ => 8,
+                    },
+                );
                 drawn.push((name, count, event));
             }
         }
@@ -135,7 +148,11 @@ impl World {
                     | Event::Cut(_)
                     | Event::HalfCut(_)
                     | Event::Jump(_)
+                    | Event::Compare(_)
                     | Event::Image(_)
+                    | Event::Dismiss(_)
+                    | Event::Manual(_)
+                    | Event::Full(_)
                     | Event::Restore(_)
                     | Event::BrokerStop
                     | Event::BrokerEmpty
@@ -159,6 +176,9 @@ impl World {
                 strikes: office.plan.strikes,
                 ..Plan::default()
             };
+        }
+        for office in 0..self.offices.len() {
+            self.set_manual(office, false);
         }
         self.at(0, Event::BrokerStart);
         for link in 0..self.offices.len() {

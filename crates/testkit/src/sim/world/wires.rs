@@ -159,7 +159,14 @@ impl World {
             } else {
                 MS + self.up_to(30 * MS)
             };
-            let message = self.network.store(to, bytes.clone());
+            let mut bytes = bytes.clone();
+            if self.one_in(self.weather.damage) {
+                let mut damaged = bytes.to_vec();
+                let at = self.rng.random_range(0..damaged.len());
+                damaged[at] ^= 1 << self.rng.random_range(0..8_u32);
+                bytes = Bytes::new(damaged);
+            }
+            let message = self.network.store(to, bytes);
             self.at(delay, Event::Hand(message));
         }
     }

@@ -1,0 +1,469 @@
+//! The connection, its transactions and its statements.
+//!
+//! Statements go as text: any number of rows in one round trip, nothing to prepare again after an `ALTER`, and dates
+//! and decimals come back as text, exactly as stored. Every value passes through [`super::literal`].
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use branchline_core::port::{DatabaseError, DbResult, Purpose};
+use mysql_async::prelude::Queryable;
+use mysql_async::{Conn, Row, Value};
+
+use super::error::{LOCKED, code, ends_the_connection, failed, no_tls, on_table};
+use super::layout::Layout;
+use super::take::Taking;
+use super::tls::{Target, target};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often, and after what pause, a lock that the application holds is asked for: 750 ms in all.
+const LOCK_ATTEMPTS: u32 = 16;
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
+/// What makes every statement's meaning independent of the server's and the user's settings. Only our own session.
+///
+/// `@branchline_applying` is what the capture's triggers look at: this connection writes to shared tables only when
+/// it applies. A value of an application's own session cannot be mistaken for it.
+const SESSION: &str = "SET NAMES utf8mb4;
+SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ZERO_DATE,NO_ZERO_IN_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_AUTO_VALUE_ON_ZERO,NO_ENGINE_SUBSTITUTION',
+  time_zone = '+00:00', autocommit = 1, foreign_key_checks = 1, unique_checks = 1, sql_safe_updates = 0,
+  sql_select_limit = DEFAULT, sql_auto_is_null = 0, innodb_lock_wait_timeout = 1, lock_wait_timeout = 1,
+  wait_timeout = 2147483, net_read_timeout = 60, net_write_timeout = 60, max_join_size = DEFAULT, completion_type = 0;
+SET @branchline_applying = 1";
+
+/// Settings that only MariaDB has. The first: long lists in `IN` stay lists.
+/// Held by the connection of the one process that owns the office; each database has its own such lock.
+const OWN: &str = "SELECT GET_LOCK(CONCAT('branchline:', MD5(DATABASE())), 0)";
+
+const SESSION_MARIADB: &str = "SET SESSION in_predicate_conversion_threshold = 0, max_statement_time = 0,
+  idle_transaction_timeout = 0, idle_readonly_transaction_timeout = 0, idle_write_transaction_timeout = 0";
+
+/// Which of the two servers it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flavour {
+    MariaDb,
+    MySql,
+}
+
+/// A statement that the server refused.
+pub(super) struct Failure {
+    /// The server's own code.
+    pub(super) code: Option<u16>,
+    pub(super) error: DatabaseError,
+}
+
+/// The columns of a result row; everything the text protocol carries is bytes.
+pub(super) struct Cells(Vec<Option<Vec<u8>>>);
+
+impl Cells {
+    fn of(row: Row) -> Self {
+        let cell = |value| match value {
+            Value::NULL => None,
+            Value::Bytes(bytes) => Some(bytes),
+            other => Some(other.as_sql(true).into_bytes()),
+        };
+        Self(row.unwrap().into_iter().map(cell).collect())
+    }
+
+    /// The column's bytes, `None` for NULL.
+    pub(super) fn bytes(&self, at: usize) -> Option<&[u8]> {
+        self.0.get(at)?.as_deref()
+    }
+
+    /// Moves the column's bytes out.
+    pub(super) fn take(&mut self, at: usize) -> Option<Vec<u8>> {
+        self.0.get_mut(at)?.take()
+    }
+
+    /// A column of one of our own tables, or of the catalogue, as text; NULL is empty.
+    pub(super) fn text(&self, at: usize) -> String {
+        String::from_utf8_lossy(self.bytes(at).unwrap_or_default()).into_owned()
+    }
+
+    /// A whole number; NULL and what is none are `None`.
+    pub(super) fn number<T: std::str::FromStr>(&self, at: usize) -> Option<T> {
+        std::str::from_utf8(self.bytes(at)?).ok()?.parse().ok()
+    }
+
+    /// A truth value.
+    pub(super) fn is(&self, at: usize) -> bool {
+        self.number::<i64>(at).is_some_and(|number| number != 0)
+    }
+}
+
+/// A MariaDB or MySQL database behind the port.
+pub struct MysqlDatabase {
+    target: Target,
+    conn: Option<Conn>,
+    /// A statement was sent and its answer not read: the future was dropped, and the connection is of no more use.
+    under_way: bool,
+    pub(super) flavour: Flavour,
+    version: String,
+    layouts: HashMap<String, Arc<Layout>>,
+    open: Option<Purpose>,
+    /// The open transaction can only be rolled back.
+    spoilt: bool,
+    /// This server undoes the whole transaction where a lock is not to be had.
+    whole_rollback: bool,
+    /// This process owns the office: so must each connection that replaces a broken one.
+    owner: bool,
+    pub(super) taking: Taking,
+}
+
+impl MysqlDatabase {
+    /// Connects. The URL's TLS parameters have libpq's names and meaning.
+    pub async fn connect(url: &str) -> DbResult<Self> {
+        let target = target(url)?;
+        let session = session(&target).await?;
+        Ok(Self {
+            target,
+            conn: Some(session.conn),
+            under_way: false,
+            flavour: session.flavour,
+            version: session.version,
+            layouts: HashMap::new(),
+            open: None,
+            spoilt: false,
+            whole_rollback: session.whole_rollback,
+            owner: false,
+            taking: Taking::default(),
+        })
+    }
+
+    /// Takes the right to be the one process that owns this office's database. False where another process has it.
+    pub async fn own(&mut self) -> DbResult<bool> {
+        self.reconnect().await?;
+        if !self.owner {
+            let taken = self.rows(OWN).await?;
+            self.owner = taken.first().is_some_and(|row| row.is(0));
+        }
+        Ok(self.owner)
+    }
+
+    /// The engine's name and the server's version.
+    pub async fn describe(&mut self) -> DbResult<(String, String)> {
+        let name = match self.flavour {
+            Flavour::MariaDb => "MariaDB",
+            Flavour::MySql => "MySQL",
+        };
+        Ok((name.to_owned(), self.version.clone()))
+    }
+
+    /// The database's name.
+    pub(super) fn database(&self) -> &str {
+        &self.target.database
+    }
+
+    /// Whether the server is MariaDB of at least this version.
+    pub(super) fn mariadb_from(&self, major: u16, minor: u16) -> bool {
+        let mut numbers = self
+            .version
+            .split(['.', '-'])
+            .map_while(|number| number.parse::<u16>().ok());
+        let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        self.flavour == Flavour::MariaDb && version >= (major, minor)
+    }
+
+    /// Runs a statement on our own tables or the catalogue and returns its rows.
+    pub(super) async fn rows(&mut self, sql: impl AsRef<[u8]>) -> DbResult<Vec<Cells>> {
+        self.rows_on("", sql).await
+    }
+
+    /// As [`Self::rows`]; what does not fit is blamed on a table.
+    pub(super) async fn rows_on(
+        &mut self,
+        table: &str,
+        sql: impl AsRef<[u8]>,
+    ) -> DbResult<Vec<Cells>> {
+        let sent = self.send(sql.as_ref()).await;
+        let rows = sent.map_err(|error| on_table(table, &error))?;
+        Ok(rows.into_iter().map(Cells::of).collect())
+    }
+
+    /// Runs statements, separated by semicolons, for their effect.
+    pub(super) async fn execute(&mut self, sql: impl AsRef<[u8]>) -> DbResult<()> {
+        self.execute_on("", sql).await
+    }
+
+    /// As [`Self::execute`]; what does not fit is blamed on a table.
+    pub(super) async fn execute_on(&mut self, table: &str, sql: impl AsRef<[u8]>) -> DbResult<()> {
+        let sent = self.send(sql.as_ref()).await;
+        sent.map(|_| ()).map_err(|error| on_table(table, &error))
+    }
+
+    /// As [`Self::execute_on`]; the server's own code comes with the error.
+    pub(super) async fn try_execute_on(
+        &mut self,
+        table: &str,
+        sql: impl AsRef<[u8]>,
+    ) -> Result<(), Failure> {
+        let sent = self.send(sql.as_ref()).await;
+        sent.map(|_| ()).map_err(|error| Failure {
+            code: code(&error),
+            error: on_table(table, &error),
+        })
+    }
+
+    /// Runs a `SELECT ... FOR UPDATE NOWAIT`, again and again for a while.
+    ///
+    /// Nothing waits within the database meanwhile: so no deadlock is found in which the application would be the one
+    /// to die, and it waits for us no longer than we wait for it.
+    pub(super) async fn locked_rows(
+        &mut self,
+        table: &str,
+        sql: impl AsRef<[u8]>,
+    ) -> DbResult<Vec<Cells>> {
+        let mut attempt = 1;
+        loop {
+            match self.send(sql.as_ref()).await {
+                Ok(rows) => return Ok(rows.into_iter().map(Cells::of).collect()),
+                Err(error) => {
+                    let waits = code(&error).is_some_and(|code| LOCKED.contains(&code));
+                    if !waits || self.whole_rollback || attempt == LOCK_ATTEMPTS {
+                        return Err(on_table(table, &error));
+                    }
+                }
+            }
+            // Only the statement was undone.
+            self.spoilt = false;
+            attempt += 1;
+            tokio::time::sleep(LOCK_PAUSE).await;
+        }
+    }
+
+    /// Runs statements and returns the rows of the first.
+    async fn send(&mut self, sql: &[u8]) -> Result<Vec<Row>, mysql_async::Error> {
+        let closed = || {
+            mysql_async::Error::Io(mysql_async::IoError::Io(std::io::Error::other(
+                "the connection is closed",
+            )))
+        };
+        if self.under_way {
+            return Err(closed());
+        }
+        let conn = self.conn.as_mut().ok_or_else(closed)?;
+        self.under_way = true;
+        let answer = conn.query::<Row, _>(sql).await;
+        self.under_way = false;
+        if let Err(error) = &answer {
+            self.spoilt = true;
+            if ends_the_connection(error) {
+                self.conn = None;
+            } else {
+                // A deadlock has rolled the transaction back: what follows must not stand alone.
+                tracing::trace!(code = code(error), "a statement failed");
+            }
+        }
+        answer
+    }
+
+    /// Marks a place to return to within the transaction.
+    pub(super) async fn savepoint(&mut self, name: &str) -> DbResult<()> {
+        self.execute(format!("SAVEPOINT {name}")).await
+    }
+
+    /// Undoes what was done since a savepoint, and with it the failure of a statement.
+    pub(super) async fn back_to(&mut self, name: &str) -> DbResult<()> {
+        self.execute(format!("ROLLBACK TO SAVEPOINT {name}"))
+            .await?;
+        self.spoilt = false;
+        Ok(())
+    }
+
+    /// How this database declares a table, looked up once for the connection.
+    pub(super) async fn layout(&mut self, table: &str) -> DbResult<Arc<Layout>> {
+        if let Some(layout) = self.layouts.get(table) {
+            return Ok(Arc::clone(layout));
+        }
+        let layout = Arc::new(Layout::load(self, table).await?);
+        self.layouts.insert(table.to_owned(), Arc::clone(&layout));
+        Ok(layout)
+    }
+
+    /// Forgets what was looked up about tables: they may have changed.
+    pub(super) fn forget_layouts(&mut self) {
+        self.layouts.clear();
+    }
+
+    pub(super) fn purpose(&self) -> Option<Purpose> {
+        self.open
+    }
+
+    pub(super) async fn open(&mut self, purpose: Purpose) -> DbResult<()> {
+        self.taking = Taking::default();
+        let alone = self.open.is_none();
+        self.reconnect().await?;
+        let begun = self.start(purpose).await;
+        // An idle connection that the server has closed shows only now.
+        if alone && matches!(begun, Err(DatabaseError::Unreachable(_))) {
+            self.reconnect().await?;
+            return self.start(purpose).await;
+        }
+        begun
+    }
+
+    async fn start(&mut self, purpose: Purpose) -> DbResult<()> {
+        let before = if self.open.is_some() { "ROLLBACK;" } else { "" };
+        // Set before the statement is sent: a dropped future may leave the transaction open.
+        self.open = Some(purpose);
+        let begin = match purpose {
+            Purpose::Take => {
+                "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; START TRANSACTION WITH CONSISTENT SNAPSHOT"
+            }
+            Purpose::Read => {
+                "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY"
+            }
+            Purpose::Apply | Purpose::Load => {
+                "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; START TRANSACTION"
+            }
+        };
+        self.execute(format!("{before}{begin}")).await?;
+        self.spoilt = false;
+        Ok(())
+    }
+
+    pub(super) async fn close(&mut self, keep: bool) -> DbResult<()> {
+        if self.open.is_none() {
+            return Ok(());
+        }
+        self.taking = Taking::default();
+        if self.conn.is_none() || self.under_way {
+            // A broken connection rolls back by itself.
+            self.open = None;
+            return if keep {
+                Err(DatabaseError::Unreachable(
+                    "the connection is closed".to_owned(),
+                ))
+            } else {
+                Ok(())
+            };
+        }
+        if keep && self.spoilt {
+            return Err(DatabaseError::Other(
+                "a statement of this transaction failed; it can only be rolled back".to_owned(),
+            ));
+        }
+        self.execute(if keep { "COMMIT" } else { "ROLLBACK" })
+            .await?;
+        self.open = None;
+        Ok(())
+    }
+
+    /// Ends a transaction that was left open, for a catalogue method: its statements commit by themselves.
+    pub(super) async fn open_catalogue(&mut self) -> DbResult<()> {
+        self.open(Purpose::Apply).await?;
+        self.close(false).await?;
+        self.forget_layouts();
+        Ok(())
+    }
+
+    async fn reconnect(&mut self) -> DbResult<()> {
+        if self.conn.is_some() && !self.under_way {
+            return Ok(());
+        }
+        let left = self.conn.take().map(|conn| conn.id());
+        self.open = None;
+        self.under_way = false;
+        self.forget_layouts();
+        let session = session(&self.target).await?;
+        (self.flavour, self.version) = (session.flavour, session.version);
+        self.whole_rollback = session.whole_rollback;
+        let mut conn = session.conn;
+        if let Some(left) = left {
+            // Its locks must not outlive it until the server notices.
+            let ended = conn.query_drop(format!("KILL CONNECTION {left}")).await;
+            if let Err(error) = ended.filter_server() {
+                return Err(failed(&error));
+            }
+        }
+        self.conn = Some(conn);
+        if self.owner {
+            let taken = self.rows(OWN).await?;
+            if !taken.first().is_some_and(|row| row.is(0)) {
+                self.conn = None;
+                return Err(DatabaseError::Unreachable(
+                    "another process has taken this office over while the connection was broken; stop one of the two".into(),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+trait FilterServer {
+    /// Only what broke the connection; what the server merely refuses is no error.
+    fn filter_server(self) -> Result<(), mysql_async::Error>;
+}
+
+impl FilterServer for Result<(), mysql_async::Error> {
+    fn filter_server(self) -> Self {
+        match self {
+            Err(error) if ends_the_connection(&error) => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A new connection with its settings made.
+pub(super) struct Session {
+    pub(super) conn: Conn,
+    flavour: Flavour,
+    version: String,
+    whole_rollback: bool,
+}
+
+pub(super) async fn session(target: &Target) -> DbResult<Session> {
+    let mut conn = match dial(target, &target.opts).await? {
+        Err(error) if no_tls(&error) && target.fallback.is_some() => {
+            let plain = target.fallback.as_ref().unwrap_or(&target.opts);
+            dial(target, plain).await?
+        }
+        other => other,
+    }
+    .map_err(|error| named(target, &error))?;
+    let told: Option<(String, bool)> = conn
+        .query_first("SELECT VERSION(), @@innodb_rollback_on_timeout")
+        .await
+        .map_err(|error| named(target, &error))?;
+    let (version, whole_rollback) = told.unwrap_or_default();
+    let flavour = if version.contains("MariaDB") {
+        Flavour::MariaDb
+    } else {
+        Flavour::MySql
+    };
+    let mut settings = SESSION.to_owned();
+    if flavour == Flavour::MariaDb {
+        settings = format!("{settings}; {SESSION_MARIADB}");
+    }
+    conn.query_drop(settings)
+        .await
+        .map_err(|error| named(target, &error))?;
+    Ok(Session {
+        conn,
+        flavour,
+        version,
+        whole_rollback,
+    })
+}
+
+async fn dial(
+    target: &Target,
+    opts: &mysql_async::Opts,
+) -> DbResult<Result<Conn, mysql_async::Error>> {
+    let dialled = tokio::time::timeout(CONNECT_TIMEOUT, Conn::new(opts.clone())).await;
+    dialled.map_err(|_| DatabaseError::Unreachable(format!("{}: no answer", target.place)))
+}
+
+/// The error of a connection attempt, with the place that it was made to.
+fn named(target: &Target, error: &mysql_async::Error) -> DatabaseError {
+    match failed(error) {
+        DatabaseError::Unreachable(words) => {
+            DatabaseError::Unreachable(format!("{}: {words}", target.place))
+        }
+        DatabaseError::Refused(words) => {
+            DatabaseError::Refused(format!("{}: {words}", target.place))
+        }
+        other => other,
+    }
+}

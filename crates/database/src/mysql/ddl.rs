@@ -1,0 +1,270 @@
+//! Names in SQL, and the shared tables that do not exist yet.
+//!
+//! Every statement here commits by itself. So what is about to be made is noted first, and each step looks at what is
+//! there: a run that was interrupted is taken up by the next.
+
+use std::collections::BTreeSet;
+
+use branchline_core::port::DbResult;
+use branchline_core::schema::{ForeignKey, Schema, Table};
+use branchline_core::value::{Type, Value, canonical};
+
+use super::capture::{patiently, prepare};
+use super::catalog;
+use super::connection::{Flavour, MysqlDatabase};
+use super::literal::{default_literal, text_literal};
+use super::types::INDEXED_TEXT;
+
+/// The longest text that is declared as `VARCHAR` outside keys: all columns of a row share 65,535 bytes.
+const LONGEST_VARCHAR: u32 = 2000;
+
+/// An identifier, quoted.
+pub(super) fn ident(name: &str) -> String {
+    format!("`{}`", name.replace('`', "``"))
+}
+
+/// A list of the columns at these indexes, quoted.
+fn columns(table: &Table, at: &[u16]) -> String {
+    let found = at
+        .iter()
+        .filter_map(|&at| table.columns.get(usize::from(at)));
+    found
+        .map(|column| ident(&column.name))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// Creates the tables that are missing. Which they are is noted until [`add_foreign_keys`] completes them.
+pub(super) async fn create_tables(
+    db: &mut MysqlDatabase,
+    schema: &Schema,
+) -> DbResult<Vec<String>> {
+    prepare(db).await?;
+    let mut created = Vec::new();
+    for table in &schema.tables {
+        if exists(db, &table.name).await? {
+            continue;
+        }
+        let note = text_literal(&table.name);
+        db.execute(format!(
+            "REPLACE INTO branchline_created (name) VALUES ({note})"
+        ))
+        .await?;
+        let dialect = Dialect {
+            flavour: db.flavour,
+            uuid: db.mariadb_from(10, 7),
+        };
+        patiently(db, &table.name, &dialect.create(table)).await?;
+        created.push(table.name.clone());
+    }
+    db.forget_layouts();
+    Ok(created)
+}
+
+/// Adds the foreign keys of tables that [`create_tables`] made.
+pub(super) async fn add_foreign_keys(db: &mut MysqlDatabase, schema: &Schema) -> DbResult<()> {
+    db.open_catalogue().await?;
+    let noted = db.rows("SELECT name FROM branchline_created").await?;
+    let noted: BTreeSet<String> = noted.iter().map(|row| row.text(0)).collect();
+    let there = catalog::foreign_keys(db).await?;
+    for table in &schema.tables {
+        if !noted.contains(&table.name) {
+            continue;
+        }
+        for key in &table.foreign_keys {
+            let own = |at: &u16| Some(table.columns.get(usize::from(*at))?.name.clone());
+            let own: Vec<String> = key.columns.iter().filter_map(own).collect();
+            let stands = there.iter().any(|other| {
+                other.child == table.name
+                    && other.parent == key.parent
+                    && other.columns == own
+                    && other.parent_columns == key.parent_columns
+            });
+            if !stands && exists(db, &key.parent).await? {
+                patiently(db, &table.name, &foreign_key(table, key)).await?;
+            }
+        }
+        db.execute(format!(
+            "DELETE FROM branchline_created WHERE name = {}",
+            text_literal(&table.name)
+        ))
+        .await?;
+    }
+    db.forget_layouts();
+    Ok(())
+}
+
+async fn exists(db: &mut MysqlDatabase, name: &str) -> DbResult<bool> {
+    let sql = format!(
+        "SELECT 1 FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = {}",
+        text_literal(name)
+    );
+    Ok(!db.rows(sql).await?.is_empty())
+}
+
+struct Dialect {
+    flavour: Flavour,
+    /// Whether there is a type for UUIDs.
+    uuid: bool,
+}
+
+impl Dialect {
+    fn create(&self, table: &Table) -> String {
+        let indexed: BTreeSet<usize> = (table.key.iter())
+            .chain(table.unique.iter().flatten())
+            .chain(table.foreign_keys.iter().flat_map(|key| &key.columns))
+            .map(|&at| usize::from(at))
+            .collect();
+        let mut parts: Vec<String> = table
+            .columns
+            .iter()
+            .enumerate()
+            .map(|(at, column)| {
+                let (kind, check) =
+                    self.declaration(&column.kind, &column.name, indexed.contains(&at));
+                let null = if column.nullable && !table.is_key(at) {
+                    " NULL"
+                } else {
+                    " NOT NULL"
+                };
+                let whole = matches!(column.kind, Type::Int16 | Type::Int32 | Type::Int64);
+                let first = table
+                    .key
+                    .first()
+                    .is_some_and(|&first| usize::from(first) == at);
+                let generated = if column.generated_key && whole && first {
+                    " AUTO_INCREMENT"
+                } else {
+                    ""
+                };
+                let default = match &column.default {
+                    Some(value) if !column.generated_key => {
+                        self.default(&column.kind, &kind, value)
+                    }
+                    _ => String::new(),
+                };
+                format!(
+                    "{} {kind}{null}{default}{generated}{check}",
+                    ident(&column.name)
+                )
+            })
+            .collect();
+        parts.push(format!("PRIMARY KEY ({})", columns(table, &table.key)));
+        parts.extend(
+            table
+                .unique
+                .iter()
+                .map(|unique| format!("UNIQUE ({})", columns(table, unique))),
+        );
+        format!(
+            "CREATE TABLE IF NOT EXISTS {} ({}) ENGINE = InnoDB ROW_FORMAT = DYNAMIC DEFAULT CHARACTER SET utf8mb4",
+            ident(&table.name),
+            parts.join(", ")
+        )
+    }
+
+    fn default(&self, kind: &Type, declared: &str, value: &Value) -> String {
+        let canonical = canonical(kind, value).into_owned();
+        let value = match (kind, canonical) {
+            (Type::TimestampTz, Value::Text(text)) => {
+                Value::Text(text.strip_suffix("+00").unwrap_or(&text).to_owned())
+            }
+            (_, other) => other,
+        };
+        let dated = matches!(
+            kind,
+            Type::Date | Type::Time | Type::Timestamp | Type::TimestampTz
+        );
+        let plain =
+            |text: &str| text.starts_with(|c: char| c.is_ascii_digit()) && !text.ends_with("BC");
+        match &value {
+            Value::Text(text) if dated && !plain(text) => return String::new(),
+            _ => {}
+        }
+        let large = declared.contains("LONGTEXT") || declared.contains("LONGBLOB");
+        match default_literal(&value) {
+            Some(literal) if large && self.flavour == Flavour::MySql => {
+                format!(" DEFAULT ({literal})")
+            }
+            Some(literal) => format!(" DEFAULT {literal}"),
+            None => String::new(),
+        }
+    }
+
+    /// The type in `CREATE TABLE`, and a check besides. Texts are told apart byte by byte, as the other engines do.
+    fn declaration(&self, kind: &Type, name: &str, indexed: bool) -> (String, String) {
+        let collation = match self.flavour {
+            Flavour::MariaDb => "CHARACTER SET utf8mb4 COLLATE utf8mb4_nopad_bin",
+            Flavour::MySql => "CHARACTER SET utf8mb4 COLLATE utf8mb4_0900_bin",
+        };
+        let text = if indexed {
+            format!("VARCHAR({INDEXED_TEXT}) {collation}")
+        } else {
+            format!("LONGTEXT {collation}")
+        };
+        let at_most = |length: u32| {
+            if indexed || length <= LONGEST_VARCHAR {
+                return (format!("VARCHAR({length}) {collation}"), String::new());
+            }
+            let check = format!(" CHECK (CHAR_LENGTH({}) <= {length})", ident(name));
+            (text.clone(), check)
+        };
+        let declared = match kind {
+            Type::Bool => "TINYINT(1)".to_owned(),
+            Type::Int16 => "SMALLINT".to_owned(),
+            Type::Int32 => "INT".to_owned(),
+            Type::Int64 => "BIGINT".to_owned(),
+            Type::Float32 => "FLOAT".to_owned(),
+            Type::Float64 => "DOUBLE".to_owned(),
+            Type::Decimal {
+                limits: Some((precision @ 1..=65, scale @ 0..=30)),
+            } if i32::from(*scale) <= i32::from(*precision) => {
+                format!("DECIMAL({precision},{scale})")
+            }
+            Type::Text { max: Some(max) } => return at_most(*max),
+            Type::Char { length } if *length <= 255 => format!("CHAR({length}) {collation}"),
+            Type::Char { length } => return at_most(*length),
+            Type::Bytes if indexed => format!("VARBINARY({INDEXED_TEXT})"),
+            Type::Bytes => "LONGBLOB".to_owned(),
+            Type::Date => "DATE".to_owned(),
+            Type::Time => "TIME(6)".to_owned(),
+            Type::Timestamp => "DATETIME(6)".to_owned(),
+            Type::TimestampTz => "TIMESTAMP(6)".to_owned(),
+            Type::Uuid if self.uuid => "UUID".to_owned(),
+            Type::Uuid => "CHAR(36) CHARACTER SET ascii COLLATE ascii_bin".to_owned(),
+            Type::Json | Type::Jsonb if self.flavour == Flavour::MariaDb && !indexed => {
+                "JSON".to_owned()
+            }
+            Type::Enum { labels, .. } => {
+                let labels: Vec<String> = labels.iter().map(|label| text_literal(label)).collect();
+                format!("ENUM({}) {collation}", labels.join(", "))
+            }
+            Type::Text { max: None }
+            | Type::Decimal { .. }
+            | Type::TimeTz
+            | Type::Interval
+            | Type::Json
+            | Type::Jsonb
+            | Type::Array(_) => text,
+        };
+        (declared, String::new())
+    }
+}
+
+fn foreign_key(table: &Table, key: &ForeignKey) -> String {
+    let parents: Vec<String> = key.parent_columns.iter().map(|name| ident(name)).collect();
+    // There is no SET DEFAULT here; without an action it is only stricter.
+    let action = |when: &str, action: &str| match action.to_ascii_uppercase().as_str() {
+        known @ ("CASCADE" | "SET NULL" | "RESTRICT") => format!(" {when} {known}"),
+        _ => String::new(),
+    };
+    format!(
+        "ALTER TABLE {} ADD FOREIGN KEY ({}) REFERENCES {} ({}){}{}",
+        ident(&table.name),
+        columns(table, &key.columns),
+        ident(&key.parent),
+        parents.join(", "),
+        action("ON DELETE", &key.on_delete),
+        action("ON UPDATE", &key.on_update),
+    )
+}

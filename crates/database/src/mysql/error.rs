@@ -1,0 +1,116 @@
+//! MariaDB's and MySQL's errors, sorted by what to do next.
+
+use branchline_core::port::DatabaseError;
+use mysql_async::{DriverError, Error, ServerError};
+
+/// An error that no table is to blame for.
+pub(super) fn failed(error: &Error) -> DatabaseError {
+    on_table("", error)
+}
+
+/// Whether the connection can no longer be used.
+pub(super) fn ends_the_connection(error: &Error) -> bool {
+    !matches!(error, Error::Server(_))
+}
+
+/// Whether the server has no TLS to offer.
+pub(super) fn no_tls(error: &Error) -> bool {
+    matches!(error, Error::Driver(DriverError::NoClientSslFlagFromServer))
+}
+
+/// Whether another row holds the value of a unique key.
+pub(super) const DUPLICATE: u16 = 1062;
+/// A lock was not there at once (`NOWAIT`), or not in time.
+pub(super) const LOCKED: [u16; 2] = [1205, 3572];
+
+/// An error of a statement on a table of the application.
+///
+/// | code | meaning here |
+/// |---|---|
+/// | 1205, 1213, 3572, 1412, 1020, 1969, 1317, 3024 | another transaction was in the way |
+/// | 1451, 1452, 1216, 1217, 1761 | a row does not fit: foreign key |
+/// | 1062, 1586, 1048, 4025, 3819, 1364, 1644 | a row does not fit |
+/// | 1044, 1045, 1049, 1142, 1143, 1227, 1419, 1290, ... | refused |
+/// | 1040, 1053, 1129, 1203, 1226, 1927, 1021, 1114 and a broken connection | unreachable for now |
+/// | SQLSTATE 22 and 42, 1292, 1366, 1265 | does not match the plan |
+pub(super) fn on_table(table: &str, error: &Error) -> DatabaseError {
+    let Error::Server(told) = error else {
+        return transport(error);
+    };
+    let message = told.message.clone();
+    let constraint = |foreign_key| DatabaseError::Constraint {
+        table: table.to_owned(),
+        message: message.clone(),
+        foreign_key,
+    };
+    match told.code {
+        1205 | 1213 | 3572 | 1412 | 1020 | 1969 | 1317 | 3024 | 1684 => {
+            DatabaseError::Busy(message)
+        }
+        1451 | 1452 | 1216 | 1217 | 1761 | 1762 => constraint(true),
+        1062 | 1586 | 1048 | 4025 | 3819 | 1364 | 1644 => constraint(false),
+        1419 => DatabaseError::Refused(format!(
+            "{message}. Triggers on a server with a binary log need: SET GLOBAL log_bin_trust_function_creators = 1"
+        )),
+        1044 | 1045 | 1049 | 1130 | 1142 | 1143 | 1227 | 1251 | 1290 | 1370 | 1410 | 1524
+        | 1698 | 1792 | 1820 | 1836 | 1862 | 3118 | 4151 => DatabaseError::Refused(message),
+        1040 | 1053 | 1129 | 1203 | 1226 | 1927 | 1021 | 1114 | 1158..=1161 => {
+            DatabaseError::Unreachable(message)
+        }
+        1265 | 1292 | 1366 | 1411 if !table.is_empty() => mismatch(table, message),
+        _ if !table.is_empty()
+            && (told.state.starts_with("22") || told.state.starts_with("42")) =>
+        {
+            mismatch(table, message)
+        }
+        code => DatabaseError::Other(format!("{message} (error {code})")),
+    }
+}
+
+pub(super) fn mismatch(table: &str, message: impl Into<String>) -> DatabaseError {
+    DatabaseError::Mismatch {
+        table: table.to_owned(),
+        message: message.into(),
+    }
+}
+
+/// The server's own code, where the server spoke.
+pub(super) fn code(error: &Error) -> Option<u16> {
+    match error {
+        Error::Server(ServerError { code, .. }) => Some(*code),
+        _ => None,
+    }
+}
+
+fn transport(error: &Error) -> DatabaseError {
+    let words = chain(error);
+    match error {
+        Error::Io(mysql_async::IoError::Tls(_)) => DatabaseError::Refused(words),
+        Error::Io(_)
+        | Error::Driver(DriverError::ConnectionClosed | DriverError::PoolDisconnected) => {
+            DatabaseError::Unreachable(words)
+        }
+        Error::Driver(
+            DriverError::NoClientSslFlagFromServer
+            | DriverError::UnknownAuthPlugin { .. }
+            | DriverError::MysqlOldPasswordDisabled
+            | DriverError::CleartextPluginDisabled,
+        ) => DatabaseError::Refused(words),
+        _ => DatabaseError::Other(words),
+    }
+}
+
+/// The error's words with those of its causes, each once.
+fn chain(error: &Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        let inner_words = inner.to_string();
+        if !words.contains(&inner_words) {
+            words.push_str(": ");
+            words.push_str(&inner_words);
+        }
+        cause = inner.source();
+    }
+    words
+}

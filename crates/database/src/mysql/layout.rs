@@ -1,0 +1,249 @@
+//! How this database declares its tables: what statements on them need to know.
+
+use std::collections::BTreeMap;
+
+use branchline_core::port::DbResult;
+use branchline_core::schema::{Column, Table};
+
+use super::connection::{Cells, Flavour, MysqlDatabase};
+use super::ddl::ident;
+use super::error::mismatch;
+use super::literal::text_literal;
+
+/// A column as declared here.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Declared {
+    pub(super) name: String,
+    /// The type without its length: `varchar`.
+    pub(super) base: String,
+    /// The type in full: `varchar(40)`, `enum('a','b')`, `int(10) unsigned zerofill`.
+    pub(super) whole: String,
+    pub(super) nullable: bool,
+    /// The default as the catalogue writes it.
+    pub(super) default: Option<String>,
+    /// Characters, or bytes of a binary type.
+    pub(super) length: Option<u64>,
+    pub(super) precision: Option<u16>,
+    pub(super) scale: Option<u16>,
+    /// Digits of a second.
+    pub(super) fraction: u8,
+    pub(super) collation: Option<String>,
+    pub(super) extra: String,
+    /// A computed column, which does not travel.
+    pub(super) generated: bool,
+    /// Text that the database checks to be JSON (MariaDB's `JSON`).
+    pub(super) json: bool,
+}
+
+impl Declared {
+    pub(super) fn unsigned(&self) -> bool {
+        self.whole.contains("unsigned")
+    }
+
+    /// Whether an insert must name it.
+    pub(super) fn required(&self) -> bool {
+        !self.nullable
+            && self.default.is_none()
+            && !self.generated
+            && !self.extra.contains("auto_increment")
+    }
+
+    /// Whether two different texts in it can be one to the database: letter case, accents, blanks at the end.
+    pub(super) fn loose(&self) -> bool {
+        let exact = |collation: &str| {
+            let blanks_count = collation.ends_with("nopad_bin") || collation == "utf8mb4_0900_bin";
+            // `CHAR` and labels have no blanks at the end.
+            let no_blanks = matches!(self.base.as_str(), "char" | "enum");
+            blanks_count || (no_blanks && collation.ends_with("_bin"))
+        };
+        self.collation
+            .as_deref()
+            .is_some_and(|collation| !exact(collation))
+    }
+}
+
+/// The columns of these tables (of all, where no name is given), by table, in order.
+pub(super) async fn declared(
+    db: &mut MysqlDatabase,
+    table: Option<&str>,
+) -> DbResult<BTreeMap<String, Vec<Declared>>> {
+    let only = |column: &str| {
+        table.map_or(String::new(), |name| {
+            format!(" AND {column} = {}", text_literal(name))
+        })
+    };
+    let sql = format!(
+        "SELECT TABLE_NAME, COLUMN_NAME, DATA_TYPE, COLUMN_TYPE, IS_NULLABLE = 'YES', COLUMN_DEFAULT,
+                CHARACTER_MAXIMUM_LENGTH, NUMERIC_PRECISION, NUMERIC_SCALE, DATETIME_PRECISION, COLLATION_NAME, EXTRA,
+                COALESCE(GENERATION_EXPRESSION, '') <> ''
+         FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = DATABASE(){}
+         ORDER BY TABLE_NAME, ORDINAL_POSITION",
+        only("TABLE_NAME")
+    );
+    let mut found: BTreeMap<String, Vec<Declared>> = BTreeMap::new();
+    for row in db.rows(sql).await? {
+        let table = row.text(0);
+        found
+            .entry(table)
+            .or_default()
+            .push(column(db.flavour, &row));
+    }
+    if db.flavour == Flavour::MariaDb {
+        let sql = format!(
+            "SELECT TABLE_NAME, CHECK_CLAUSE FROM information_schema.CHECK_CONSTRAINTS
+             WHERE CONSTRAINT_SCHEMA = DATABASE() AND CHECK_CLAUSE LIKE 'json_valid(%'{}",
+            only("TABLE_NAME")
+        );
+        for row in db.rows(sql).await? {
+            let clause = row.text(1);
+            for column in found.get_mut(&row.text(0)).into_iter().flatten() {
+                column.json |= clause == format!("json_valid({})", ident(&column.name));
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn column(flavour: Flavour, row: &Cells) -> Declared {
+    let extra = row.text(11).to_lowercase();
+    let default = match row.bytes(5) {
+        // MariaDB writes the word for a column whose default is NULL.
+        Some(b"NULL") if flavour == Flavour::MariaDb => None,
+        other => other.map(|_| row.text(5)),
+    };
+    Declared {
+        name: row.text(1),
+        base: row.text(2).to_lowercase(),
+        whole: row.text(3),
+        nullable: row.is(4),
+        default,
+        length: row.number(6),
+        precision: row.number(7),
+        scale: row.number(8),
+        fraction: row.number(9).unwrap_or(0),
+        collation: row.bytes(10).map(|_| row.text(10)),
+        generated: row.is(12) || extra.contains("stored generated") || extra.contains("virtual"),
+        json: false,
+        extra,
+    }
+}
+
+/// A table as declared here.
+pub(super) struct Layout {
+    /// Its quoted name.
+    pub(super) relation: String,
+    /// All of its columns.
+    pub(super) columns: Vec<Declared>,
+    /// Whether it has unique indexes besides its key.
+    pub(super) unique: bool,
+    /// The foreign keys whose action would change children when a row of this table is deleted.
+    pub(super) children: Vec<Child>,
+    /// The columns of foreign keys from this table to itself.
+    pub(super) to_itself: Vec<Vec<(String, String)>>,
+}
+
+/// A foreign key with `CASCADE` or `SET NULL` on delete.
+pub(super) struct Child {
+    pub(super) relation: String,
+    /// Its columns with the parent's that they refer to.
+    pub(super) columns: Vec<(String, String)>,
+}
+
+impl Layout {
+    pub(super) async fn load(db: &mut MysqlDatabase, table: &str) -> DbResult<Self> {
+        let columns = declared(db, Some(table)).await?.remove(table);
+        let Some(columns) = columns else {
+            return Err(mismatch(table, "the table does not exist here"));
+        };
+        let unique = db
+            .rows(format!(
+                "SELECT 1 FROM information_schema.STATISTICS WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = {}
+                 AND NON_UNIQUE = 0 AND INDEX_NAME <> 'PRIMARY' LIMIT 1",
+                text_literal(table)
+            ))
+            .await?;
+        let (mut children, mut to_itself) = (Vec::new(), Vec::new());
+        for key in references(db, table).await? {
+            let itself = key.schema == db.database() && key.child == table;
+            if itself {
+                to_itself.push(key.columns.clone());
+            }
+            if matches!(
+                key.on_delete.as_str(),
+                "CASCADE" | "SET NULL" | "SET DEFAULT"
+            ) {
+                children.push(Child {
+                    relation: format!("{}.{}", ident(&key.schema), ident(&key.child)),
+                    columns: key.columns,
+                });
+            }
+        }
+        Ok(Self {
+            relation: ident(table),
+            columns,
+            unique: !unique.is_empty(),
+            children,
+            to_itself,
+        })
+    }
+
+    /// The column of this name.
+    pub(super) fn column(&self, table: &Table, column: &Column) -> DbResult<&Declared> {
+        let found = self.columns.iter().find(|here| here.name == column.name);
+        found.ok_or_else(|| {
+            mismatch(
+                &table.name,
+                format!("column `{}` does not exist here", column.name),
+            )
+        })
+    }
+
+    /// Whether the database takes different keys of this table for one.
+    pub(super) fn loose_key(&self, table: &Table) -> bool {
+        let key: Vec<&str> = table.key_columns().map(|c| c.name.as_str()).collect();
+        let of_key = |here: &&Declared| key.contains(&here.name.as_str());
+        self.columns.iter().filter(of_key).any(Declared::loose)
+    }
+}
+
+/// A foreign key that refers to a table.
+pub(super) struct Reference {
+    pub(super) schema: String,
+    pub(super) child: String,
+    pub(super) columns: Vec<(String, String)>,
+    pub(super) on_delete: String,
+}
+
+/// The foreign keys, of any database of the server, that refer to this table.
+pub(super) async fn references(db: &mut MysqlDatabase, table: &str) -> DbResult<Vec<Reference>> {
+    let sql = format!(
+        "SELECT k.CONSTRAINT_SCHEMA, k.TABLE_NAME, k.CONSTRAINT_NAME, k.COLUMN_NAME, k.REFERENCED_COLUMN_NAME,
+                r.DELETE_RULE
+         FROM information_schema.KEY_COLUMN_USAGE k
+         JOIN information_schema.REFERENTIAL_CONSTRAINTS r ON r.CONSTRAINT_SCHEMA = k.CONSTRAINT_SCHEMA
+              AND r.CONSTRAINT_NAME = k.CONSTRAINT_NAME AND r.TABLE_NAME = k.TABLE_NAME
+         WHERE k.REFERENCED_TABLE_SCHEMA = DATABASE() AND k.REFERENCED_TABLE_NAME = {}
+         ORDER BY 1, 2, 3, k.ORDINAL_POSITION",
+        text_literal(table)
+    );
+    let mut found: Vec<(String, Reference)> = Vec::new();
+    for row in db.rows(sql).await? {
+        let (schema, child, name) = (row.text(0), row.text(1), row.text(2));
+        let same = |(last_name, last): &(String, Reference)| {
+            *last_name == name && last.schema == schema && last.child == child
+        };
+        if !found.last().is_some_and(same) {
+            let reference = Reference {
+                schema,
+                child,
+                columns: Vec::new(),
+                on_delete: row.text(5),
+            };
+            found.push((name, reference));
+        }
+        if let Some((_, last)) = found.last_mut() {
+            last.columns.push((row.text(3), row.text(4)));
+        }
+    }
+    Ok(found.into_iter().map(|(_, reference)| reference).collect())
+}
