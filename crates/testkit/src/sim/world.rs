@@ -135,16 +135,15 @@ impl World {
         let branches = rng.random_range(1..=4_usize);
         let fanout = rng.random_bool(0.5);
         // Most runs keep SQLite's files in this process's memory, some in a folder.
-        let folder =
-            (options.engine != Engine::Memory && options.seed.is_multiple_of(16)).then(|| {
-                let shared = std::path::Path::new("/dev/shm");
-                if shared.is_dir() {
-                    tempfile::tempdir_in(shared)
-                } else {
-                    tempfile::tempdir()
-                }
-                .expect("a folder")
-            });
+        let folder = (options.engine != Engine::Memory && options.seed.is_multiple_of(16)).then(|| {
+            let shared = std::path::Path::new("/dev/shm");
+            if shared.is_dir() {
+                tempfile::tempdir_in(shared)
+            } else {
+                tempfile::tempdir()
+            }
+            .expect("a folder")
+        });
         let mut offices = Vec::new();
         for index in 0..=branches {
             let sqlite = match options.engine {

@@ -93,7 +93,7 @@ impl World {
     pub(super) fn trouble(&mut self, office: usize) {
         if !std::mem::replace(&mut self.offices[office].troubled, true) {
             let life = self.offices[office].lives;
-            let pause = 50 * MS << self.offices[office].failures.min(6);
+            let pause = (50 * MS) << self.offices[office].failures.min(6);
             self.offices[office].failures += 1;
             self.at(pause, Event::Reload(office, life));
         }
