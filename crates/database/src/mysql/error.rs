@@ -18,6 +18,30 @@ pub(super) fn no_tls(error: &Error) -> bool {
     matches!(error, Error::Driver(DriverError::NoClientSslFlagFromServer))
 }
 
+/// What the handshake failed of, where it did.
+fn handshake(error: &Error) -> Option<&rustls::Error> {
+    match error {
+        Error::Io(mysql_async::IoError::Io(io)) => io.get_ref()?.downcast_ref(),
+        _ => None,
+    }
+}
+
+/// A name that the server's certificate is good for, where it failed of another name alone: names are checked last.
+pub(super) fn other_name(error: &Error) -> Option<String> {
+    let Some(rustls::Error::InvalidCertificate(rustls::CertificateError::NotValidForNameContext {
+        presented,
+        ..
+    })) = handshake(error)
+    else {
+        return None;
+    };
+    // Written as `DnsName("db.example")` or `IpAddress(10.0.0.1)`.
+    presented.iter().find_map(|name| {
+        let inside = name.split_once('(')?.1.strip_suffix(')')?;
+        Some(inside.trim_matches('"').replacen('*', "any", 1))
+    })
+}
+
 /// Whether another row holds the value of a unique key.
 pub(super) const DUPLICATE: u16 = 1062;
 /// A lock was not there at once (`NOWAIT`), or not in time.
@@ -86,6 +110,7 @@ fn transport(error: &Error) -> DatabaseError {
     let words = chain(error);
     match error {
         Error::Io(mysql_async::IoError::Tls(_)) => DatabaseError::Refused(words),
+        _ if handshake(error).is_some() => DatabaseError::Refused(words),
         Error::Io(_)
         | Error::Driver(DriverError::ConnectionClosed | DriverError::PoolDisconnected) => {
             DatabaseError::Unreachable(words)
