@@ -59,7 +59,18 @@ pub(super) const LOCKED: [u16; 2] = [1205, 3572];
 /// | SQLSTATE 22 and 42, 1292, 1366, 1265 | does not match the plan |
 pub(super) fn on_table(table: &str, error: &Error) -> DatabaseError {
     let Error::Server(told) = error else {
-        return transport(error);
+        return match transport(error) {
+            // The driver does not send it, and tells so as it tells of a broken connection.
+            DatabaseError::Unreachable(words)
+                if !table.is_empty() && words.contains("max_allowed_packet") =>
+            {
+                mismatch(
+                    table,
+                    "a row is larger than the server's max_allowed_packet",
+                )
+            }
+            other => other,
+        };
     };
     let message = told.message.clone();
     let constraint = |foreign_key| DatabaseError::Constraint {
@@ -81,7 +92,7 @@ pub(super) fn on_table(table: &str, error: &Error) -> DatabaseError {
         1040 | 1053 | 1129 | 1203 | 1226 | 1927 | 1021 | 1114 | 1158..=1161 => {
             DatabaseError::Unreachable(message)
         }
-        1265 | 1292 | 1366 | 1411 if !table.is_empty() => mismatch(table, message),
+        1153 | 1265 | 1292 | 1366 | 1411 if !table.is_empty() => mismatch(table, message),
         _ if !table.is_empty()
             && (told.state.starts_with("22") || told.state.starts_with("42")) =>
         {
