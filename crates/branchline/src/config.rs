@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use branchline_core::identity::OfficeName;
+use branchline_core::retention::Retention;
 use branchline_core::schema::{self, ConflictRule, Counter, Direction, InsertRule, Schema, Table};
 use branchline_core::value::Type;
 use branchline_database::AnyDatabase;
@@ -42,6 +43,8 @@ struct ConfigFile {
     api: ApiSection,
     #[serde(default)]
     sync: SyncSection,
+    #[serde(default)]
+    retention: RetentionSection,
     #[serde(default)]
     tables: BTreeMap<String, TableSection>,
 }
@@ -93,6 +96,36 @@ enum QueueKindName {
 #[serde(deny_unknown_fields)]
 struct ApiSection {
     listen: Option<String>,
+}
+
+/// How long an office keeps what it may be asked for again.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RetentionSection {
+    absent_days: Option<u32>,
+    recovery_days: Option<u32>,
+    gigabytes: Option<u32>,
+}
+
+impl RetentionSection {
+    fn checked(self) -> Outcome<Retention> {
+        const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+        let default = Retention::default();
+        let days = |days: Option<u32>, or| days.map_or(or, |days| i64::from(days) * DAY_MS);
+        let retention = Retention {
+            absent_ms: days(self.absent_days, default.absent_ms),
+            recovery_ms: days(self.recovery_days, default.recovery_ms),
+            bytes: self
+                .gigabytes
+                .map_or(default.bytes, |gigabytes| u64::from(gigabytes) << 30),
+        };
+        if retention.recovery_ms > retention.absent_ms {
+            return Err(Failure::usage(
+                "[retention]: `recovery_days` must not exceed `absent_days`",
+            ));
+        }
+        Ok(retention)
+    }
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -281,6 +314,8 @@ pub struct Settings {
     pub mode: Mode,
     /// The plan's rules.
     pub rules: Rules,
+    /// How long what may be asked for again is kept.
+    pub retention: Retention,
 }
 
 /// Reads and checks a configuration file.
@@ -337,6 +372,7 @@ fn check(file: &Path, typed: ConfigFile) -> Outcome<Settings> {
         transport,
         api,
         mode: typed.sync.mode,
+        retention: typed.retention.checked()?,
         rules: Rules(typed.tables),
     })
 }

@@ -13,6 +13,7 @@ use branchline_core::head::{Head, Wiring};
 use branchline_core::identity::{Micros, OfficeName};
 use branchline_core::output::{Notice, Output, To};
 use branchline_core::port::{Database, DatabaseError};
+use branchline_core::retention::Retention;
 use branchline_database::{AnyDatabase, AnyWatcher};
 use branchline_transport::{Destination, Event, Link, LinkError, Parcel, Receipt};
 use tokio::sync::{broadcast, mpsc};
@@ -60,6 +61,8 @@ pub struct Parts {
     pub transport: &'static str,
     /// When data moves.
     pub mode: Mode,
+    /// How long what may be asked for again is kept.
+    pub retention: Retention,
     /// The plan's rules (head).
     pub rules: Rules,
     /// Requests of people.
@@ -442,11 +445,13 @@ async fn load(parts: &mut Parts, is_head: bool, session: [u8; 16]) -> OfficeResu
         head.set_rules(&mut parts.db, |table| rules.of(table))
             .await?;
         restore_capture(&mut parts.db, head.schema()).await?;
+        head.set_retention(parts.retention);
         head.set_moving(moving);
         Machine::Head(Box::new(head))
     } else {
         let mut branch = Branch::load(&mut parts.db, session).await?;
         branch.number_questions_after(u64::from_be_bytes(random()?) >> 16);
+        branch.set_retention(parts.retention);
         branch.set_store_and_forward(parts.wiring == Wiring::Fanout);
         if branch.state().joining.is_none() {
             restore_capture(&mut parts.db, branch.schema()).await?;

@@ -153,6 +153,7 @@ async fn open_driver(
         wiring,
         transport: settings.transport.kind(),
         mode: settings.mode,
+        retention: settings.retention,
         rules: settings.rules.clone(),
         requests,
         notices,

@@ -43,6 +43,9 @@ pub fn log(notice: &Notice) {
         }
         Notice::Settled { id } => tracing::info!("conflict {id} was settled"),
         Notice::Reply(..) => {}
+        Notice::CopiedAnew(place) => tracing::warn!(
+            "this branch was away for longer than the head's log goes back (it followed it up to {place}): the tables are copied anew; what was not sent yet is kept"
+        ),
         Notice::Warned(warning) => tracing::warn!("the head warns: {warning}"),
         Notice::TakenBack(from, last) => tracing::warn!(
             "this head's database was restored from a backup; {from} gave back what its log had lost, up to {last}"

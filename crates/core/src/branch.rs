@@ -24,8 +24,10 @@ use crate::message::{
 use crate::office::{IDENTITY, Identity, conclude};
 use crate::output::{Notice, Output, To, Token};
 use crate::port::{Database, Entry, Purpose};
+use crate::retention::Retention;
 use crate::schema::{Schema, Table};
 
+mod anew;
 mod join;
 mod land;
 mod recall;
@@ -72,6 +74,8 @@ pub struct Branch {
     reused: bool,
     unfit_tried: Micros,
     store_and_forward: bool,
+    retention: Retention,
+    upkept: Option<Micros>,
     link: LinkState,
     chunk: Option<(Chunk, Token)>,
     chunk_asked: Option<Micros>,
@@ -236,6 +240,8 @@ impl Branch {
             reused: false,
             unfit_tried: Micros(0),
             store_and_forward: false,
+            retention: Retention::default(),
+            upkept: None,
             link,
             chunk: None,
             chunk_asked: None,
@@ -291,6 +297,11 @@ impl Branch {
     /// The application may have written something.
     pub fn wake(&mut self) {
         self.captured = true;
+    }
+
+    /// Sets how long what was sent and followed is kept.
+    pub fn set_retention(&mut self, retention: Retention) {
+        self.retention = retention;
     }
 
     /// Lets data move, or stops it (manual mode).
@@ -581,6 +592,9 @@ impl Branch {
         if !self.agrees(db, &welcome).await? {
             return self.reincarnate(db, now).await;
         }
+        if welcome.beyond_horizon {
+            self.copy_anew(db, &welcome).await?;
+        }
         if let Some((place, chain)) = welcome.rewind {
             return self.rewind(db, now, place, chain).await;
         }
@@ -803,6 +817,7 @@ impl Branch {
         if self.book.head.is_none() || self.link.refused.is_some() {
             return Ok(false);
         }
+        self.keep_sent(db, now).await?;
         let mut more = self.prepare_join(db).await?;
         if self.is_prepared() {
             if self.captured && self.moving && self.may_freeze() {
@@ -874,6 +889,11 @@ impl Branch {
             self.announce(now, 0)?;
         }
         Ok(())
+    }
+
+    /// The stream of the log entries that this branch keeps for a head that may be restored.
+    pub fn followed(&self) -> String {
+        self.book.followed()
     }
 
     /// Rows sent and not yet answered.

@@ -24,6 +24,7 @@ use crate::office::{
 };
 use crate::output::{Notice, Output, To, Token, offset_ms};
 use crate::port::{Database, Entry, First, Purpose};
+use crate::retention::Retention;
 use crate::schema::{Direction, Rules, Schema, Table};
 
 mod chunks;
@@ -31,6 +32,7 @@ mod clones;
 mod history;
 pub mod holds;
 mod judge;
+mod keep;
 mod lanes;
 mod recall;
 mod recent;
@@ -83,6 +85,10 @@ pub struct Head {
     appended: Micros,
     /// When the head was started, until it adds to its log.
     started: Option<Micros>,
+    retention: Retention,
+    upkept: Option<Micros>,
+    /// The oldest entry that the log still has.
+    log_first: LogPosition,
     verifications: verify::Verifications,
     outputs: VecDeque<Output>,
 }
@@ -204,6 +210,7 @@ impl Head {
         for table in &schema.tables {
             any_held |= !db.notes(table, None).await?.is_empty();
         }
+        let log_first = LogPosition(db.extent(books::LOG).await?.first);
         let published = books::load(db, lanes::PUBLISHED)
             .await?
             .unwrap_or(LogPosition::NONE);
@@ -221,6 +228,9 @@ impl Head {
             announced: (LogPosition::NONE, Micros(0)),
             appended: now,
             started: Some(now),
+            retention: Retention::default(),
+            upkept: None,
+            log_first,
             verifications: verify::Verifications::default(),
             outputs: VecDeque::new(),
             seats: BTreeMap::new(),
@@ -306,6 +316,11 @@ impl Head {
     /// The application may have written something.
     pub fn wake(&mut self) {
         self.captured = true;
+    }
+
+    /// Sets how long the log is kept.
+    pub fn set_retention(&mut self, retention: Retention) {
+        self.retention = retention;
     }
 
     /// Lets data move, or stops it (manual mode).
@@ -817,6 +832,7 @@ impl Head {
         }
         self.advance_verification(db, now).await?;
         self.retry_holds(db, now).await?;
+        self.keep_log(db, now).await?;
         self.save_seen(db).await
     }
 

@@ -30,6 +30,7 @@ pub mod office;
 pub mod output;
 pub mod pile;
 pub mod port;
+pub mod retention;
 pub mod schema;
 mod unfit;
 pub mod value;

@@ -76,6 +76,8 @@ pub enum Notice {
     TakenBack(OfficeName, LogPosition),
     /// The head goes on from another past than this branch followed: the branch went back to this place.
     Rewound(LogPosition),
+    /// The head's log no longer holds what this branch misses after this place: the tables are copied anew.
+    CopiedAnew(LogPosition),
     /// The head has a warning for the people at this branch.
     Warned(String),
     /// The branch took a fresh incarnation.

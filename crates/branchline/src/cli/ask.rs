@@ -97,6 +97,15 @@ pub fn table(header: &[&str]) -> Table {
     table
 }
 
+/// A time for a person, to the second.
+pub fn moment(value: &serde_json::Value) -> String {
+    let text = text(value);
+    match (text.get(..10), text.get(11..19)) {
+        (Some(day), Some(time)) => format!("{day} {time} UTC"),
+        _ => text,
+    }
+}
+
 /// A JSON value for a person.
 pub fn text(value: &serde_json::Value) -> String {
     match value {

@@ -210,6 +210,7 @@ fn settings(
         api: SocketAddr::from(([127, 0, 0, 1], 0)),
         mode: Mode::Live,
         rules: Rules::default(),
+        retention: branchline_core::retention::Retention::default(),
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde_json::Value;
 
-use super::ask::{either, text};
+use super::ask::{either, moment, text};
 use super::{Context, SHORT};
 use crate::api::RowOf;
 use crate::exit::Outcome;
@@ -94,7 +94,10 @@ fn tell(history: &Value) -> String {
     } else {
         format!("{name}: {}", fields(&history["row"]))
     }];
-    lines.extend(events.iter().map(|(at, line)| format!("  {at}  {line}")));
+    lines.extend(events.iter().map(|(at, line)| {
+        let at = moment(&at.as_str().into());
+        format!("  {at}  {line}")
+    }));
     if events.is_empty() {
         lines.push(format!(
             "  the head's log, which begins at {}, says nothing of it",

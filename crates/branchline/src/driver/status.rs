@@ -2,7 +2,7 @@
 
 use std::time::UNIX_EPOCH;
 
-use branchline_core::books::{CONFLICTS, OUTBOX};
+use branchline_core::books::{CONFLICTS, LOG, OUTBOX};
 use branchline_core::conflict::rfc3339;
 use branchline_core::failure::OfficeResult;
 use branchline_core::identity::Micros;
@@ -51,12 +51,13 @@ impl Driver {
                     .map(|b| (b.name.to_string(), json!(b.cursor)))
                     .collect();
                 let holds = count_held(&mut self.parts.db, head.schema(), true).await?;
+                let kept = self.parts.db.extent(LOG).await?;
                 let in_sync = head.is_even(&mut self.parts.db).await?;
                 let direct = self.parts.transport == "direct";
                 let branches: Vec<_> = reports.into_iter().map(branch).collect();
                 let details = json!({
                     "office": head.name(), "role": "head", "in_sync": in_sync, "applied": applied,
-                    "log": last, "holds": holds, "schema_version": head.schema().version, "branches": branches,
+                    "log": last, "log_kept": { "first": kept.first, "entries": kept.entries, "bytes": kept.bytes }, "holds": holds, "schema_version": head.schema().version, "branches": branches,
                     "outbox": { "batches": 0, "changes": 0, "bytes": 0, "oldest_seconds": oldest },
                 });
                 (direct || self.link.up, details)
@@ -65,11 +66,13 @@ impl Driver {
                 let state = branch.state();
                 let in_sync = state.connected && branch.is_even(&mut self.parts.db).await?;
                 let holds = count_held(&mut self.parts.db, branch.schema(), false).await?;
+                let kept = self.parts.db.extent(&branch.followed()).await?;
                 let unanswered = state.frozen.0 - state.answered.0;
                 let bytes = if unanswered == 0 { 0 } else { outbox.bytes };
                 let details = json!({
                     "office": branch.name(), "role": "branch", "in_sync": in_sync,
                     "applied": { "head": state.cursor }, "known_log": state.known_last, "holds": holds,
+                    "log_kept": { "first": kept.first, "entries": kept.entries, "bytes": kept.bytes },
                     "schema_version": branch.schema().version,
                     "joining": state.joining.as_ref().map(|j| json!({ "tables": j.tables_done, "rows": j.rows })),
                     "clock_offset_ms": state.clock_offset_ms, "refused": state.refused,

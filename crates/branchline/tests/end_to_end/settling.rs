@@ -444,7 +444,7 @@ fn a_hold_ends_by_itself_when_the_taken_value_is_free() {
     );
     assert!(entry["detail"].to_string().contains("customer"), "{entry}");
     let told = shop.branches[0].cmd(&["holds", "show", &id]).expect(0).out;
-    assert!(told.contains("ends by itself"), "{told}");
+    assert!(told.contains("It ends by itself"), "{told}");
     shop.branches[0]
         .cmd(&["holds", "drop", &id])
         .expect(1)

@@ -32,8 +32,6 @@ const ATTEMPTS: usize = 50;
 const FOLLOWED_PIECE: usize = 16;
 /// How many bytes of staged parts are read at a time.
 pub(super) const STAGED_BYTES: usize = 1024 * 1024;
-/// How many answered batches are kept for a head that was restored (SETTLED 10).
-const ANSWERED_KEPT: u64 = 1_000;
 
 /// Rows that a landing leaves alone.
 #[derive(Debug, Default)]
@@ -601,10 +599,6 @@ impl Landing<'_> {
         for settled in &self.settled {
             let name = books::settled_name(settled.conflict);
             books::store(db, &name, settled).await?;
-        }
-        if self.book.answered != self.branch.book.answered {
-            db.trim(OUTBOX, self.book.answered.0.saturating_sub(ANSWERED_KEPT))
-                .await?;
         }
         books::store(db, BRANCH, &self.book).await?;
         Ok(Landed {

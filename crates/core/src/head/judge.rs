@@ -298,6 +298,8 @@ struct Case<'c> {
     name: Digest,
     newest: Option<Newest>,
     on_present_version: bool,
+    /// The base is so old that the log no longer tells whether the row changed since.
+    beyond: bool,
     /// An earlier change of this branch to the row is held.
     held: Option<Hold>,
 }
@@ -380,6 +382,7 @@ impl Bench<'_> {
                 name,
                 newest: None,
                 on_present_version: true,
+                beyond: false,
                 held: None,
             });
         }
@@ -394,7 +397,13 @@ impl Bench<'_> {
                 .get(&case.name)
                 .or_else(|| found.get(&case.name));
             case.newest = newest.cloned();
+            let beyond = match case.change.base {
+                Base::Log(place) | Base::Own(_, place) => self.head.is_beyond(place),
+                Base::Unknown => false,
+            };
+            case.beyond = beyond && newest.is_none();
             case.on_present_version = case.change.base != Base::Unknown
+                && !case.beyond
                 && newest.is_none_or(|newest| {
                     newest.is_seen_by(case.change.base, self.branch, self.seat.incarnation)
                 });
@@ -474,6 +483,19 @@ impl Bench<'_> {
         {
             let free = !present.contains_key(&(case.change.table, case.key.clone()));
             case.on_present_version = free && case.newest.is_none();
+        }
+        for case in cases.iter_mut().filter(|case| case.beyond) {
+            let Some(table) = self.head.schema.table(case.change.table) else {
+                continue;
+            };
+            let ours = present.get(&(case.change.table, case.key.clone()));
+            let digest = |row: Option<&Row>| row.map(|row| row.digest(table));
+            // Only a row that was never there, or is just as the branch found it, is surely the version that it changed.
+            case.on_present_version = match &case.change.before {
+                _ if case.change.inserted => ours.is_none(),
+                Some(before) => digest(ours) == digest(Some(before)),
+                None => false,
+            };
         }
         Ok(present)
     }

@@ -21,7 +21,7 @@ use super::cascade::{self, Cascade};
 use super::catalog;
 use super::connection::{Flavour, MysqlDatabase};
 use super::ddl::ident;
-use super::encoding::{decoded_key, encoded, key_expression, row_expression};
+use super::encoding::{decoded_key, encoded, key_expression, key_moved, row_expression};
 use super::layout::Layout;
 use super::literal::push_bytes;
 use super::read;
@@ -71,6 +71,7 @@ fn triggers(flavour: Flavour, table: &Table, layout: &Layout) -> DbResult<Vec<Tr
         key_expression(table, layout, "NEW")?,
         key_expression(table, layout, "OLD")?,
     );
+    let moved = key_moved(table, layout)?;
     let before = if table.keeps_before() {
         row_expression(table, layout, "OLD")?
     } else {
@@ -89,7 +90,7 @@ fn triggers(flavour: Flavour, table: &Table, layout: &Layout) -> DbResult<Vec<Tr
             "AFTER UPDATE",
             "update",
             &format!(
-                "{INTO} VALUES ({id}, 'U', {stamp}, {old}, {before}); IF {old} <> {new} THEN {inserted} END IF;"
+                "{INTO} VALUES ({id}, 'U', {stamp}, {old}, {before}); IF {moved} THEN {inserted} END IF;"
             ),
         ),
         trigger(

@@ -11,7 +11,7 @@ use branchline_core::port::{DatabaseError, DbResult, Purpose};
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Row, Value};
 
-use super::error::{LOCKED, code, ends_the_connection, failed, no_tls, on_table};
+use super::error::{LOCKED, code, ends_the_connection, failed, no_tls, on_table, other_name};
 use super::layout::Layout;
 use super::take::Taking;
 use super::tls::{Target, target};
@@ -419,7 +419,11 @@ pub(super) async fn session(target: &Target) -> DbResult<Session> {
             let plain = target.fallback.as_ref().unwrap_or(&target.opts);
             dial(target, plain).await?
         }
-        other => other,
+        Err(error) => match other_name(&error).and_then(|name| target.under_name(name)) {
+            Some(renamed) => dial(target, &renamed).await?,
+            None => Err(error),
+        },
+        dialled => dialled,
     }
     .map_err(|error| named(target, &error))?;
     let told: Option<(String, bool)> = conn

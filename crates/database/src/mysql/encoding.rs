@@ -23,6 +23,27 @@ pub(super) fn key_expression(table: &Table, layout: &Layout, row: &str) -> DbRes
     Ok(joined(&parts.collect::<DbResult<Vec<_>>>()?))
 }
 
+/// The condition that an update changed the key.
+pub(super) fn key_moved(table: &Table, layout: &Layout) -> DbResult<String> {
+    let mut moved = Vec::new();
+    for column in table.key_columns() {
+        let here = layout.column(table, column)?;
+        let name = ident(&here.name);
+        // Numbers need no text to be told apart.
+        moved.push(match here.base.as_str() {
+            "tinyint" | "smallint" | "mediumint" | "int" | "bigint" => {
+                format!("OLD.{name} <> NEW.{name}")
+            }
+            _ => format!(
+                "{} <> {}",
+                part(table, layout, column, "OLD")?,
+                part(table, layout, column, "NEW")?
+            ),
+        });
+    }
+    Ok(moved.join(" OR "))
+}
+
 /// The expression for all columns of `row`.
 pub(super) fn row_expression(table: &Table, layout: &Layout, row: &str) -> DbResult<String> {
     let parts = table

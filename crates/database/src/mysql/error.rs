@@ -18,6 +18,30 @@ pub(super) fn no_tls(error: &Error) -> bool {
     matches!(error, Error::Driver(DriverError::NoClientSslFlagFromServer))
 }
 
+/// What the handshake failed of, where it did.
+fn handshake(error: &Error) -> Option<&rustls::Error> {
+    match error {
+        Error::Io(mysql_async::IoError::Io(io)) => io.get_ref()?.downcast_ref(),
+        _ => None,
+    }
+}
+
+/// A name that the server's certificate is good for, where it failed of another name alone: names are checked last.
+pub(super) fn other_name(error: &Error) -> Option<String> {
+    let Some(rustls::Error::InvalidCertificate(rustls::CertificateError::NotValidForNameContext {
+        presented,
+        ..
+    })) = handshake(error)
+    else {
+        return None;
+    };
+    // Written as `DnsName("db.example")` or `IpAddress(10.0.0.1)`.
+    presented.iter().find_map(|name| {
+        let inside = name.split_once('(')?.1.strip_suffix(')')?;
+        Some(inside.trim_matches('"').replacen('*', "any", 1))
+    })
+}
+
 /// Whether another row holds the value of a unique key.
 pub(super) const DUPLICATE: u16 = 1062;
 /// A lock was not there at once (`NOWAIT`), or not in time.
@@ -35,7 +59,18 @@ pub(super) const LOCKED: [u16; 2] = [1205, 3572];
 /// | SQLSTATE 22 and 42, 1292, 1366, 1265 | does not match the plan |
 pub(super) fn on_table(table: &str, error: &Error) -> DatabaseError {
     let Error::Server(told) = error else {
-        return transport(error);
+        return match transport(error) {
+            // The driver does not send it, and tells so as it tells of a broken connection.
+            DatabaseError::Unreachable(words)
+                if !table.is_empty() && words.contains("max_allowed_packet") =>
+            {
+                mismatch(
+                    table,
+                    "a row is larger than the server's max_allowed_packet",
+                )
+            }
+            other => other,
+        };
     };
     let message = told.message.clone();
     let constraint = |foreign_key| DatabaseError::Constraint {
@@ -57,7 +92,7 @@ pub(super) fn on_table(table: &str, error: &Error) -> DatabaseError {
         1040 | 1053 | 1129 | 1203 | 1226 | 1927 | 1021 | 1114 | 1158..=1161 => {
             DatabaseError::Unreachable(message)
         }
-        1265 | 1292 | 1366 | 1411 if !table.is_empty() => mismatch(table, message),
+        1153 | 1265 | 1292 | 1366 | 1411 if !table.is_empty() => mismatch(table, message),
         _ if !table.is_empty()
             && (told.state.starts_with("22") || told.state.starts_with("42")) =>
         {
@@ -86,6 +121,7 @@ fn transport(error: &Error) -> DatabaseError {
     let words = chain(error);
     match error {
         Error::Io(mysql_async::IoError::Tls(_)) => DatabaseError::Refused(words),
+        _ if handshake(error).is_some() => DatabaseError::Refused(words),
         Error::Io(_)
         | Error::Driver(DriverError::ConnectionClosed | DriverError::PoolDisconnected) => {
             DatabaseError::Unreachable(words)

@@ -15,10 +15,31 @@ pub(super) struct Target {
     pub(super) opts: Opts,
     /// The same without TLS, where that will do (`prefer`).
     pub(super) fallback: Option<Opts>,
+    /// Whether any name in a certificate that is otherwise good will do (`verify-ca`).
+    any_name: bool,
     /// Host and port, for messages.
     pub(super) place: String,
     /// The database's name.
     pub(super) database: String,
+}
+
+impl Target {
+    /// The same for a server whose certificate bears this name, where its name does not matter.
+    pub(super) fn under_name(&self, name: String) -> Option<Opts> {
+        let tls = self.opts.ssl_opts().filter(|_| self.any_name)?.clone();
+        let tls = tls.with_danger_tls_hostname_override(Some(name));
+        let builder = OptsBuilder::from_opts(self.opts.clone());
+        Some(builder.ssl_opts(Some(tls)).into())
+    }
+}
+
+/// How far the server's certificate is checked, and whether there must be one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Check {
+    NothingIfAtAll,
+    Nothing,
+    Chain,
+    ChainAndName,
 }
 
 #[derive(Default)]
@@ -58,12 +79,14 @@ pub(super) fn target(url: &str) -> DbResult<Target> {
         .prefer_socket(false)
         .tcp_keepalive(Some(KEEPALIVE))
         .stmt_cache_size(0);
-    let (tls, plain_will_do) = ssl(&parameters(query)?)?;
+    let tls = ssl(&parameters(query)?)?;
+    let check = tls.as_ref().map(|(_, check)| *check);
     let plain: Opts = builder.clone().into();
     Ok(Target {
-        fallback: (tls.is_some() && plain_will_do).then(|| plain.clone()),
+        fallback: (check == Some(Check::NothingIfAtAll)).then(|| plain.clone()),
+        any_name: check == Some(Check::Chain),
         opts: match tls {
-            Some(tls) => builder.ssl_opts(Some(tls)).into(),
+            Some((tls, _)) => builder.ssl_opts(Some(tls)).into(),
             None => plain,
         },
         place: format!("{host}:{port}"),
@@ -109,22 +132,24 @@ fn parameters(query: &str) -> DbResult<Parameters> {
     Ok(parameters)
 }
 
-/// The TLS options, and whether a connection without TLS will do where the server has none.
-fn ssl(parameters: &Parameters) -> DbResult<(Option<SslOpts>, bool)> {
-    let options = SslOpts::default();
-    let (options, plain_will_do) = match (parameters.mode.as_deref(), &parameters.root) {
-        (Some("disable"), _) => return Ok((None, true)),
-        (None | Some("prefer" | "allow"), _) => (trusting(options), true),
-        (Some("require"), None) => (trusting(options), false),
-        (Some("require"), Some(_)) | (Some("verify-ca"), _) => {
-            let checked = with_roots(options, parameters.root.as_deref())?;
-            (checked.with_danger_skip_domain_validation(true), false)
-        }
-        (Some("verify-full"), _) => (with_roots(options, parameters.root.as_deref())?, false),
+/// The TLS options; `None` without TLS.
+fn ssl(parameters: &Parameters) -> DbResult<Option<(SslOpts, Check)>> {
+    let check = match (parameters.mode.as_deref(), &parameters.root) {
+        (Some("disable"), _) => return Ok(None),
+        (None | Some("prefer" | "allow"), _) => Check::NothingIfAtAll,
+        (Some("require"), None) => Check::Nothing,
+        (Some("require"), Some(_)) | (Some("verify-ca"), _) => Check::Chain,
+        (Some("verify-full"), _) => Check::ChainAndName,
         (Some(other), _) => {
             return Err(refused(format!(
                 "sslmode `{other}` is unknown: use disable, prefer, require, verify-ca or verify-full"
             )));
+        }
+    };
+    let options = match check {
+        Check::NothingIfAtAll | Check::Nothing => trusting(SslOpts::default()),
+        Check::Chain | Check::ChainAndName => {
+            with_roots(SslOpts::default(), parameters.root.as_deref())?
         }
     };
     let options = match (&parameters.certificate, &parameters.key) {
@@ -139,7 +164,7 @@ fn ssl(parameters: &Parameters) -> DbResult<(Option<SslOpts>, bool)> {
             ));
         }
     };
-    Ok((Some(options), plain_will_do))
+    Ok(Some((options, check)))
 }
 
 fn trusting(options: SslOpts) -> SslOpts {

@@ -101,3 +101,102 @@ async fn the_watch_wakes_soon_after_a_write_and_outlives_the_server() {
     assert_eq!(woken, Ok(Some(())));
     drop(server);
 }
+
+fn openssl(folder: &std::path::Path, arguments: &str) {
+    let done = std::process::Command::new("openssl")
+        .args(arguments.split(' '))
+        .current_dir(folder)
+        .output()
+        .unwrap();
+    assert!(
+        done.status.success(),
+        "{}",
+        String::from_utf8_lossy(&done.stderr)
+    );
+}
+
+#[tokio::test]
+async fn certificates_are_checked_as_far_as_the_url_asks() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::write(path("names"), "subjectAltName=DNS:localhost\n").unwrap();
+    for authority in ["ca", "other"] {
+        let made = format!(
+            "req -x509 -newkey rsa:2048 -nodes -keyout {authority}.key -out {authority}.pem -days 2 -subj /CN={authority}"
+        );
+        openssl(folder.path(), &made);
+    }
+    for name in ["server", "client"] {
+        let asked = format!(
+            "req -newkey rsa:2048 -nodes -keyout {name}.key -out {name}.csr -subj /CN={name}"
+        );
+        openssl(folder.path(), &asked);
+        let signed = format!(
+            "x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 -extfile names -out {name}.pem"
+        );
+        openssl(folder.path(), &signed);
+    }
+    // The server's account reads them.
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::set_permissions(path("server.key"), PermissionsExt::from_mode(0o644)).unwrap();
+    let settings = [
+        format!("ssl-cert={}", path("server.pem")),
+        format!("ssl-key={}", path("server.key")),
+        format!("ssl-ca={}", path("ca.pem")),
+    ];
+    let server = tokio::task::spawn_blocking(move || {
+        let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+        MariaDb::start_with(&settings)
+    });
+    let server = server.await.unwrap();
+    server.sql(
+        "mysql",
+        "CREATE USER secure@'%' IDENTIFIED BY 'x' REQUIRE SSL; CREATE USER known@'%' IDENTIFIED BY 'x' REQUIRE X509;
+         GRANT ALL ON *.* TO secure@'%'; GRANT ALL ON *.* TO known@'%'",
+    );
+    let numeric = server.url("mysql").replace("root:branchline", "secure:x");
+    let named = numeric.replace("127.0.0.1", "localhost");
+    let known = numeric.replace("secure", "known");
+    let (ca, other) = (path("ca.pem"), path("other.pem"));
+    let certified = format!(
+        "sslcert={}&sslkey={}",
+        path("client.pem"),
+        path("client.key")
+    );
+    for good in [
+        numeric.clone(),
+        format!("{numeric}?sslmode=prefer"),
+        format!("{numeric}?sslmode=require"),
+        format!("{numeric}?sslmode=verify-ca&sslrootcert={ca}"),
+        format!("{named}?sslmode=verify-full&sslrootcert={ca}"),
+        format!("{known}?sslmode=verify-ca&sslrootcert={ca}&{certified}"),
+    ] {
+        let db = MysqlDatabase::connect(&good).await;
+        assert!(db.is_ok(), "{good}: {:?}", db.err());
+    }
+    for bad in [
+        format!("{numeric}?sslmode=disable"),
+        format!("{numeric}?sslmode=verify-full&sslrootcert={ca}"),
+        format!("{named}?sslmode=verify-full&sslrootcert={other}"),
+        format!("{numeric}?sslmode=verify-ca&sslrootcert={other}"),
+        format!("{numeric}?sslmode=require&sslrootcert={other}"),
+        format!("{named}?sslmode=verify-full"),
+        format!("{known}?sslmode=require"),
+        format!("{known}?sslmode=require&sslcert={}", path("client.pem")),
+        format!(
+            "{numeric}?sslmode=verify-ca&sslrootcert={}",
+            path("absent.pem")
+        ),
+    ] {
+        let refused = MysqlDatabase::connect(&bad).await.map(|_| ()).unwrap_err();
+        assert!(
+            matches!(refused, DatabaseError::Refused(_)),
+            "{bad}: {refused:?}"
+        );
+    }
+    let without = servers::mariadb().fresh_database();
+    assert!(MysqlDatabase::connect(&without).await.is_ok());
+    let plain = MysqlDatabase::connect(&format!("{without}?sslmode=require")).await;
+    assert!(matches!(plain.map(|_| ()), Err(DatabaseError::Refused(_))));
+}

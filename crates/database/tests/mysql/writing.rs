@@ -198,3 +198,24 @@ async fn references_and_unique_values_that_must_not_be_null() {
     assert_eq!(shop.rows("tree").await.len(), 1);
     assert_eq!(shop.take().await, []);
 }
+
+/// A row that the server takes in no statement is the row's fault, not the connection's.
+#[tokio::test]
+async fn a_row_larger_than_the_server_takes_does_not_fit() {
+    let mut shop = shop("CREATE TABLE t (id INT PRIMARY KEY, b LONGBLOB)").await;
+    let row = |bytes: usize| put(1, vec![Value::Int(1), Value::Bytes(vec![7; bytes])]);
+    shop.apply(&[row(8 << 20)]).await.unwrap();
+    let limit = shop
+        .see("SELECT @@max_allowed_packet")
+        .await
+        .remove(0)
+        .unwrap();
+    let refused = shop.apply(&[row(limit.parse().unwrap())]).await;
+    assert!(
+        matches!(refused, Err(DatabaseError::Mismatch { .. })),
+        "{refused:?}"
+    );
+    assert_eq!(shop.rows("t").await.len(), 1);
+    shop.apply(&[row(3)]).await.unwrap();
+    assert_eq!(shop.take().await, []);
+}

@@ -1,10 +1,11 @@
 //! Decisions in sentences, for whoever has to live with them.
 
+use branchline_core::change::Row;
 use branchline_core::conflict::Resolution;
 use branchline_core::message::Keep;
 use serde_json::Value;
 
-use super::super::ask::{table, text};
+use super::super::ask::{moment, table, text};
 use crate::config::RoleName;
 use crate::listing::{Decision, Entry};
 
@@ -24,7 +25,7 @@ pub fn line(entry: &Entry) -> String {
     format!(
         "{:>5}  {}  {} {}  from {}: {} ({state})",
         entry.id,
-        text(&document["at"]),
+        moment(&document["at"]),
         text(&document["table"]),
         text(&document["key"]),
         text(&document["origin"]),
@@ -42,10 +43,10 @@ pub fn kept(settled: &Value) -> String {
         _ => "nothing is known of how",
     };
     match &settled["by"] {
-        Value::Null => format!("{row} since {}, without a person", text(&settled["at"])),
+        Value::Null => format!("{row} since {}, without a person", moment(&settled["at"])),
         by => format!(
             "{row} since {}, as {} wished",
-            text(&settled["at"]),
+            moment(&settled["at"]),
             text(by)
         ),
     }
@@ -54,18 +55,17 @@ pub fn kept(settled: &Value) -> String {
 /// What to do about a row that no decision of the head is about.
 pub fn by_itself(entry: &Entry) -> String {
     let document = &entry.document;
-    let detail = match &document["detail"] {
+    let told = match &document["detail"] {
         Value::Null => String::new(),
-        detail => format!(" ({})", text(detail)),
+        detail => format!("What is known: {}.\n", text(detail)),
     };
     let end = if document["reason"] == "unreadable" {
-        "mend the row in this office's database with any ordinary write: it is sent by itself then"
+        "mend the row in this office's database with any ordinary write: it is sent then"
     } else {
-        "change what is in its way in this office's tables: the head's row lands by itself then"
+        "change what is in its way in this office's tables: the head's row lands then"
     };
     format!(
-        "{} ends by itself: {}{detail}; {end}",
-        entry.id,
+        "Set aside here: {}.\n{told}It ends by itself: {end}.",
         text(&document["explanation"])
     )
 }
@@ -127,7 +127,7 @@ fn decided(entry: &Entry, decision: &Decision, role: RoleName) -> Vec<String> {
 
 fn what_happened(entry: &Entry, decision: &Decision) -> String {
     let record = &decision.record;
-    let at = text(&entry.document["at"]);
+    let at = moment(&entry.document["at"]);
     let origin = &record.origin;
     let did = match (&record.theirs, record.reason.code()) {
         (_, "unreadable") => {
@@ -139,21 +139,25 @@ fn what_happened(entry: &Entry, decision: &Decision) -> String {
     };
     format!(
         "{origin} {did} at {at}; the head decided at {}.",
-        text(&entry.document["decided_at"])
+        moment(&entry.document["decided_at"])
     )
 }
 
 /// The rows beside each other: columns in which they differ.
 fn rows(document: &Value) -> Option<String> {
+    let held = document["result"]["stands"] == "held";
+    let settled = document["settled"].as_object();
     let sides = [
-        ("before", &document["before"]),
-        ("at the head", &document["ours"]),
-        ("at the branch", &document["theirs"]),
-        ("decided", &document["result"]["row"]),
+        ("before", &document["before"], !document["before"].is_null()),
+        ("at the head", &document["ours"], true),
+        ("at the branch", &document["theirs"], true),
+        ("decided", &document["result"]["row"], !held),
+        ("settled", &document["settled"]["row"], settled.is_some()),
     ];
     let sides: Vec<_> = sides
         .into_iter()
-        .filter(|(name, row)| *name != "before" || !row.is_null())
+        .filter(|(.., shown)| *shown)
+        .map(|(name, row, _)| (name, row))
         .collect();
     let columns: Vec<&String> = sides
         .iter()
@@ -176,10 +180,10 @@ fn rows(document: &Value) -> Option<String> {
         }
         shown.add_row(std::iter::once(column.clone()).chain(cells));
     }
-    let note = if same == 0 {
-        String::new()
-    } else {
-        format!("\n({same} columns are the same in all of them)")
+    let note = match same {
+        0 => "",
+        1 => "\n(one more column is the same in all of them)",
+        _ => "\n(the other columns are the same in all of them)",
     };
     Some(format!("{shown}{note}"))
 }
@@ -201,15 +205,26 @@ fn ways(decision: &Decision, role: RoleName) -> Vec<String> {
     let resolve = |word: &str, what: &str| {
         format!("  branchline conflicts resolve {id} --keep {word}   {what}")
     };
+    // Of large rows neither is at hand.
+    let unknown = record.ours.is_none() && record.theirs.is_none();
+    let lets = |side: &str, row: &Option<Row>| {
+        if row.is_some() || unknown {
+            format!("lets {side}'s row stand")
+        } else {
+            format!("lets it stand that {side} has no row")
+        }
+    };
+    let (ours, theirs) = (
+        lets("the head", &record.ours),
+        lets(record.origin.as_str(), &record.theirs),
+    );
     let mut ways = Vec::new();
     if decision.held {
         ways.push(format!(
             "  branchline holds retry {id}   tries the branch's row again"
         ));
-        ways.push(format!(
-            "  branchline holds drop {id}   lets the head's row stand"
-        ));
-        ways.push(resolve(branch, "lets the branch's row stand"));
+        ways.push(format!("  branchline holds drop {id}   {ours}"));
+        ways.push(resolve(branch, &theirs));
     } else {
         let now = decision.settled.as_ref().map(|settled| settled.keep);
         let stands = |keep: Keep, result: Resolution| match now {
@@ -217,10 +232,10 @@ fn ways(decision: &Decision, role: RoleName) -> Vec<String> {
             None => record.result == result,
         };
         if !stands(Keep::Head, Resolution::Ours) {
-            ways.push(resolve(head, "lets the head's row stand"));
+            ways.push(resolve(head, &ours));
         }
         if !stands(Keep::Branch, Resolution::Theirs) {
-            ways.push(resolve(branch, "lets the branch's row stand"));
+            ways.push(resolve(branch, &theirs));
         }
     }
     if record.before.is_some() {

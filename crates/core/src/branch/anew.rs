@@ -1,0 +1,117 @@
+//! A branch that was away for longer than the head's log goes back copies the tables anew, with its own unsent changes
+//! kept (trap 16); and how much a branch keeps of what it sent and followed.
+
+use super::{BRANCH, Branch};
+use crate::books::{self, BranchBook, Joining, Note, OUTBOX, STAGED};
+use crate::failure::OfficeResult;
+use crate::identity::Micros;
+use crate::message::Welcome;
+use crate::office::conclude;
+use crate::output::{Notice, Output};
+use crate::port::{Database, Purpose};
+use crate::retention::{Mark, UPKEEP_MS, beyond_bytes, mark, older_than};
+
+impl Branch {
+    /// Begins to copy the tables anew. What the head has answered in the part of the log that is gone is settled by the
+    /// copy; what it has not answered, and what was never sent, was made on nothing newer than the old cursor. Rows that
+    /// the head deleted meanwhile are found by a comparison when the copy is complete.
+    pub(super) async fn copy_anew<D: Database>(
+        &mut self,
+        db: &mut D,
+        welcome: &Welcome,
+    ) -> OfficeResult<()> {
+        let answered = self.book.answered.max(welcome.cursor);
+        let known = self.book.joining.as_ref();
+        let again_from = known
+            .and_then(|joining| joining.again_from)
+            .unwrap_or(self.book.cursor);
+        let book = BranchBook {
+            cursor: welcome.last,
+            log_chain: welcome.log_chain,
+            answered,
+            lineage: self.book.lineage + 1,
+            joining: Some(Joining {
+                prepared: true,
+                frozen: true,
+                again_from: Some(again_from),
+                ..Joining::default()
+            }),
+            ..self.book.clone()
+        };
+        self.claims.retain(|_, batch| *batch > answered);
+        db.begin(Purpose::Apply).await?;
+        let outcome = async {
+            for table in &self.schema.tables {
+                let mut gone = Vec::new();
+                for (key, note) in db.notes(table, None).await? {
+                    let answered = !self.claims.contains_key(&key.digest(table));
+                    let passing = matches!(
+                        books::decode(&note)?,
+                        Note::Deferred(_) | Note::Unfit(..) | Note::Unseen(_)
+                    );
+                    if answered && passing {
+                        gone.push((key, None));
+                    }
+                }
+                if !gone.is_empty() {
+                    db.set_notes(table, &gone).await?;
+                }
+            }
+            db.trim(&self.book.followed(), u64::MAX >> 1).await?;
+            db.trim(STAGED, u64::MAX >> 1).await?;
+            books::store(db, BRANCH, &book).await
+        };
+        let outcome = outcome.await;
+        conclude(db, outcome).await?;
+        self.staged = false;
+        let dropped = self.inbox.restart(book.cursor.0);
+        self.outputs.extend(dropped.into_iter().map(Output::Settle));
+        self.book = book;
+        self.notice(Notice::CopiedAnew(again_from));
+        Ok(())
+    }
+
+    /// Removes what no restored head can ask for any more.
+    pub(super) async fn keep_sent<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Micros,
+    ) -> OfficeResult<()> {
+        if self
+            .upkept
+            .is_some_and(|last| !now.has_passed(UPKEEP_MS, last))
+        {
+            return Ok(());
+        }
+        self.upkept = Some(now);
+        db.begin(Purpose::Apply).await?;
+        let outcome = async {
+            let here = Mark {
+                at: now,
+                log: self.book.cursor.0,
+                batch: self.book.answered.0,
+            };
+            let marks = mark(db, here).await?;
+            let old = older_than(&marks, now, self.retention.recovery_ms);
+            let (followed, sent) = old.map_or((0, 0), |mark| (mark.log, mark.batch));
+            let stream = self.book.followed();
+            let surplus = beyond_bytes(db, &stream, self.retention.bytes).await?;
+            let followed = followed
+                .max(surplus)
+                .min(self.book.cursor.0.saturating_sub(1));
+            if followed > 0 {
+                db.trim(&stream, followed).await?;
+            }
+            let surplus = beyond_bytes(db, OUTBOX, self.retention.bytes).await?;
+            let sent = sent
+                .max(surplus)
+                .min(self.book.answered.0.saturating_sub(1));
+            if sent > 0 {
+                db.trim(OUTBOX, sent).await?;
+            }
+            Ok(())
+        };
+        let outcome = outcome.await;
+        conclude(db, outcome).await
+    }
+}
