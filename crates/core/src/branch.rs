@@ -592,7 +592,8 @@ impl Branch {
         if !self.agrees(db, &welcome).await? {
             return self.reincarnate(db, now).await;
         }
-        if welcome.beyond_horizon {
+        // A welcome that comes twice, or late, must not take back what was followed since.
+        if welcome.beyond_horizon && welcome.last > self.book.cursor {
             self.copy_anew(db, &welcome).await?;
         }
         if let Some((place, chain)) = welcome.rewind {

@@ -170,7 +170,7 @@ impl World {
             }
             Notice::Verified(verification) if verification.repair => {
                 // Nobody writes behind the back of capture here: whatever the weather, nothing differs.
-                if let Err(why) = super::super::oracle::undisturbed(verification) {
+                if let Err(why) = super::super::oracle::undisturbed(self, verification) {
                     self.fail(why);
                 }
             }
