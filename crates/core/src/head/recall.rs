@@ -13,7 +13,8 @@ use super::recent::{Recent, names_of, own_entry, rows_of};
 use super::writer::{HEAD, LogWriter, Tail};
 use super::{Head, Seat, holds};
 use crate::books::{
-    self, CONFLICTS, HeadBook, Hold, LOG, LOG_KEYS, RowNames, SeatBook, TakenBack, seat_name,
+    self, CONFLICTS, HeadBook, HeldAtHead, Hold, LOG, LOG_KEYS, RowNames, SeatBook, TakenBack,
+    seat_name,
 };
 use crate::change::{Base, Effect, Key, Row};
 use crate::conflict::{ConflictRecord, Reason, Resolution};
@@ -22,7 +23,7 @@ use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{Digest, LogPosition, Micros, OfficeName};
 use crate::message::{
     Answer, Hello, LogBody, LogEntry, Logged, LoggedChanges, Message, Outcome, Recall, Recalled,
-    Refusal, Source, Verdict,
+    Refusal, Settlement, Source, Verdict,
 };
 use crate::office::conclude;
 use crate::output::{Notice, Output};
@@ -54,8 +55,8 @@ pub(super) enum Standing {
 #[derive(Debug)]
 pub(super) struct Asking {
     points: Vec<(LogPosition, Digest)>,
-    /// The end of the log when the first lost entry was logged anew.
-    anew_from: Option<LogPosition>,
+    /// Where lost entries are being logged anew: the last place that both share, and the end of the log at the first.
+    anew: Option<((LogPosition, Digest), LogPosition)>,
 }
 
 impl Head {
@@ -139,7 +140,7 @@ impl Head {
         if let Some(seat) = self.seats.get_mut(branch) {
             seat.asking = Some(Asking {
                 points: points.clone(),
-                anew_from: None,
+                anew: None,
             });
         }
         let after = LogPosition::NONE;
@@ -201,25 +202,31 @@ impl Head {
             self.tell(branch, &Message::Refusal(refusal))?;
             return Ok(true);
         };
-        let lost = self.read_lost(branch, &recalled)?;
+        let mut lost = self.read_lost(branch, &recalled)?;
         let Some(last) = lost.last().map(|(entry, _)| entry.position) else {
             return Ok(true);
         };
+        let mut agreed = asking.anew.map_or(agreed, |(agreed, _)| agreed);
+        db.begin(Purpose::Read).await?;
+        let outcome = self.skip_known(db, &mut agreed, &mut lost).await;
+        conclude(db, outcome).await?;
         let follows = lost.first().is_some_and(|(entry, _)| {
             entry.position == self.book.last.next() && entry.previous == self.book.chain
         });
-        let anew_from = if follows && asking.anew_from.is_none() {
+        let anew = if lost.is_empty() {
+            asking.anew
+        } else if follows && asking.anew.is_none() {
             self.adopt_lost(db, now, &lost).await?;
             None
         } else {
-            let from = asking.anew_from.unwrap_or(self.book.last);
+            let (_, from) = asking.anew.unwrap_or((agreed, self.book.last));
             let end = (last == recalled.end.0).then_some(recalled.end);
             self.log_anew(db, now, branch, &lost, (agreed, from), end)
                 .await?;
-            Some(from)
+            Some((agreed, from))
         };
         if last < recalled.end.0 {
-            let points = if anew_from.is_some() {
+            let points = if anew.is_some() || lost.is_empty() {
                 asking.points
             } else {
                 vec![(self.book.last, self.book.chain)]
@@ -227,7 +234,7 @@ impl Head {
             if let Some(seat) = self.seats.get_mut(branch) {
                 seat.asking = Some(Asking {
                     points: points.clone(),
-                    anew_from,
+                    anew,
                 });
             }
             let after = last;
@@ -237,6 +244,26 @@ impl Head {
             self.outputs.push_back(Output::Notice(notice));
         }
         Ok(true)
+    }
+
+    /// Leaves out what this log has by now, since another branch gave it back.
+    async fn skip_known<D: Database>(
+        &self,
+        db: &mut D,
+        agreed: &mut (LogPosition, Digest),
+        lost: &mut Vec<(LogEntry, Vec<u8>)>,
+    ) -> OfficeResult<()> {
+        let mut known = 0;
+        for (entry, bytes) in lost.iter() {
+            let chain = envelope::chain(bytes);
+            if self.chain_at(db, entry.position).await? != Some(chain) {
+                break;
+            }
+            *agreed = (entry.position, chain);
+            known += 1;
+        }
+        lost.drain(..known);
+        Ok(())
     }
 
     /// The whole units among the entries given back. Only what this head signed counts.
@@ -371,10 +398,11 @@ impl Head {
             if let Some(answer) = &body.answers {
                 self.answered(&mut seats, answer);
                 held |= self
-                    .take_verdicts(db, &mut book, answer, &body.verdicts)
+                    .take_verdicts(db, &mut book, &mut seats, answer, &body.verdicts)
                     .await?;
             }
-            self.take_settlements(db, &mut book, body).await?;
+            self.take_settlements(db, &mut book, &mut seats, body)
+                .await?;
         }
         let clashes = pile.write(db, &self.schema).await?;
         if !clashes.is_empty() {
@@ -414,11 +442,25 @@ impl Head {
         seats.insert(answer.branch.clone(), seat);
     }
 
+    /// A branch's record, to be changed in this transaction.
+    fn seat_of<'s>(
+        &self,
+        seats: &'s mut BTreeMap<OfficeName, SeatBook>,
+        branch: &OfficeName,
+    ) -> Option<&'s mut SeatBook> {
+        if !seats.contains_key(branch) {
+            let known = self.seats.get(branch)?.book.clone();
+            seats.insert(branch.clone(), known);
+        }
+        seats.get_mut(branch)
+    }
+
     /// Lists decisions that were lost. Returns whether any of them is a hold.
     async fn take_verdicts<D: Database>(
         &self,
         db: &mut D,
         book: &mut HeadBook,
+        seats: &mut BTreeMap<OfficeName, SeatBook>,
         answer: &Answer,
         verdicts: &[Verdict],
     ) -> OfficeResult<bool> {
@@ -432,6 +474,11 @@ impl Head {
                 (&verdict.outcome, self.schema.table(verdict.table))
             {
                 held = true;
+                if !is_held(db, table, &verdict.key, &answer.branch).await?
+                    && let Some(seat) = self.seat_of(seats, &answer.branch)
+                {
+                    seat.holds += 1;
+                }
                 let hold = Hold {
                     branch: answer.branch.clone(),
                     conflict: listed,
@@ -448,6 +495,7 @@ impl Head {
         &self,
         db: &mut D,
         book: &mut HeadBook,
+        seats: &mut BTreeMap<OfficeName, SeatBook>,
         body: &LoggedChanges,
     ) -> OfficeResult<()> {
         for settlement in &body.settlements {
@@ -459,6 +507,11 @@ impl Head {
                 books::store(db, &name, settled).await?;
             }
             if let Some(table) = self.schema.table(settlement.table) {
+                if is_held(db, table, &settlement.key, &settlement.branch).await?
+                    && let Some(seat) = self.seat_of(seats, &settlement.branch)
+                {
+                    seat.holds = seat.holds.saturating_sub(1);
+                }
                 holds::set(db, table, &settlement.key, &settlement.branch, None).await?;
             }
         }
@@ -547,6 +600,7 @@ impl Head {
                 Ok(Some((writer, seats))) => {
                     self.book = writer.0;
                     self.appended = now;
+                    self.any_held = true;
                     self.tail.adopt(writer.1, &mut self.recent);
                     for (name, book) in seats {
                         if let Some(seat) = self.seats.get_mut(&name) {
@@ -597,7 +651,11 @@ impl Head {
         let mut seats: BTreeMap<OfficeName, SeatBook> = BTreeMap::new();
         let mut writer = LogWriter::new(&self.identity, &self.schema, self.book.clone());
         let mut pile = Pile::default();
-        for (entry, _) in lost {
+        for (entry, bytes) in lost {
+            if !note_taken(db, &agreed.1, entry.position, envelope::chain(bytes)).await? {
+                // Another branch gave it back before.
+                continue;
+            }
             let LogBody::Changes(body) = &entry.body else {
                 continue;
             };
@@ -638,6 +696,7 @@ impl Head {
                     )
                     .await?
                     .remove(&name);
+                let piled = pile.get(table.id, &key).is_some();
                 let ours = match pile.get(table.id, &key) {
                     Some(piled) => piled.cloned(),
                     None => db
@@ -647,12 +706,13 @@ impl Head {
                 };
                 let digest = |row: Option<&Row>| row.map(|row| row.digest(table));
                 let same = digest(ours.as_ref()) == digest(logged.effect.row());
+                // What a lost entry follows that won is no rival of it.
                 let contested = newest
                     .as_ref()
-                    .is_some_and(|newest| newest.position <= anew_from);
+                    .is_some_and(|newest| newest.position <= anew_from && !piled);
                 let later = newest.as_ref().is_none_or(|newest| logged.at > newest.at);
                 let fits = !unfit.contains(&(table.id, key.clone()));
-                let wins = later && fits;
+                let wins = fits && (later || !contested);
                 if !same && (contested || !fits) {
                     let result = if wins {
                         Resolution::Theirs
@@ -672,6 +732,16 @@ impl Head {
                     anew.changes.push(Logged {
                         source: Source::Merged,
                         ..logged.clone()
+                    });
+                } else if !fits && !same {
+                    // Branches that followed the lost entry have its row.
+                    let row = ours.map_or_else(|| Effect::Delete(key.clone()), Effect::Put);
+                    pile.put(table.id, key, row.clone());
+                    anew.changes.push(Logged {
+                        table: table.id,
+                        effect: row,
+                        at: newest.map_or(logged.at, |newest| newest.at),
+                        source: Source::Merged,
                     });
                 } else if anew.answers.is_some() {
                     anew.verdicts.push(Verdict {
@@ -713,11 +783,30 @@ impl Head {
                 if let Some(answer) = &body.answers {
                     let listed = anew.verdicts.last().map(std::slice::from_ref);
                     let listed = listed.unwrap_or_default();
-                    self.take_verdicts(db, &mut writer.book, answer, listed)
+                    self.take_verdicts(db, &mut writer.book, &mut seats, answer, listed)
                         .await?;
                 }
             }
-            if anew.answers.is_some() || !anew.changes.is_empty() {
+            self.take_settlements(db, &mut writer.book, &mut seats, body)
+                .await?;
+            for settlement in &body.settlements {
+                let Some(table) = self.schema.table(settlement.table) else {
+                    continue;
+                };
+                let row = match pile.get(table.id, &settlement.key) {
+                    Some(piled) => piled.cloned(),
+                    None => {
+                        let keys = std::slice::from_ref(&settlement.key);
+                        db.read(table, keys).await?.remove(&settlement.key)
+                    }
+                };
+                anew.settlements.push(Settlement {
+                    row,
+                    ..settlement.clone()
+                });
+            }
+            let says = !anew.changes.is_empty() || !anew.settlements.is_empty();
+            if anew.answers.is_some() || says {
                 writer.append(db, LogBody::Changes(anew)).await?;
             }
         }
@@ -752,16 +841,55 @@ async fn list<D: Database>(
     book: &mut HeadBook,
     record: &ConflictRecord,
 ) -> OfficeResult<u64> {
+    let mut record = record.clone();
     if record.id <= book.conflicts {
-        return Ok(record.id);
+        if holds::record(db, record.id).await?.as_ref() == Some(&record) {
+            return Ok(record.id);
+        }
+        record.id = book.conflicts + 1;
     }
     book.conflicts = record.id;
     let entry = Entry {
         number: record.id,
-        bytes: books::encode(record)?,
+        bytes: books::encode(&record)?,
     };
     db.append(CONFLICTS, &[entry]).await?;
     Ok(record.id)
+}
+
+async fn is_held<D: Database>(
+    db: &mut D,
+    table: &Table,
+    key: &Key,
+    branch: &OfficeName,
+) -> OfficeResult<bool> {
+    let notes = db.notes(table, Some(std::slice::from_ref(key))).await?;
+    let note = notes.get(key).map(|note| books::decode::<HeldAtHead>(note));
+    Ok(note
+        .transpose()?
+        .is_some_and(|note| note.of(branch).is_some()))
+}
+
+/// Notes that an entry of the continuation that was lost after this place is logged anew. Returns whether it was not yet.
+async fn note_taken<D: Database>(
+    db: &mut D,
+    agreed: &Digest,
+    place: LogPosition,
+    chain: Digest,
+) -> OfficeResult<bool> {
+    let after: String = agreed.0.iter().map(|byte| format!("{byte:02x}")).collect();
+    let stream = format!("lost:{after}");
+    let noted = db.entries(&stream, place.0, 1).await?;
+    let noted = noted.first().filter(|entry| entry.number == place.0);
+    if let Some(noted) = noted {
+        return Ok(noted.bytes != chain.0);
+    }
+    let entry = Entry {
+        number: place.0,
+        bytes: chain.0.to_vec(),
+    };
+    db.append(&stream, &[entry]).await?;
+    Ok(true)
 }
 
 fn effects_of<'e>(
