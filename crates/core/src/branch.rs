@@ -879,10 +879,12 @@ impl Branch {
         // A broker takes batches also while the head is away. Whether the head's last batch is one that this database
         // knows shows in the chain: a restored branch's batches are refused, never taken for others.
         let may_send = self.link.welcomed || (self.link.up && self.store_and_forward);
+        // What is answered is not sent again, even where it was asked for: there would be no end to it.
+        self.link.sent = self.link.sent.max(self.book.answered);
         if !may_send || self.link.sent >= self.book.frozen {
             return Ok(false);
         }
-        let from = self.link.sent.max(self.book.answered).next();
+        let from = self.link.sent.next();
         let entries = db.entries(OUTBOX, from.0, READ_BYTES).await?;
         for entry in entries.into_iter().take(PIECE) {
             self.link.sent = BatchNumber(entry.number);

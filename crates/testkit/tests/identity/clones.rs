@@ -107,5 +107,7 @@ fn a_restarted_process_is_never_taken_for_a_copy() {
     }
     assert!(!company.was_noticed(0, refused));
     assert!(!company.was_noticed(0, warned));
+    let copy = |notice: &Notice| matches!(notice, Notice::Refused(_, why) if why.contains("copy"));
+    assert!(!company.notices.iter().any(copy));
     company.assert_even();
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use branchline_core::books::{self, BranchBook, CONFLICTS, IdentityBook, SeatBook};
+use branchline_core::books::{self, CONFLICTS, IdentityBook, SeatBook};
 use branchline_core::branch::{Branch, Enrolment};
 use branchline_core::change::{Key, Row};
 use branchline_core::conflict::{ConflictRecord, Reason};
@@ -519,15 +519,6 @@ impl Company {
             let seat = books::load(db, &name).await.unwrap().unwrap();
             db.rollback().await.unwrap();
             seat
-        })
-    }
-
-    pub fn branch_book(&mut self, at: usize) -> BranchBook {
-        on!(self.branches[at].disk, db => async {
-            db.begin(Purpose::Read).await.unwrap();
-            let book = books::load(db, "branch").await.unwrap().unwrap();
-            db.rollback().await.unwrap();
-            book
         })
     }
 
