@@ -198,7 +198,7 @@ impl Head {
                 reason: "the head was restored from a backup, and this branch keeps nothing so old as that backup; run `branchline leave` here, and join again with a new code: what was not sent yet is uploaded then".into(),
                 reincarnate: false,
                 incarnation: books_incarnation(self.seats.get(branch)),
-                cursor: crate::identity::BatchNumber::NONE,
+                cursor: BatchNumber::NONE,
  copied: false,
 };
             self.tell(branch, &Message::Refusal(refusal))?;
@@ -733,7 +733,7 @@ impl Head {
                         db,
                         &self.schema,
                         &self.identity.shared_name,
-                        &std::collections::BTreeSet::from([name]),
+                        &BTreeSet::from([name]),
                         agreed.0,
                     )
                     .await?
@@ -877,10 +877,8 @@ impl Head {
     }
 }
 
-fn books_incarnation(seat: Option<&Seat>) -> crate::identity::Incarnation {
-    seat.map_or(crate::identity::Incarnation([0; 16]), |seat| {
-        seat.book.incarnation
-    })
+fn books_incarnation(seat: Option<&Seat>) -> Incarnation {
+    seat.map_or(Incarnation([0; 16]), |seat| seat.book.incarnation)
 }
 
 /// Lists a decision under its number, or under the next one where that is taken. Returns the number.
