@@ -167,6 +167,9 @@ pub struct BranchBook {
     /// The head's clock minus this office's in microseconds, as last measured.
     #[n(12)]
     pub clock_offset: Option<i64>,
+    /// Rows may differ from the head's without a change on the way: a comparison that repairs them is wanted.
+    #[n(13)]
+    pub compare: Option<bool>,
 }
 
 impl BranchBook {

@@ -164,6 +164,7 @@ impl Branch {
                 joining: Some(Joining::default()),
                 log_chain: Digest::default(),
                 lineage: 0,
+                compare: None,
                 clock_offset: None,
             };
             books::store(db, IDENTITY, &enrolment.identity).await?;
@@ -490,9 +491,9 @@ impl Branch {
                 }
             }
             Message::Warning(warning) => self.notice(Notice::Warned(warning)),
-            Message::Recall(recall) => self.recall(db, now, &recall).await?,
+            Message::Recall(recall) => self.recall(db, &recall).await?,
             Message::Reply(reply) => self.notice(Notice::Reply(reply.question, reply.answer)),
-            Message::VerifyResult(result) => self.notice(Notice::VerifyResult(result)),
+            Message::VerifyResult(result) => self.compared(db, result).await?,
             Message::Narrow(question) => self.narrow(&question)?,
             Message::RowsRequest(request) => self.tell_rows(db, request).await?,
             _ => {}
@@ -621,7 +622,28 @@ impl Branch {
             cursor: welcome.cursor,
             clock_offset_ms: self.link.clock_offset_ms,
         });
+        if self.book.compare == Some(true) && self.book.joining.is_none() {
+            self.verify(true)?;
+        }
         self.tell_applied()
+    }
+
+    /// The outcome of a comparison that this branch asked for. One that repairs is what a branch waits for after it
+    /// went back or copied the tables anew.
+    async fn compared<D: Database>(&mut self, db: &mut D, result: String) -> OfficeResult<()> {
+        let told: serde_json::Value = serde_json::from_str(&result).unwrap_or_default();
+        if self.book.compare.is_some() && told["repair"] == true && told["equal"] == true {
+            let book = BranchBook {
+                compare: None,
+                ..self.book.clone()
+            };
+            db.begin(Purpose::Apply).await?;
+            let outcome = books::store(db, BRANCH, &book).await;
+            conclude(db, outcome).await?;
+            self.book = book;
+        }
+        self.notice(Notice::VerifyResult(result));
+        Ok(())
     }
 
     /// Measures the head's clock against this office's, by the way from the greeting to its answer (as NTP does, RFC
@@ -858,10 +880,12 @@ impl Branch {
         // A broker takes batches also while the head is away. Whether the head's last batch is one that this database
         // knows shows in the chain: a restored branch's batches are refused, never taken for others.
         let may_send = self.link.welcomed || (self.link.up && self.store_and_forward);
+        // What is answered is not sent again, even where it was asked for: there would be no end to it.
+        self.link.sent = self.link.sent.max(self.book.answered);
         if !may_send || self.link.sent >= self.book.frozen {
             return Ok(false);
         }
-        let from = self.link.sent.max(self.book.answered).next();
+        let from = self.link.sent.next();
         let entries = db.entries(OUTBOX, from.0, READ_BYTES).await?;
         for entry in entries.into_iter().take(PIECE) {
             self.link.sent = BatchNumber(entry.number);

@@ -618,7 +618,13 @@ impl Head {
         let rewind = match standing {
             Standing::Ahead => {
                 // What this head lost comes back before anything else is said.
-                self.recall(db, origin, hello.applied).await?;
+                if self
+                    .seats
+                    .get(origin)
+                    .is_some_and(|seat| seat.recalled.is_none())
+                {
+                    self.recall(db, origin, hello.applied).await?;
+                }
                 self.outputs.push_back(Output::Settle(token));
                 return Ok(());
             }

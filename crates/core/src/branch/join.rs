@@ -197,7 +197,10 @@ impl Branch {
             // A row with local changes waits for the verdict on them; the chunk's row is not their base.
             let claimed = self.claims.contains_key(&key.digest(table));
             if claimed || aside.busy.contains(&place) {
-                let note = Note::Unseen(chunk.position.next());
+                // Where the tables are copied anew, the change was made on what was here before.
+                let joining = self.book.joining.as_ref();
+                let again_from = joining.and_then(|joining| joining.again_from);
+                let note = Note::Unseen(again_from.unwrap_or(chunk.position).next());
                 unseen.push((key, Some(books::encode(&note)?)));
             } else {
                 pile.put(table.id, key, Effect::Put(row.clone()));
@@ -248,6 +251,9 @@ impl Branch {
         let mut book = self.book.clone();
         let joining = book.joining.take().unwrap_or_default();
         let rows = joining.rows;
+        if joining.again_from.is_some() {
+            book.compare = Some(true);
+        }
         db.begin(Purpose::Apply).await?;
         let outcome = books::store(db, BRANCH, &book).await;
         conclude(db, outcome).await?;

@@ -19,24 +19,17 @@ impl Branch {
     pub(super) async fn recall<D: Database>(
         &mut self,
         db: &mut D,
-        now: Micros,
         recall: &Recall,
     ) -> OfficeResult<()> {
         db.begin(Purpose::Read).await?;
         let outcome = self.read_kept(db, recall).await;
-        let (recalled, finished) = conclude(db, outcome).await?;
-        self.tell(&Message::Recalled(recalled))?;
-        if finished {
-            self.greet(now)?;
-        }
-        Ok(())
+        let recalled = conclude(db, outcome).await?;
+        // It greets again a little later: until then the head may have it all.
+        self.link.welcomed = false;
+        self.tell(&Message::Recalled(recalled))
     }
 
-    async fn read_kept<D: Database>(
-        &self,
-        db: &mut D,
-        recall: &Recall,
-    ) -> OfficeResult<(Recalled, bool)> {
+    async fn read_kept<D: Database>(&self, db: &mut D, recall: &Recall) -> OfficeResult<Recalled> {
         let stream = self.book.followed();
         let mut agreed = None;
         for (place, chain) in &recall.points {
@@ -57,7 +50,7 @@ impl Branch {
             end: (self.book.cursor, self.book.log_chain),
         };
         let Some(agreed) = agreed else {
-            return Ok((recalled, false));
+            return Ok(recalled);
         };
         let from = agreed.max(recall.after).next();
         let mut last = from.previous();
@@ -68,7 +61,7 @@ impl Branch {
             last = LogPosition(entry.number);
             recalled.entries.push(entry.bytes.into());
         }
-        Ok((recalled, last >= self.book.cursor))
+        Ok(recalled)
     }
 
     /// Goes back to a place from which the head's log went on otherwise than this branch followed it. The rows stay as
@@ -107,6 +100,7 @@ impl Branch {
                 cursor: place,
                 log_chain: chain,
                 lineage: book.lineage + 1,
+                compare: Some(true),
                 ..book
             };
             books::store(db, BRANCH, &book).await?;

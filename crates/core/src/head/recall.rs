@@ -5,7 +5,7 @@
 //! Where the head has gone on, its own continuation stands; the lost entries are logged anew behind it, held against
 //! what was changed meanwhile, and the branches that followed them go back to the last place that both share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ed25519_dalek::VerifyingKey;
 
@@ -13,16 +13,17 @@ use super::recent::{Recent, names_of, own_entry, rows_of};
 use super::writer::{HEAD, LogWriter, Tail};
 use super::{Head, Seat, holds};
 use crate::books::{
-    self, CONFLICTS, HeadBook, Hold, LOG, LOG_KEYS, RowNames, SeatBook, TakenBack, seat_name,
+    self, CONFLICTS, HeadBook, HeldAtHead, Hold, LOG, LOG_KEYS, RowNames, SeatBook, TakenBack,
+    seat_name,
 };
 use crate::change::{Base, Effect, Key, Row};
 use crate::conflict::{ConflictRecord, Reason, Resolution};
 use crate::envelope;
 use crate::failure::{OfficeError, OfficeResult};
-use crate::identity::{Digest, LogPosition, Micros, OfficeName};
+use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::message::{
     Answer, Hello, LogBody, LogEntry, Logged, LoggedChanges, Message, Outcome, Recall, Recalled,
-    Refusal, Source, Verdict,
+    Refusal, Settlement, Source, Verdict,
 };
 use crate::office::conclude;
 use crate::output::{Notice, Output};
@@ -35,6 +36,8 @@ use crate::unfit::{self, is_unfit};
 const STARTS: &str = "starts";
 /// How many starts are remembered.
 const STARTS_KEPT: usize = 32;
+/// Bytes read of a stream at a time.
+const READ_BYTES: usize = 1024 * 1024;
 /// How often a piece is begun anew because the head's application was writing the same rows.
 const ATTEMPTS: usize = 20;
 
@@ -54,8 +57,8 @@ pub(super) enum Standing {
 #[derive(Debug)]
 pub(super) struct Asking {
     points: Vec<(LogPosition, Digest)>,
-    /// The end of the log when the first lost entry was logged anew.
-    anew_from: Option<LogPosition>,
+    /// Where lost entries are being logged anew: the last place that both share, and the end of the log at the first.
+    anew: Option<((LogPosition, Digest), LogPosition)>,
 }
 
 impl Head {
@@ -139,7 +142,7 @@ impl Head {
         if let Some(seat) = self.seats.get_mut(branch) {
             seat.asking = Some(Asking {
                 points: points.clone(),
-                anew_from: None,
+                anew: None,
             });
         }
         let after = LogPosition::NONE;
@@ -195,31 +198,37 @@ impl Head {
                 reason: "the head was restored from a backup, and this branch keeps nothing so old as that backup; run `branchline leave` here, and join again with a new code: what was not sent yet is uploaded then".into(),
                 reincarnate: false,
                 incarnation: books_incarnation(self.seats.get(branch)),
-                cursor: crate::identity::BatchNumber::NONE,
+                cursor: BatchNumber::NONE,
  copied: false,
 };
             self.tell(branch, &Message::Refusal(refusal))?;
             return Ok(true);
         };
-        let lost = self.read_lost(branch, &recalled)?;
+        let mut lost = self.read_lost(branch, &recalled)?;
         let Some(last) = lost.last().map(|(entry, _)| entry.position) else {
             return Ok(true);
         };
+        let mut agreed = asking.anew.map_or(agreed, |(agreed, _)| agreed);
+        db.begin(Purpose::Read).await?;
+        let outcome = self.skip_known(db, &mut agreed, &mut lost).await;
+        conclude(db, outcome).await?;
         let follows = lost.first().is_some_and(|(entry, _)| {
             entry.position == self.book.last.next() && entry.previous == self.book.chain
         });
-        let anew_from = if follows && asking.anew_from.is_none() {
+        let anew = if lost.is_empty() {
+            asking.anew
+        } else if follows && asking.anew.is_none() {
             self.adopt_lost(db, now, &lost).await?;
             None
         } else {
-            let from = asking.anew_from.unwrap_or(self.book.last);
+            let (_, from) = asking.anew.unwrap_or((agreed, self.book.last));
             let end = (last == recalled.end.0).then_some(recalled.end);
             self.log_anew(db, now, branch, &lost, (agreed, from), end)
                 .await?;
-            Some(from)
+            Some((agreed, from))
         };
         if last < recalled.end.0 {
-            let points = if anew_from.is_some() {
+            let points = if anew.is_some() || lost.is_empty() {
                 asking.points
             } else {
                 vec![(self.book.last, self.book.chain)]
@@ -227,7 +236,7 @@ impl Head {
             if let Some(seat) = self.seats.get_mut(branch) {
                 seat.asking = Some(Asking {
                     points: points.clone(),
-                    anew_from,
+                    anew,
                 });
             }
             let after = last;
@@ -237,6 +246,26 @@ impl Head {
             self.outputs.push_back(Output::Notice(notice));
         }
         Ok(true)
+    }
+
+    /// Leaves out what this log has by now, since another branch gave it back.
+    async fn skip_known<D: Database>(
+        &self,
+        db: &mut D,
+        agreed: &mut (LogPosition, Digest),
+        lost: &mut Vec<(LogEntry, Vec<u8>)>,
+    ) -> OfficeResult<()> {
+        let mut known = 0;
+        for (entry, bytes) in lost.iter() {
+            let chain = envelope::chain(bytes);
+            if self.chain_at(db, entry.position).await? != Some(chain) {
+                break;
+            }
+            *agreed = (entry.position, chain);
+            known += 1;
+        }
+        lost.drain(..known);
+        Ok(())
     }
 
     /// The whole units among the entries given back. Only what this head signed counts.
@@ -371,10 +400,11 @@ impl Head {
             if let Some(answer) = &body.answers {
                 self.answered(&mut seats, answer);
                 held |= self
-                    .take_verdicts(db, &mut book, answer, &body.verdicts)
+                    .take_verdicts(db, &mut book, &mut seats, answer, &body.verdicts)
                     .await?;
             }
-            self.take_settlements(db, &mut book, body).await?;
+            self.take_settlements(db, &mut book, &mut seats, body)
+                .await?;
         }
         let clashes = pile.write(db, &self.schema).await?;
         if !clashes.is_empty() {
@@ -414,11 +444,25 @@ impl Head {
         seats.insert(answer.branch.clone(), seat);
     }
 
+    /// A branch's record, to be changed in this transaction.
+    fn seat_of<'s>(
+        &self,
+        seats: &'s mut BTreeMap<OfficeName, SeatBook>,
+        branch: &OfficeName,
+    ) -> Option<&'s mut SeatBook> {
+        if !seats.contains_key(branch) {
+            let known = self.seats.get(branch)?.book.clone();
+            seats.insert(branch.clone(), known);
+        }
+        seats.get_mut(branch)
+    }
+
     /// Lists decisions that were lost. Returns whether any of them is a hold.
     async fn take_verdicts<D: Database>(
         &self,
         db: &mut D,
         book: &mut HeadBook,
+        seats: &mut BTreeMap<OfficeName, SeatBook>,
         answer: &Answer,
         verdicts: &[Verdict],
     ) -> OfficeResult<bool> {
@@ -432,6 +476,11 @@ impl Head {
                 (&verdict.outcome, self.schema.table(verdict.table))
             {
                 held = true;
+                if !is_held(db, table, &verdict.key, &answer.branch).await?
+                    && let Some(seat) = self.seat_of(seats, &answer.branch)
+                {
+                    seat.holds += 1;
+                }
                 let hold = Hold {
                     branch: answer.branch.clone(),
                     conflict: listed,
@@ -448,6 +497,7 @@ impl Head {
         &self,
         db: &mut D,
         book: &mut HeadBook,
+        seats: &mut BTreeMap<OfficeName, SeatBook>,
         body: &LoggedChanges,
     ) -> OfficeResult<()> {
         for settlement in &body.settlements {
@@ -459,6 +509,11 @@ impl Head {
                 books::store(db, &name, settled).await?;
             }
             if let Some(table) = self.schema.table(settlement.table) {
+                if is_held(db, table, &settlement.key, &settlement.branch).await?
+                    && let Some(seat) = self.seat_of(seats, &settlement.branch)
+                {
+                    seat.holds = seat.holds.saturating_sub(1);
+                }
                 holds::set(db, table, &settlement.key, &settlement.branch, None).await?;
             }
         }
@@ -547,6 +602,7 @@ impl Head {
                 Ok(Some((writer, seats))) => {
                     self.book = writer.0;
                     self.appended = now;
+                    self.any_held = true;
                     self.tail.adopt(writer.1, &mut self.recent);
                     for (name, book) in seats {
                         if let Some(seat) = self.seats.get_mut(&name) {
@@ -577,6 +633,31 @@ impl Head {
         Ok(())
     }
 
+    /// The batches that this log answers after a place, with the hashes of their envelopes.
+    async fn judged_since<D: Database>(
+        &self,
+        db: &mut D,
+        agreed: LogPosition,
+    ) -> OfficeResult<BTreeMap<(OfficeName, Incarnation, BatchNumber), Digest>> {
+        let mut judged = BTreeMap::new();
+        let mut from = agreed.next().0;
+        loop {
+            let entries = db.entries(LOG, from, READ_BYTES).await?;
+            let Some(last) = entries.last().map(|entry| entry.number) else {
+                return Ok(judged);
+            };
+            for entry in &entries {
+                if let LogBody::Changes(body) = own_entry(&entry.bytes)?.body
+                    && let Some(answer) = body.answers
+                {
+                    let place = (answer.branch, answer.incarnation, answer.batch);
+                    judged.insert(place, answer.chain);
+                }
+            }
+            from = last + 1;
+        }
+    }
+
     #[allow(clippy::too_many_arguments, clippy::type_complexity)]
     async fn try_anew<D: Database>(
         &self,
@@ -597,24 +678,43 @@ impl Head {
         let mut seats: BTreeMap<OfficeName, SeatBook> = BTreeMap::new();
         let mut writer = LogWriter::new(&self.identity, &self.schema, self.book.clone());
         let mut pile = Pile::default();
-        for (entry, _) in lost {
+        let stream = taken_stream(&agreed.1);
+        let taken = taken_before(db, &stream).await?;
+        let relogged: BTreeSet<LogPosition> = taken.values().map(|(_, place)| *place).collect();
+        let judged = self.judged_since(db, agreed.0).await?;
+        let mut noted = Vec::new();
+        for (entry, bytes) in lost {
+            let chain = envelope::chain(bytes);
+            if taken
+                .get(&entry.position)
+                .is_some_and(|(known, _)| *known == chain)
+            {
+                // Another branch gave it back before.
+                continue;
+            }
             let LogBody::Changes(body) = &entry.body else {
                 continue;
             };
+            let mut answers = body.answers.clone();
             if let Some(answer) = &body.answers {
                 let seat = seats.get(&answer.branch);
                 let seat = seat.or(self.seats.get(&answer.branch).map(|seat| &seat.book));
                 let again = seat.is_some_and(|seat| {
                     seat.incarnation == answer.incarnation && seat.cursor >= answer.batch
                 });
-                if again {
+                let place = (answer.branch.clone(), answer.incarnation, answer.batch);
+                if again && judged.get(&place) == Some(&answer.chain) {
                     // The branch sent it again since the restore, and it was judged.
                     continue;
+                }
+                if again {
+                    // The branch was restored too, and sent another batch under this number.
+                    answers = None;
                 }
                 self.answered(&mut seats, answer);
             }
             let mut anew = LoggedChanges {
-                answers: body.answers.clone(),
+                answers,
                 changes: Vec::new(),
                 verdicts: Vec::new(),
                 open: false,
@@ -633,11 +733,12 @@ impl Head {
                         db,
                         &self.schema,
                         &self.identity.shared_name,
-                        &std::collections::BTreeSet::from([name]),
+                        &BTreeSet::from([name]),
                         agreed.0,
                     )
                     .await?
                     .remove(&name);
+                let piled = pile.get(table.id, &key).is_some();
                 let ours = match pile.get(table.id, &key) {
                     Some(piled) => piled.cloned(),
                     None => db
@@ -647,12 +748,17 @@ impl Head {
                 };
                 let digest = |row: Option<&Row>| row.map(|row| row.digest(table));
                 let same = digest(ours.as_ref()) == digest(logged.effect.row());
+                // What a lost entry follows that won is no rival of it.
                 let contested = newest
                     .as_ref()
-                    .is_some_and(|newest| newest.position <= anew_from);
+                    .is_some_and(|newest| newest.position <= anew_from)
+                    && !newest
+                        .as_ref()
+                        .is_some_and(|newest| relogged.contains(&newest.position))
+                    && !piled;
                 let later = newest.as_ref().is_none_or(|newest| logged.at > newest.at);
                 let fits = !unfit.contains(&(table.id, key.clone()));
-                let wins = later && fits;
+                let wins = fits && (later || !contested);
                 if !same && (contested || !fits) {
                     let result = if wins {
                         Resolution::Theirs
@@ -672,6 +778,16 @@ impl Head {
                     anew.changes.push(Logged {
                         source: Source::Merged,
                         ..logged.clone()
+                    });
+                } else if !fits && !same {
+                    // Branches that followed the lost entry have its row.
+                    let row = ours.map_or_else(|| Effect::Delete(key.clone()), Effect::Put);
+                    pile.put(table.id, key, row.clone());
+                    anew.changes.push(Logged {
+                        table: table.id,
+                        effect: row,
+                        at: newest.map_or(logged.at, |newest| newest.at),
+                        source: Source::Merged,
                     });
                 } else if anew.answers.is_some() {
                     anew.verdicts.push(Verdict {
@@ -713,14 +829,35 @@ impl Head {
                 if let Some(answer) = &body.answers {
                     let listed = anew.verdicts.last().map(std::slice::from_ref);
                     let listed = listed.unwrap_or_default();
-                    self.take_verdicts(db, &mut writer.book, answer, listed)
+                    self.take_verdicts(db, &mut writer.book, &mut seats, answer, listed)
                         .await?;
                 }
             }
-            if anew.answers.is_some() || !anew.changes.is_empty() {
+            self.take_settlements(db, &mut writer.book, &mut seats, body)
+                .await?;
+            for settlement in &body.settlements {
+                let Some(table) = self.schema.table(settlement.table) else {
+                    continue;
+                };
+                let row = match pile.get(table.id, &settlement.key) {
+                    Some(piled) => piled.cloned(),
+                    None => {
+                        let keys = std::slice::from_ref(&settlement.key);
+                        db.read(table, keys).await?.remove(&settlement.key)
+                    }
+                };
+                anew.settlements.push(Settlement {
+                    row,
+                    ..settlement.clone()
+                });
+            }
+            let says = !anew.changes.is_empty() || !anew.settlements.is_empty();
+            if anew.answers.is_some() || says {
+                noted.push((entry.position, chain, writer.next()));
                 writer.append(db, LogBody::Changes(anew)).await?;
             }
         }
+        note_taken(db, &stream, &taken, noted).await?;
         if !pile.write(db, &self.schema).await?.is_empty() {
             return Ok(None);
         }
@@ -740,10 +877,8 @@ impl Head {
     }
 }
 
-fn books_incarnation(seat: Option<&Seat>) -> crate::identity::Incarnation {
-    seat.map_or(crate::identity::Incarnation([0; 16]), |seat| {
-        seat.book.incarnation
-    })
+fn books_incarnation(seat: Option<&Seat>) -> Incarnation {
+    seat.map_or(Incarnation([0; 16]), |seat| seat.book.incarnation)
 }
 
 /// Lists a decision under its number, or under the next one where that is taken. Returns the number.
@@ -752,16 +887,83 @@ async fn list<D: Database>(
     book: &mut HeadBook,
     record: &ConflictRecord,
 ) -> OfficeResult<u64> {
+    let mut record = record.clone();
     if record.id <= book.conflicts {
-        return Ok(record.id);
+        if holds::record(db, record.id).await?.as_ref() == Some(&record) {
+            return Ok(record.id);
+        }
+        record.id = book.conflicts + 1;
     }
     book.conflicts = record.id;
     let entry = Entry {
         number: record.id,
-        bytes: books::encode(record)?,
+        bytes: books::encode(&record)?,
     };
     db.append(CONFLICTS, &[entry]).await?;
     Ok(record.id)
+}
+
+async fn is_held<D: Database>(
+    db: &mut D,
+    table: &Table,
+    key: &Key,
+    branch: &OfficeName,
+) -> OfficeResult<bool> {
+    let notes = db.notes(table, Some(std::slice::from_ref(key))).await?;
+    let note = notes.get(key).map(|note| books::decode::<HeldAtHead>(note));
+    Ok(note
+        .transpose()?
+        .is_some_and(|note| note.of(branch).is_some()))
+}
+
+/// The stream that tells which entries were logged anew of those that were lost after this place.
+fn taken_stream(agreed: &Digest) -> String {
+    let after: String = agreed.0.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("lost:{after}")
+}
+
+/// Entries logged anew: their former place, with their hash and their present place.
+type TakenBefore = BTreeMap<LogPosition, (Digest, LogPosition)>;
+
+async fn taken_before<D: Database>(db: &mut D, stream: &str) -> OfficeResult<TakenBefore> {
+    let mut taken = TakenBefore::new();
+    let mut from = 0;
+    loop {
+        let entries = db.entries(stream, from, READ_BYTES).await?;
+        let Some(last) = entries.last().map(|entry| entry.number) else {
+            return Ok(taken);
+        };
+        for entry in entries {
+            let known = books::decode(&entry.bytes)?;
+            taken.insert(LogPosition(entry.number), known);
+        }
+        from = last + 1;
+    }
+}
+
+async fn note_taken<D: Database>(
+    db: &mut D,
+    stream: &str,
+    taken: &TakenBefore,
+    noted: Vec<(LogPosition, Digest, LogPosition)>,
+) -> OfficeResult<()> {
+    // Where the head was restored to one place twice, the first loss keeps its notes.
+    let fresh = noted
+        .into_iter()
+        .filter(|(former, ..)| !taken.contains_key(former));
+    let entries: OfficeResult<Vec<Entry>> = fresh
+        .map(|(former, chain, place)| {
+            Ok(Entry {
+                number: former.0,
+                bytes: books::encode(&(chain, place))?,
+            })
+        })
+        .collect();
+    let entries = entries?;
+    if !entries.is_empty() {
+        db.append(stream, &entries).await?;
+    }
+    Ok(())
 }
 
 fn effects_of<'e>(

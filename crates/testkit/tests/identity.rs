@@ -1,0 +1,13 @@
+//! Databases restored from backups, copied machines and branches that were away for longer than the log goes back, on
+//! the production core: a head and its branches as values, time passed in.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
+
+#[path = "identity/company.rs"]
+mod company;
+
+mod identity {
+    mod clones;
+    mod horizon;
+    mod restored_branch;
+    mod restored_head;
+}

@@ -1,0 +1,568 @@
+//! A head and branches, joined, with nothing between them that fails unless told to.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use branchline_core::books::{self, CONFLICTS, IdentityBook, SeatBook};
+use branchline_core::branch::{Branch, Enrolment};
+use branchline_core::change::{Key, Row};
+use branchline_core::conflict::{ConflictRecord, Reason};
+use branchline_core::ed25519_dalek::SigningKey;
+use branchline_core::envelope;
+use branchline_core::head::{Head, Wiring, seats};
+use branchline_core::identity::{Incarnation, LogPosition, Micros, OfficeName};
+use branchline_core::message::{Keep, Message};
+use branchline_core::output::{Notice, Output, To};
+use branchline_core::port::{Database, Extent, Purpose};
+use branchline_core::retention::Retention;
+use branchline_core::schema::{Column, Counter, Direction, Schema, Table, TableId};
+use branchline_core::value::{Type, Value};
+use branchline_testkit::conformance::Op;
+use branchline_testkit::sim::office::{Disk, Image, Place, Store, run};
+
+/// Runs a step on a database of either engine.
+macro_rules! on {
+    ($disk:expr, $db:ident => $step:expr) => {
+        match &mut $disk.store {
+            Store::Memory($db) => run($step),
+            Store::Sqlite(file) => {
+                let $db = &mut file.database;
+                run($step)
+            }
+        }
+    };
+}
+
+/// Rows with a name; conflicts go to the later one.
+pub const NAMES: TableId = 1;
+/// Rows with an amount that adds up.
+pub const STOCK: TableId = 2;
+
+fn schema() -> Schema {
+    let column = |name: &str, kind| Column {
+        name: name.into(),
+        kind,
+        nullable: false,
+        default: None,
+        generated_key: false,
+    };
+    let table = |id: TableId, name: &str, last: Column| Table {
+        id,
+        name: name.into(),
+        columns: vec![column("id", Type::Int64), last],
+        key: vec![0],
+        unique: Vec::new(),
+        foreign_keys: Vec::new(),
+        direction: Direction::Both,
+        conflict: Default::default(),
+        insert: Default::default(),
+        counters: Vec::new(),
+        before: false,
+    };
+    let names = table(NAMES, "names", column("name", Type::Text { max: None }));
+    let mut stock = table(STOCK, "stock", column("amount", Type::Int64));
+    stock.counters.push(Counter {
+        column: 1,
+        floor: None,
+    });
+    Schema {
+        version: 1,
+        tables: vec![names, stock],
+    }
+}
+
+pub fn row(id: i64, name: &str) -> Row {
+    Row(vec![Value::Int(id), Value::Text(name.into())])
+}
+
+pub fn amount(id: i64, amount: i64) -> Row {
+    Row(vec![Value::Int(id), Value::Int(amount)])
+}
+
+pub fn key(id: i64) -> Key {
+    Key(vec![Value::Int(id)])
+}
+
+/// The application creates a row with a name.
+pub fn insert(id: i64, name: &str) -> Op {
+    Op::Insert(NAMES, row(id, name))
+}
+
+/// The application changes a name.
+pub fn update(id: i64, name: &str) -> Op {
+    Op::Update(NAMES, key(id), row(id, name))
+}
+
+/// The application deletes a row with a name.
+pub fn delete(id: i64) -> Op {
+    Op::Delete(NAMES, key(id))
+}
+
+/// A branch's database and process.
+pub struct Office {
+    pub name: OfficeName,
+    pub disk: Disk,
+    pub branch: Branch,
+    /// Whether its link works.
+    pub up: bool,
+    /// Envelopes to the head that are lost.
+    pub lose: fn(&Message) -> bool,
+    /// Whether what the head sends to it is lost.
+    pub deaf: bool,
+    pub notices: Vec<Notice>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Head,
+    Branch(usize),
+}
+
+pub struct Company {
+    pub schema: Schema,
+    pub head: Head,
+    pub at_head: Disk,
+    pub branches: Vec<Office>,
+    pub now: Micros,
+    pub notices: Vec<Notice>,
+    /// Everything that the branches sent, as it arrived at the head.
+    pub heard: Vec<(Micros, Arc<Vec<u8>>)>,
+    wire: VecDeque<(End, Arc<Vec<u8>>)>,
+    sessions: u8,
+    retention: Retention,
+}
+
+fn identity(name: &str, head: bool, secret: u8) -> IdentityBook {
+    IdentityBook {
+        name: OfficeName::new(name).unwrap(),
+        head,
+        secret_key: [secret; 32],
+    }
+}
+
+impl Company {
+    pub fn new(branches: u8) -> Self {
+        let schema = schema();
+        let now = Micros(1_800_000_000_000_000);
+        let mut at_head = Disk::new(Place::Memory, "head");
+        let head = on!(at_head, db => async {
+            db.create_tables(&schema).await.unwrap();
+            db.prepare().await.unwrap();
+            db.install(&schema).await.unwrap();
+            let me = identity("ho", true, 1);
+            Head::found(db, &me, Incarnation([1; 16]), &schema).await.unwrap();
+            Head::load(db, Wiring::Direct, now).await.unwrap()
+        });
+        let mut company = Self {
+            schema,
+            head,
+            at_head,
+            branches: Vec::new(),
+            now,
+            notices: Vec::new(),
+            heard: Vec::new(),
+            wire: VecDeque::new(),
+            sessions: 0,
+            retention: Retention::default(),
+        };
+        for number in 1..=branches {
+            company.join(number);
+        }
+        company
+    }
+
+    fn join(&mut self, number: u8) {
+        let name = OfficeName::new(format!("b{number}")).unwrap();
+        let secret = [100 + number; 32];
+        on!(self.at_head, db => seats::invite(db, &name, secret, Micros(i64::MAX)))
+            .unwrap()
+            .unwrap();
+        let enrolment = Enrolment {
+            identity: identity(name.as_str(), false, 1 + number),
+            incarnation: Incarnation([1 + number; 16]),
+            head_name: OfficeName::new("ho").unwrap(),
+            head_key: SigningKey::from_bytes(&[1; 32]).verifying_key().to_bytes(),
+            secret,
+        };
+        let mut disk = Disk::new(Place::Memory, name.as_str());
+        let session = self.session();
+        let branch = on!(disk, db => async {
+            db.prepare().await.unwrap();
+            Branch::found(db, &enrolment).await.unwrap();
+            Branch::load(db, session).await.unwrap()
+        });
+        let at = self.seat(name, disk, branch);
+        self.settle();
+        let state = self.branches[at].branch.state();
+        assert!(state.joining.is_none(), "the branch has joined");
+    }
+
+    fn session(&mut self) -> [u8; 16] {
+        self.sessions += 1;
+        [self.sessions; 16]
+    }
+
+    fn seat(&mut self, name: OfficeName, disk: Disk, branch: Branch) -> usize {
+        self.branches.push(Office {
+            name,
+            disk,
+            branch,
+            up: false,
+            lose: |_| false,
+            deaf: false,
+            notices: Vec::new(),
+        });
+        let at = self.branches.len() - 1;
+        self.connect(at);
+        at
+    }
+
+    /// A second machine starts from this image of a branch's database.
+    pub fn start_copy(&mut self, of: usize, image: &Image) -> usize {
+        let name = self.branches[of].name.clone();
+        let mut disk = Disk::new(Place::Memory, "copy");
+        disk.restore(image);
+        let session = self.session();
+        let mut branch = on!(disk, db => Branch::load(db, session)).unwrap();
+        branch.set_retention(self.retention);
+        self.seat(name, disk, branch)
+    }
+
+    pub fn connect(&mut self, at: usize) {
+        self.branches[at].up = true;
+        self.branches[at].branch.link_up(self.now).unwrap();
+        self.flush();
+    }
+
+    pub fn cut(&mut self, at: usize) {
+        self.branches[at].up = false;
+        self.branches[at].branch.link_down();
+        let name = self.branches[at].name.clone();
+        self.head.link_down(Some(&name));
+        self.wire
+            .retain(|(from, _)| *from == End::Head || *from != End::Branch(at));
+    }
+
+    /// The head's process ends, its database becomes what it was, and it starts again. All links break.
+    pub fn restore_head(&mut self, image: &Image) {
+        self.wire.clear();
+        self.at_head.restore(image);
+        self.start_head();
+    }
+
+    pub fn start_head(&mut self) {
+        self.head = on!(self.at_head, db => Head::load(db, Wiring::Direct, self.now)).unwrap();
+        self.head.set_retention(self.retention);
+        for at in 0..self.branches.len() {
+            if self.branches[at].up {
+                self.cut(at);
+                self.connect(at);
+            }
+        }
+    }
+
+    pub fn restore_branch(&mut self, at: usize, image: &Image) {
+        self.branches[at].disk.restore(image);
+        self.restart_branch(at);
+    }
+
+    pub fn restart_branch(&mut self, at: usize) {
+        let up = self.branches[at].up;
+        self.cut(at);
+        let session = self.session();
+        let branch = on!(self.branches[at].disk, db => Branch::load(db, session)).unwrap();
+        self.branches[at].branch = branch;
+        self.branches[at].branch.set_retention(self.retention);
+        if up {
+            self.connect(at);
+        }
+    }
+
+    pub fn set_retention(&mut self, retention: Retention) {
+        self.retention = retention;
+        self.head.set_retention(retention);
+        for office in &mut self.branches {
+            office.branch.set_retention(retention);
+        }
+    }
+
+    pub fn write_head(&mut self, ops: &[Op]) {
+        self.now = self.now.plus_millis(10);
+        self.at_head.write_now(&self.schema, ops, self.now).unwrap();
+        self.head.wake();
+    }
+
+    pub fn write(&mut self, at: usize, ops: &[Op]) {
+        self.now = self.now.plus_millis(10);
+        let office = &mut self.branches[at];
+        office.disk.write_now(&self.schema, ops, self.now).unwrap();
+        office.branch.wake();
+    }
+
+    pub fn flush(&mut self) {
+        while let Some(output) = self.head.output() {
+            match output {
+                Output::Send(To::Branch(name), bytes) => {
+                    for (at, office) in self.branches.iter().enumerate() {
+                        if office.up && !office.deaf && office.name == name {
+                            self.wire.push_back((End::Branch(at), Arc::clone(&bytes)));
+                        }
+                    }
+                }
+                Output::Send(_, bytes) => {
+                    for (at, office) in self.branches.iter().enumerate() {
+                        if office.up && !office.deaf {
+                            self.wire.push_back((End::Branch(at), Arc::clone(&bytes)));
+                        }
+                    }
+                }
+                Output::Name(_, name) => self.head.link_up(Some(&name)),
+                Output::Notice(notice) => self.notices.push(notice),
+                _ => {}
+            }
+        }
+        for office in &mut self.branches {
+            while let Some(output) = office.branch.output() {
+                match output {
+                    Output::Send(_, bytes) => {
+                        let message = envelope::open(&bytes).unwrap().read_own().unwrap();
+                        if office.up && !(office.lose)(&message) {
+                            self.wire.push_back((End::Head, bytes));
+                        }
+                    }
+                    Output::Notice(notice) => office.notices.push(notice),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// One step of all, and everything on the wire delivered. Returns whether anything moved.
+    pub fn step(&mut self) -> bool {
+        let now = self.now;
+        let mut moved = on!(self.at_head, db => self.head.work(db, now)).unwrap();
+        for office in &mut self.branches {
+            moved |= on!(office.disk, db => office.branch.work(db, now)).unwrap();
+        }
+        self.flush();
+        while let Some((to, bytes)) = self.wire.pop_front() {
+            moved = true;
+            match to {
+                End::Head => {
+                    on!(self.at_head, db => self.head.arrived(db, now, &bytes, 1)).unwrap();
+                    self.heard.push((now, bytes));
+                }
+                End::Branch(at) => {
+                    let office = &mut self.branches[at];
+                    on!(office.disk, db => office.branch.arrived(db, now, &bytes, 1)).unwrap();
+                }
+            }
+            self.flush();
+        }
+        moved
+    }
+
+    /// Bytes that were on their way for long arrive at the head.
+    pub fn deliver_late(&mut self, bytes: &[u8]) {
+        let now = self.now;
+        on!(self.at_head, db => self.head.arrived(db, now, bytes, 1)).unwrap();
+        self.flush();
+    }
+
+    pub fn tick(&mut self, millis: i64) {
+        self.now = self.now.plus_millis(millis);
+        on!(self.at_head, db => self.head.tick(db, self.now)).unwrap();
+        for office in &mut self.branches {
+            office.branch.tick(self.now).unwrap();
+        }
+        self.flush();
+    }
+
+    /// Until nothing moves, for some seconds of their time.
+    pub fn settle(&mut self) {
+        for _ in 0..80 {
+            self.tick(250);
+            for round in 0.. {
+                if !self.step() {
+                    break;
+                }
+                assert!(round < 2_000, "it goes round in circles");
+            }
+        }
+    }
+
+    /// Time passes while the machines run.
+    pub fn let_pass(&mut self, minutes: u32) {
+        for _ in 0..minutes {
+            self.tick(60_000);
+            for _ in 0..100 {
+                if !self.step() {
+                    break;
+                }
+            }
+        }
+    }
+
+    pub fn head_image(&self) -> Image {
+        self.at_head.image()
+    }
+
+    fn contents(disk: &mut Disk, schema: &Schema) -> BTreeMap<TableId, Vec<Row>> {
+        let tables = schema.tables.iter();
+        tables.map(|table| (table.id, disk.rows(table))).collect()
+    }
+
+    /// A person decides a conflict at the head.
+    pub fn settle_conflict(&mut self, conflict: u64, keep: Keep) -> Result<(), String> {
+        let now = self.now;
+        on!(self.at_head, db => self.head.settle(db, now, conflict, keep, None))
+            .unwrap()
+            .map(drop)
+    }
+
+    /// All offices hold the same rows, and nothing is on the way.
+    pub fn assert_even(&mut self) {
+        self.assert_even_since(1);
+    }
+
+    /// The same, where the head's log begins with this entry.
+    pub fn assert_even_since(&mut self, first: u64) {
+        let last = self.head.last();
+        let at_head = Self::contents(&mut self.at_head, &self.schema);
+        for office in &mut self.branches {
+            let state = office.branch.state();
+            let name = &office.name;
+            assert_eq!(
+                Self::contents(&mut office.disk, &self.schema),
+                at_head,
+                "rows of {name} (left) and of the head"
+            );
+            assert_eq!(state.cursor, last, "{name} has the whole log");
+            assert_eq!(state.answered, state.frozen, "{name} has all answers");
+            assert!(state.joining.is_none(), "{name} is complete");
+            assert!(state.refused.is_none(), "{name}: {:?}", state.refused);
+            assert!(on!(office.disk, db => office.branch.is_even(db)).unwrap());
+        }
+        assert!(on!(self.at_head, db => self.head.is_even(db)).unwrap());
+        assert_eq!(self.log().first, first);
+        self.assert_log_is_whole();
+    }
+
+    fn assert_log_is_whole(&mut self) {
+        let last = self.head.last();
+        let entries = on!(self.at_head, db => async {
+            db.begin(Purpose::Read).await.unwrap();
+            let entries = db.entries(books::LOG, 1, usize::MAX).await.unwrap();
+            let names = db.extent(books::LOG_KEYS).await.unwrap();
+            db.rollback().await.unwrap();
+            assert_eq!(names.entries, entries.len() as u64);
+            entries
+        });
+        let mut before = None;
+        let mut answered = BTreeMap::new();
+        for stored in &entries {
+            let entry = branchline_core::head::own_entry(&stored.bytes).unwrap();
+            assert_eq!(entry.position.0, stored.number);
+            if let Some((number, chain)) = before {
+                assert_eq!((stored.number, entry.previous), (number + 1, chain));
+            }
+            before = Some((stored.number, envelope::chain(&stored.bytes)));
+            if let branchline_core::message::LogBody::Changes(body) = entry.body
+                && let Some(answer) = body.answers
+            {
+                let place = (answer.branch, answer.incarnation);
+                let former = answered.insert(place, answer.batch);
+                assert!(
+                    former.is_none_or(|former| former.next() == answer.batch),
+                    "a batch is answered once"
+                );
+            }
+        }
+        assert_eq!(before.map(|(number, _)| LogPosition(number)), Some(last));
+    }
+
+    pub fn head_names(&mut self) -> BTreeMap<i64, String> {
+        names(&self.at_head.rows(&self.schema.tables[0].clone()))
+    }
+
+    pub fn names_at(&mut self, at: usize) -> BTreeMap<i64, String> {
+        let table = self.schema.tables[0].clone();
+        names(&self.branches[at].disk.rows(&table))
+    }
+
+    pub fn head_amount(&mut self, id: i64) -> Value {
+        let table = self.schema.tables[1].clone();
+        self.at_head.row(&table, &key(id)).unwrap().0[1].clone()
+    }
+
+    pub fn conflicts(&mut self) -> Vec<ConflictRecord> {
+        conflicts_in(&mut self.at_head)
+    }
+
+    pub fn conflicts_at(&mut self, at: usize) -> Vec<ConflictRecord> {
+        conflicts_in(&mut self.branches[at].disk)
+    }
+
+    /// The losing values listed at the head for this reason, with their keys.
+    pub fn listed(&mut self, reason: Reason) -> Vec<(Key, Option<Row>, Option<Row>)> {
+        let records = self.conflicts().into_iter();
+        let records = records.filter(|record| record.reason == reason);
+        records
+            .map(|record| (record.key, record.ours, record.theirs))
+            .collect()
+    }
+
+    pub fn seat_book(&mut self, at: usize) -> SeatBook {
+        let name = books::seat_name(&self.branches[at].name);
+        on!(self.at_head, db => async {
+            db.begin(Purpose::Read).await.unwrap();
+            let seat = books::load(db, &name).await.unwrap().unwrap();
+            db.rollback().await.unwrap();
+            seat
+        })
+    }
+
+    pub fn log(&mut self) -> Extent {
+        on!(self.at_head, db => async {
+            db.begin(Purpose::Read).await.unwrap();
+            let extent = db.extent(books::LOG).await.unwrap();
+            db.rollback().await.unwrap();
+            extent
+        })
+    }
+
+    pub fn remove(&mut self, at: usize) {
+        let name = self.branches[at].name.clone();
+        on!(self.at_head, db => async {
+            seats::remove(db, &name).await.unwrap().unwrap();
+            self.head.load_seat(db, &name).await.unwrap();
+        });
+    }
+
+    pub fn was_noticed(&self, at: usize, wanted: impl Fn(&Notice) -> bool) -> bool {
+        self.branches[at].notices.iter().any(wanted)
+    }
+}
+
+fn conflicts_in(disk: &mut Disk) -> Vec<ConflictRecord> {
+    let entries = on!(*disk, db => async {
+        db.begin(Purpose::Read).await.unwrap();
+        let entries = db.entries(CONFLICTS, 1, usize::MAX).await.unwrap();
+        db.rollback().await.unwrap();
+        entries
+    });
+    let records = entries.iter().map(|entry| {
+        let record: ConflictRecord = books::decode(&entry.bytes).unwrap();
+        assert_eq!(record.id, entry.number);
+        record
+    });
+    records.collect()
+}
+
+fn names(rows: &[Row]) -> BTreeMap<i64, String> {
+    let name = |row: &Row| match row.0.as_slice() {
+        [Value::Int(id), Value::Text(name)] => (*id, name.clone()),
+        other => panic!("{other:?}"),
+    };
+    rows.iter().map(name).collect()
+}

@@ -1,0 +1,451 @@
+//! The head's database becomes an older image.
+
+use branchline_core::conflict::Reason;
+use branchline_core::message::Keep;
+use branchline_core::output::Notice;
+use branchline_core::value::Value;
+use branchline_testkit::conformance::Op;
+use branchline_testkit::sim::office::Image;
+
+use crate::company::*;
+
+/// Two branches with some rows, all even.
+fn shop(branches: u8) -> Company {
+    let mut company = Company::new(branches);
+    let mut ops: Vec<Op> = (1..=9).map(|id| insert(id, "old")).collect();
+    ops.push(Op::Insert(STOCK, amount(1, 100)));
+    company.write_head(&ops);
+    company.settle();
+    company.assert_even();
+    company
+}
+
+fn stock(to: i64) -> Op {
+    Op::Update(STOCK, key(1), amount(1, to))
+}
+
+/// What all offices do after the backup: changes on all sides, a counter, and a conflict.
+fn go_on(company: &mut Company) {
+    company.write_head(&[insert(20, "head's"), update(1, "head's"), stock(90)]);
+    company.write(0, &[update(2, "b1's"), insert(21, "b1's"), delete(3)]);
+    company.settle();
+    company.cut(1);
+    company.write_head(&[update(4, "head's")]);
+    company.write(0, &[stock(85)]);
+    company.write(1, &[update(4, "b2's"), stock(93), insert(22, "b2's")]);
+    company.settle();
+    company.connect(1);
+    company.settle();
+    company.assert_even();
+    assert_eq!(company.head_amount(1), Value::Int(88));
+    assert_eq!(company.listed(Reason::Newest).len(), 1);
+}
+
+fn take_part_again(company: &mut Company) {
+    company.write_head(&[insert(30, "head's, later"), update(5, "head's, later")]);
+    for at in 0..company.branches.len() {
+        let id = 31 + i64::try_from(at).unwrap();
+        company.write(at, &[insert(id, "a branch's, later")]);
+    }
+    company.settle();
+    company.assert_even();
+    let names = company.head_names();
+    assert_eq!(names[&5], "head's, later");
+    assert!(
+        (30..31 + i64::try_from(company.branches.len()).unwrap()).all(|id| names.contains_key(&id))
+    );
+}
+
+#[test]
+fn the_branches_give_back_what_the_head_lost() {
+    let mut company = shop(2);
+    let image = company.head_image();
+    let at_backup = company.head.last();
+    go_on(&mut company);
+    let before = (
+        company.head.last(),
+        company.conflicts(),
+        company.head_names(),
+        company.log(),
+    );
+    let seats = [company.seat_book(0), company.seat_book(1)];
+    company.restore_head(&image);
+    assert_eq!(company.head.last(), at_backup);
+    company.settle();
+    company.assert_even();
+    let after = (
+        company.head.last(),
+        company.conflicts(),
+        company.head_names(),
+        company.log(),
+    );
+    assert_eq!(before, after);
+    assert_eq!(company.head_amount(1), Value::Int(88));
+    for (at, seat) in seats.into_iter().enumerate() {
+        let again = company.seat_book(at);
+        assert_eq!(
+            (seat.cursor, seat.chain, seat.applied),
+            (again.cursor, again.chain, again.applied)
+        );
+        assert!(!company.was_noticed(at, |notice| matches!(
+            notice,
+            Notice::Rewound(_) | Notice::Reincarnated
+        )));
+    }
+    assert!(
+        company
+            .notices
+            .iter()
+            .any(|notice| matches!(notice, Notice::TakenBack(..)))
+    );
+    take_part_again(&mut company);
+}
+
+#[test]
+fn a_batch_whose_answer_another_branch_gives_back_is_not_applied_twice() {
+    let mut company = shop(2);
+    let image = company.head_image();
+    company.branches[0].deaf = true;
+    company.write(0, &[stock(95), insert(20, "b1's")]);
+    company.settle();
+    assert_eq!(company.head_amount(1), Value::Int(95));
+    assert!(company.names_at(1).contains_key(&20));
+    company.write_head(&[stock(90)]);
+    company.settle();
+    company.branches[0].deaf = false;
+    company.restore_head(&image);
+    company.settle();
+    company.assert_even();
+    assert_eq!(company.head_amount(1), Value::Int(90));
+    take_part_again(&mut company);
+}
+
+/// One branch has less of what was lost than the other, and all of it needs several messages.
+#[test]
+fn a_long_part_of_the_log_comes_back_in_pieces() {
+    for first in [0, 1] {
+        let mut company = shop(2);
+        let image = company.head_image();
+        let long = "x".repeat(100_000);
+        for id in 0..12 {
+            company.write(1, &[insert(100 + id, &long), update(1, &format!("{id}"))]);
+            company.settle();
+            if id == 3 {
+                company.cut(0);
+            }
+        }
+        company.cut(1);
+        let last = company.head.last();
+        company.restore_head(&image);
+        company.connect(first);
+        company.step();
+        company.connect(1 - first);
+        company.settle();
+        company.assert_even();
+        assert_eq!(company.head.last(), last, "just as it was");
+        assert_eq!(company.conflicts(), []);
+        assert_eq!(company.head_names()[&1], "11");
+        take_part_again(&mut company);
+    }
+}
+
+/// The head's application writes after the restore, before any branch is heard.
+#[test]
+fn what_the_application_wrote_since_the_restore_stands_beside_what_comes_back() {
+    let mut company = shop(2);
+    let image = company.head_image();
+    go_on(&mut company);
+    company.write(
+        0,
+        &[
+            insert(60, "lost"),
+            update(6, "lost"),
+            delete(7),
+            update(8, "lost"),
+        ],
+    );
+    company.settle();
+    company.cut(0);
+    company.cut(1);
+    let last = company.head.last();
+    company.restore_head(&image);
+    company.write_head(&[
+        insert(50, "after"),
+        insert(60, "after"),
+        update(6, "after"),
+        update(7, "after"),
+        delete(8),
+        update(9, "after"),
+    ]);
+    company.connect(0);
+    company.connect(1);
+    company.settle();
+    company.assert_even();
+    assert!(company.head.last() > last);
+    let names = company.head_names();
+    for id in [50, 60, 6, 7, 9] {
+        assert_eq!(names[&id], "after", "{id}");
+    }
+    assert!(!names.contains_key(&8));
+    assert_eq!(
+        (&*names[&20], &*names[&21], &*names[&22]),
+        ("head's", "b1's", "b2's")
+    );
+    let listed = company.listed(Reason::Restored);
+    assert_eq!(
+        listed,
+        [
+            (key(6), Some(row(6, "after")), Some(row(6, "lost"))),
+            (key(7), Some(row(7, "after")), None),
+            (key(8), None, Some(row(8, "lost"))),
+            (key(60), Some(row(60, "after")), Some(row(60, "lost"))),
+        ]
+    );
+    assert_eq!(company.head_amount(1), Value::Int(88));
+    take_part_again(&mut company);
+}
+
+/// The same, with lost conflicts that come back in a later piece: all are listed.
+#[test]
+fn lost_conflicts_keep_their_place_in_the_list() {
+    let mut company = shop(2);
+    let image = company.head_image();
+    let long = "x".repeat(200_000);
+    for id in 0..4 {
+        company.write(0, &[insert(100 + id, &long), update(6, "lost")]);
+        company.settle();
+    }
+    go_on(&mut company);
+    company.cut(0);
+    company.cut(1);
+    let lost = company.conflicts();
+    company.restore_head(&image);
+    company.write_head(&[update(6, "after")]);
+    company.connect(0);
+    company.connect(1);
+    company.settle();
+    company.assert_even();
+    assert_eq!(company.listed(Reason::Restored).len(), 1);
+    let newest = company.listed(Reason::Newest);
+    assert_eq!(
+        newest,
+        [(key(4), lost[0].ours.clone(), lost[0].theirs.clone())]
+    );
+    take_part_again(&mut company);
+}
+
+/// The head is restored, hears only a branch that knows nothing of what was lost, and goes on without it.
+fn fork(company: &mut Company, image: &Image, others: &[usize]) {
+    for at in 1..company.branches.len() {
+        company.cut(at);
+    }
+    company.restore_head(image);
+    company.connect(0);
+    company.write_head(&[update(1, "head's, after"), insert(40, "head's, after")]);
+    company.write(
+        0,
+        &[
+            update(2, "b1's, after"),
+            insert(41, "b1's, after"),
+            stock(99),
+        ],
+    );
+    company.settle();
+    assert!(company.names_at(0).contains_key(&40));
+    assert!(company.head_names().contains_key(&41));
+    for at in others {
+        company.connect(*at);
+        company.settle();
+    }
+}
+
+#[test]
+fn a_head_that_has_gone_on_takes_what_was_lost_as_changes() {
+    let mut company = shop(2);
+    let image = company.head_image();
+    company.cut(0);
+    company.write_head(&[update(1, "head's, lost"), insert(20, "head's, lost")]);
+    company.write(
+        1,
+        &[update(2, "b2's, lost"), insert(22, "b2's, lost"), delete(3)],
+    );
+    company.settle();
+    company.write(1, &[update(22, "b2's, lost too"), update(4, "b2's, lost")]);
+    company.settle();
+    company.cut(1);
+    // Never sent before the restore.
+    company.write(
+        1,
+        &[
+            update(5, "b2's, unsent"),
+            insert(23, "b2's, unsent"),
+            update(22, "b2's, unsent"),
+        ],
+    );
+    company.settle();
+    fork(&mut company, &image, &[1]);
+    company.assert_even();
+    assert!(company.was_noticed(1, |notice| matches!(notice, Notice::Rewound(_))));
+    assert!(!company.was_noticed(0, |notice| matches!(notice, Notice::Rewound(_))));
+    let names = company.head_names();
+    let expected = [
+        (1, "head's, after"),
+        (2, "b1's, after"),
+        (4, "b2's, lost"),
+        (5, "b2's, unsent"),
+        (20, "head's, lost"),
+        (22, "b2's, unsent"),
+        (23, "b2's, unsent"),
+        (40, "head's, after"),
+        (41, "b1's, after"),
+    ];
+    for (id, name) in expected {
+        assert_eq!(names[&id], name, "{id}");
+    }
+    assert!(!names.contains_key(&3));
+    let listed = company.listed(Reason::Restored);
+    assert_eq!(
+        listed,
+        [
+            (
+                key(1),
+                Some(row(1, "head's, after")),
+                Some(row(1, "head's, lost"))
+            ),
+            (
+                key(2),
+                Some(row(2, "b1's, after")),
+                Some(row(2, "b2's, lost"))
+            ),
+        ]
+    );
+    assert_eq!(company.head_amount(1), Value::Int(99));
+    take_part_again(&mut company);
+}
+
+/// Several branches followed what was lost, some not so far: what one gave back is not taken from another once more.
+#[test]
+fn what_several_branches_followed_is_taken_back_once() {
+    for order in [[1, 2], [2, 1]] {
+        let mut company = shop(3);
+        let image = company.head_image();
+        company.cut(0);
+        company.write_head(&[update(1, "head's, lost"), update(6, "first")]);
+        company.write(1, &[insert(22, "b2's, lost")]);
+        company.settle();
+        company.cut(2);
+        company.write_head(&[update(6, "second"), update(7, "head's, lost")]);
+        company.write(1, &[update(22, "b2's, lost too")]);
+        company.settle();
+        company.write(2, &[insert(23, "b3's, unsent"), update(22, "b3's, unsent")]);
+        fork(&mut company, &image, &order);
+        company.assert_even();
+        let names = company.head_names();
+        assert_eq!((&*names[&6], &*names[&7]), ("second", "head's, lost"));
+        assert_eq!(names[&23], "b3's, unsent");
+        assert_eq!(names[&1], "head's, after");
+        let mut listed = company.listed(Reason::Restored);
+        // Row 22 was written by two branches that did not see each other: one stands, the other is listed.
+        listed.retain(|(k, ..)| *k != key(22));
+
+        assert_eq!(
+            listed,
+            [(
+                key(1),
+                Some(row(1, "head's, after")),
+                Some(row(1, "head's, lost"))
+            )]
+        );
+        take_part_again(&mut company);
+    }
+}
+
+/// A hold that was made in the lost part is a hold again, and conflicts get numbers that no branch has already.
+#[test]
+fn holds_and_conflicts_of_the_lost_part_come_back() {
+    let mut company = shop(2);
+    let image = company.head_image();
+    company.cut(0);
+    company.cut(1);
+    company.write_head(&[insert(25, "head's, lost"), update(4, "head's, lost")]);
+    company.write(1, &[update(4, "b2's, lost"), insert(25, "b2's, held")]);
+    company.settle();
+    company.connect(1);
+    company.settle();
+    assert_eq!(company.listed(Reason::InsertedTwice).len(), 1);
+    assert_eq!(company.names_at(1)[&25], "b2's, held");
+    let lost = company.conflicts_at(1);
+    fork(&mut company, &image, &[1]);
+    // A conflict with the branch whose list has the lost numbers.
+    company.cut(1);
+    company.write_head(&[update(9, "head's")]);
+    company.write(1, &[update(9, "b2's")]);
+    company.settle();
+    company.connect(1);
+    company.settle();
+    assert_eq!(company.head_names()[&9], "b2's");
+    assert_eq!(company.names_at(1)[&25], "b2's, held");
+    let held = company
+        .conflicts()
+        .into_iter()
+        .find(|record| record.reason == Reason::InsertedTwice);
+    let held = held.expect("the hold is listed again");
+    assert_eq!(held.theirs, Some(row(25, "b2's, held")));
+    assert_eq!(company.seat_book(1).holds, 1);
+    let kept = company.conflicts_at(1);
+    assert!(lost.iter().all(|record| kept.contains(record)));
+    let settled = company.settle_conflict(held.id, Keep::Branch);
+    assert!(settled.is_ok(), "{settled:?}");
+    company.settle();
+    company.assert_even();
+    assert_eq!(company.head_names()[&25], "b2's, held");
+    assert_eq!(company.seat_book(1).holds, 0);
+    take_part_again(&mut company);
+}
+
+/// A person's decision that was lost is a decision again.
+#[test]
+fn a_hold_that_was_settled_in_the_lost_part_is_settled() {
+    let mut company = shop(2);
+    company.cut(1);
+    company.write_head(&[insert(25, "head's")]);
+    company.write(1, &[insert(25, "b2's, held")]);
+    company.connect(1);
+    company.settle();
+    let image = company.head_image();
+    company.cut(0);
+    let held = company.conflicts()[0].id;
+    company.settle_conflict(held, Keep::Branch).unwrap();
+    company.settle();
+    assert_eq!(company.head_names()[&25], "b2's, held");
+    assert_eq!(company.seat_book(1).holds, 0);
+    fork(&mut company, &image, &[1]);
+    company.assert_even();
+    assert_eq!(company.head_names()[&25], "b2's, held");
+    assert_eq!(company.seat_book(1).holds, 0);
+    take_part_again(&mut company);
+}
+
+/// The head is restored again, to an image from after the first fork.
+#[test]
+fn a_head_may_be_restored_twice() {
+    let mut company = shop(2);
+    let image = company.head_image();
+    go_on(&mut company);
+    company.restore_head(&image);
+    company.settle();
+    let image = company.head_image();
+    go_on_again(&mut company);
+    let last = company.head.last();
+    company.restore_head(&image);
+    company.settle();
+    company.assert_even();
+    assert_eq!(company.head.last(), last);
+    assert_eq!(company.head_names()[&70], "head's");
+}
+
+fn go_on_again(company: &mut Company) {
+    company.write_head(&[insert(70, "head's")]);
+    company.write(1, &[insert(71, "b2's")]);
+    company.settle();
+}
