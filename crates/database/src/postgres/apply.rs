@@ -1,9 +1,10 @@
 //! Rows in and out of the application's tables, set by set.
 //!
 //! Deletes go first, children before parents; then puts, parents before children. Where that order cannot work a
-//! second one is tried behind a savepoint: a parent whose children are re-parented by the same effects is deleted
-//! after them; a reference into a table that comes later is filled in at the end; unique values that rows exchange
-//! are parked. Referential actions never run: a delete that would change other rows is refused.
+//! second one is tried behind a savepoint: rows to be deleted that refer to each other across tables let go of each
+//! other first; a parent whose children are re-parented by the same effects is deleted after them; a reference into a
+//! table that comes later is filled in at the end; unique values that rows exchange are parked. Referential actions
+//! never reach other rows: a delete or a put that would change them is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,9 +18,11 @@ use tokio_postgres::types::Type as Wire;
 use super::books::get;
 use super::connection::PostgresDatabase;
 use super::ddl::ident;
+use super::delete::delete;
 use super::error::on_table;
-use super::layout::{Child, Layout, given, mismatch};
+use super::layout::{Layout, given, mismatch};
 use super::park::park;
+use super::references::{free_followers, let_go, optional, within_key};
 use super::types::{self, Array};
 
 /// What is to be done to one table.
@@ -77,44 +80,104 @@ async fn ordered(
     if deferrable {
         db.execute("SET CONSTRAINTS ALL DEFERRED").await?;
     }
-    let mut later = Vec::new();
+    let (mut held, mut done) = (Vec::new(), BTreeSet::new());
     for (table, work_here) in worked(schema.tables.iter().rev(), work) {
         if work_here.deletes.is_empty() {
             continue;
         }
-        let reparents = schema.tables.iter().any(|child| {
-            child
-                .foreign_keys
-                .iter()
-                .any(|key| key.parent == table.name)
-                && work
-                    .get(&child.id)
-                    .is_some_and(|work| !work.puts.is_empty())
-        });
-        if !reparents {
+        if !may_have_to_wait(schema, work, &done, table) {
             delete(db, table, &work_here.deletes).await?;
+        } else if !try_delete(db, table, &work_here.deletes).await? {
+            held.push((table, work_here.deletes.as_slice()));
             continue;
         }
-        db.execute("SAVEPOINT branchline_delete").await?;
-        match delete(db, table, &work_here.deletes).await {
-            Err(DatabaseError::Constraint {
-                foreign_key: true, ..
-            }) => {
-                db.execute("ROLLBACK TO branchline_delete").await?;
-                later.push((table, work_here));
-            }
-            other => other?,
-        }
-        db.execute("RELEASE branchline_delete").await?;
+        done.insert(table.id);
+    }
+    let later = delete_together(db, held).await?;
+    let mentioned = |table: &Table| {
+        let Some(work) = work.get(&table.id) else {
+            return Vec::new();
+        };
+        let put = work.puts.iter().map(|row| table.key_of(row));
+        put.chain(work.deletes.iter().cloned()).collect()
+    };
+    for (table, work) in worked(schema.tables.iter(), work) {
+        free_followers(db, schema, table, &work.puts, mentioned).await?;
     }
     puts(db, schema, work).await?;
-    for (table, work) in later {
-        delete(db, table, &work.deletes).await?;
+    for (table, keys) in later {
+        delete(db, table, keys).await?;
     }
     if deferrable {
         db.execute("SET CONSTRAINTS ALL IMMEDIATE").await?;
     }
     Ok(())
+}
+
+/// Whether rows that refer to this table's may be put, or deleted, only after its deletes were tried.
+fn may_have_to_wait(
+    schema: &Schema,
+    work: &BTreeMap<TableId, Work<'_>>,
+    done: &BTreeSet<TableId>,
+    table: &Table,
+) -> bool {
+    let refer = |child: &&Table| child.foreign_keys.iter().any(|k| k.parent == table.name);
+    schema.tables.iter().filter(refer).any(|child| {
+        work.get(&child.id).is_some_and(|work| {
+            let deletes = child.id != table.id && !done.contains(&child.id);
+            !work.puts.is_empty() || (deletes && !work.deletes.is_empty())
+        })
+    })
+}
+
+/// Deletes rows, or nothing where a foreign key speaks against it.
+async fn try_delete(db: &mut PostgresDatabase, table: &Table, keys: &[Key]) -> DbResult<bool> {
+    db.execute("SAVEPOINT branchline_delete").await?;
+    let deleted = match delete(db, table, keys).await {
+        Err(DatabaseError::Constraint {
+            foreign_key: true, ..
+        }) => {
+            db.execute("ROLLBACK TO branchline_delete").await?;
+            false
+        }
+        other => {
+            other?;
+            true
+        }
+    };
+    db.execute("RELEASE branchline_delete").await?;
+    Ok(deleted)
+}
+
+/// Deletes rows that refer to each other across tables; returns those that must wait for the puts.
+async fn delete_together<'w>(
+    db: &mut PostgresDatabase,
+    mut held: Vec<(&'w Table, &'w [Key])>,
+) -> DbResult<Vec<(&'w Table, &'w [Key])>> {
+    if held.len() < 2 {
+        return Ok(held);
+    }
+    db.execute("SAVEPOINT branchline_let_go").await?;
+    match let_go(db, &held).await {
+        // The application wants the references filled in.
+        Err(DatabaseError::Constraint { .. }) => {
+            db.execute("ROLLBACK TO branchline_let_go").await?;
+        }
+        other => other?,
+    }
+    db.execute("RELEASE branchline_let_go").await?;
+    loop {
+        let (before, mut left) = (held.len(), Vec::new());
+        for (table, keys) in held {
+            if !try_delete(db, table, keys).await? {
+                left.push((table, keys));
+            }
+        }
+        if left.is_empty() || left.len() == before {
+            return Ok(left);
+        }
+        held = left;
+    }
 }
 
 /// The tables among these that there is work for.
@@ -136,19 +199,24 @@ async fn puts(
         if work_here.puts.is_empty() {
             continue;
         }
+        let layout = db.layout(&table.name).await?;
         let ahead: Vec<usize> = table
             .foreign_keys
             .iter()
-            .filter(|key| key.parent != table.name && !done.contains(key.parent.as_str()))
+            .filter(|key| !done.contains(key.parent.as_str()))
+            // Within one statement, an action would follow a value that changes into rows that are put with it.
+            .filter(|key| key.parent != table.name || !within_key(table, &key.parent_columns))
             .filter(|key| {
                 let parent = schema
                     .table_named(&key.parent)
                     .and_then(|parent| work.get(&parent.id));
                 parent.is_some_and(|work| !work.puts.is_empty())
             })
-            .flat_map(|key| key.columns.iter().map(|&at| usize::from(at)))
+            .flat_map(|key| optional(table, key))
             .filter(|&at| {
-                table.columns.get(at).is_some_and(|column| column.nullable) && !table.is_key(at)
+                let referred_to = layout.children.iter().flat_map(|c| &c.parent_columns);
+                let name = table.columns.get(at).map(|column| &column.name);
+                referred_to.into_iter().all(|column| Some(column) != name)
             })
             .collect();
         put(db, table, &work_here.puts, &ahead).await?;
@@ -172,12 +240,40 @@ async fn put(
 ) -> DbResult<()> {
     let layout = db.layout(&table.name).await?;
     let sql = upsert(table, &layout)?;
-    let types: Vec<Wire> = table
-        .columns
-        .iter()
-        .map(|column| types::array_type(&column.kind))
-        .collect();
-    let statement = db.statement_on(&table.name, &sql, &types).await?;
+    let statement = db
+        .statement_on(&table.name, &sql, &row_types(table))
+        .await?;
+    let arrays = row_arrays(table, rows, left_null)?;
+    let values = types::parameters(&arrays);
+    // Rows of one set may exchange unique values; only tables that have such pay for the savepoint.
+    let exchange = layout.unique && rows.len() > 1;
+    if exchange {
+        db.execute("SAVEPOINT branchline_put").await?;
+    }
+    let first = db.client()?.execute(&statement, &values).await;
+    match first {
+        Err(error) if exchange && error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
+            db.execute("ROLLBACK TO branchline_put").await?;
+            park(db, table, &layout, rows).await?;
+            let second = db.client()?.execute(&statement, &values).await;
+            second.map_err(|e| on_table(&table.name, &e))?;
+        }
+        other => {
+            other.map_err(|e| on_table(&table.name, &e))?;
+        }
+    }
+    if exchange {
+        db.execute("RELEASE branchline_put").await?;
+    }
+    Ok(())
+}
+
+/// Whole rows as one array for each column, some columns NULL.
+fn row_arrays<'r>(
+    table: &Table,
+    rows: &[&'r Row],
+    left_null: &[usize],
+) -> DbResult<Vec<Array<'r>>> {
     let columns = table.columns.iter().enumerate().map(|(at, column)| {
         let null = left_null.contains(&at);
         Array::of(
@@ -192,30 +288,36 @@ async fn put(
             }),
         )
     });
-    let arrays = columns.collect::<DbResult<Vec<_>>>()?;
-    let values = types::parameters(&arrays);
-    // Rows of one set may exchange unique values; only tables that have such pay for the savepoint.
-    let exchange = layout.unique && rows.len() > 1;
-    if exchange {
-        db.execute("SAVEPOINT branchline_put").await?;
+    columns.collect()
+}
+
+fn row_types(table: &Table) -> Vec<Wire> {
+    let columns = table.columns.iter();
+    columns
+        .map(|column| types::array_type(&column.kind))
+        .collect()
+}
+
+/// Runs a statement whose parameters are the columns of whole rows, and after them the key columns of rows of another
+/// table.
+pub(super) async fn on_rows(
+    db: &mut PostgresDatabase,
+    table: &Table,
+    sql: &str,
+    rows: &[&Row],
+    others: Option<(&Table, &[Key])>,
+) -> DbResult<Vec<tokio_postgres::Row>> {
+    let (mut types, mut arrays) = (row_types(table), row_arrays(table, rows, &[])?);
+    if let Some((other, keys)) = others {
+        types.extend(types::key_types(other));
+        arrays.extend(types::key_arrays(other, keys)?);
     }
-    let first = db.client()?.execute(&statement, &values).await;
-    match first {
-        Err(error) if exchange && error.code() == Some(&SqlState::UNIQUE_VIOLATION) => {
-            db.execute("ROLLBACK TO branchline_put").await?;
-            let keys: Vec<Key> = rows.iter().map(|row| table.key_of(row)).collect();
-            park(db, table, &layout, &keys).await?;
-            let second = db.client()?.execute(&statement, &values).await;
-            second.map_err(|e| on_table(&table.name, &e))?;
-        }
-        other => {
-            other.map_err(|e| on_table(&table.name, &e))?;
-        }
-    }
-    if exchange {
-        db.execute("RELEASE branchline_put").await?;
-    }
-    Ok(())
+    let statement = db.statement_on(&table.name, sql, &types).await?;
+    let found = db
+        .client()?
+        .query(&statement, &types::parameters(&arrays))
+        .await;
+    found.map_err(|e| on_table(&table.name, &e))
 }
 
 fn upsert(table: &Table, layout: &Layout) -> DbResult<String> {
@@ -257,75 +359,6 @@ fn upsert(table: &Table, layout: &Layout) -> DbResult<String> {
         aliases.join(", "),
         keys.join(", "),
     ))
-}
-
-async fn delete(db: &mut PostgresDatabase, table: &Table, keys: &[Key]) -> DbResult<()> {
-    let layout = db.layout(&table.name).await?;
-    if !layout.children.is_empty() {
-        // Locked first: no child can come between the look and the delete.
-        let sql = format!(
-            "SELECT FROM {} r JOIN {} ON {} FOR UPDATE OF r",
-            layout.relation,
-            given(table, 1, false),
-            layout.key_join(table, "r")?
-        );
-        on_keys(db, table, &sql, keys).await?;
-        for child in &layout.children {
-            refuse_orphans(db, table, &layout, child, keys).await?;
-        }
-    }
-    let sql = format!(
-        "DELETE FROM {} r USING {} WHERE {}",
-        layout.relation,
-        given(table, 1, false),
-        layout.key_join(table, "r")?
-    );
-    on_keys(db, table, &sql, keys).await?;
-    Ok(())
-}
-
-/// Fails where the foreign key's action on delete would change a row that is not itself deleted here.
-async fn refuse_orphans(
-    db: &mut PostgresDatabase,
-    table: &Table,
-    layout: &Layout,
-    child: &Child,
-    keys: &[Key],
-) -> DbResult<()> {
-    let refers: Vec<String> = child
-        .columns
-        .iter()
-        .zip(&child.parent_columns)
-        .map(|(column, parent)| format!("c.{} = r.{}", ident(column), ident(parent)))
-        .collect();
-    let itself = if child.relation == layout.relation {
-        format!(
-            " AND NOT EXISTS (SELECT FROM {} WHERE {})",
-            given(table, 1, false),
-            layout.key_join(table, "c")?
-        )
-    } else {
-        String::new()
-    };
-    let sql = format!(
-        "SELECT FROM {} JOIN {} r ON {} JOIN {} c ON {} WHERE true{itself} LIMIT 1",
-        given(table, 1, false),
-        layout.relation,
-        layout.key_join(table, "r")?,
-        child.relation,
-        refers.join(" AND "),
-    );
-    if on_keys(db, table, &sql, keys).await?.is_empty() {
-        return Ok(());
-    }
-    Err(DatabaseError::Constraint {
-        table: table.name.clone(),
-        message: format!(
-            "rows of {} refer to a row that is to be deleted, and would change with it",
-            child.relation
-        ),
-        foreign_key: true,
-    })
 }
 
 /// Runs a statement whose parameters are the key columns of many rows.

@@ -29,15 +29,19 @@ pub(super) struct Layout {
     pub(super) unique: bool,
     /// Columns that an insert must name.
     pub(super) required: Vec<String>,
-    /// The foreign keys that would change children when a row of this table is deleted.
+    /// The foreign keys that refer to this table.
     pub(super) children: Vec<Child>,
     /// Column names with the types that texts are cast to. Without length or precision: with them, an explicit cast
     /// would cut silently, where the assignment to the column complains.
     casts: HashMap<String, String>,
 }
 
-/// A foreign key with `CASCADE`, `SET NULL` or `SET DEFAULT` on delete.
+/// A foreign key that refers to a table.
 pub(super) struct Child {
+    /// Whether its action (`CASCADE`, `SET NULL`, `SET DEFAULT`) changes children when the parent is deleted.
+    pub(super) follows_delete: bool,
+    /// Whether its action changes children when what they refer to changes.
+    pub(super) follows_update: bool,
     pub(super) relation: String,
     pub(super) columns: Vec<String>,
     pub(super) parent_columns: Vec<String>,
@@ -100,6 +104,36 @@ impl Layout {
         })
     }
 
+    /// The condition that joins the table's rows, as `row`, with whole rows unnested as `now(c0, c1, ...)`.
+    pub(super) fn row_join(&self, table: &Table, row: &str) -> DbResult<String> {
+        let columns = table.columns.iter().enumerate();
+        let equal = columns
+            .filter(|(at, _)| table.is_key(*at))
+            .map(|(at, column)| {
+                let cast = self.cast(table, column)?;
+                Ok(format!("{row}.{} = now.c{at}::{cast}", ident(&column.name)))
+            });
+        Ok(equal.collect::<DbResult<Vec<_>>>()?.join(" AND "))
+    }
+
+    /// The condition that one of these columns of `row` differs from its new value in `now`; `None` where none can.
+    pub(super) fn changed(
+        &self,
+        table: &Table,
+        row: &str,
+        names: &[&String],
+    ) -> DbResult<Option<String>> {
+        let columns = table.columns.iter().enumerate();
+        let differs = columns
+            .filter(|(at, column)| !table.is_key(*at) && names.contains(&&column.name))
+            .map(|(at, column)| {
+                let (name, cast) = (ident(&column.name), self.cast(table, column)?);
+                Ok(format!("{row}.{name} IS DISTINCT FROM now.c{at}::{cast}"))
+            });
+        let differs = differs.collect::<DbResult<Vec<_>>>()?;
+        Ok((!differs.is_empty()).then(|| format!("({})", differs.join(" OR "))))
+    }
+
     /// The condition that joins the table's rows, as `row`, with keys unnested as `given(k0, k1, ...)`.
     pub(super) fn key_join(&self, table: &Table, row: &str) -> DbResult<String> {
         let columns = table.key_columns().enumerate();
@@ -131,6 +165,18 @@ pub(super) fn given(table: &Table, first: usize, ordinal: bool) -> String {
     )
 }
 
+/// `unnest($1, $2, ...) AS now(c0, c1, ...)` over a table's whole rows.
+pub(super) fn rows_now(table: &Table) -> String {
+    let count = table.columns.len();
+    let values: Vec<String> = (1..=count).map(|at| format!("${at}")).collect();
+    let columns: Vec<String> = (0..count).map(|at| format!("c{at}")).collect();
+    format!(
+        "unnest({}) AS now({})",
+        values.join(", "),
+        columns.join(", ")
+    )
+}
+
 async fn children(db: &mut PostgresDatabase, schema: &str, name: &str) -> DbResult<Vec<Child>> {
     let column = |relation: &str, list: &str| {
         format!(
@@ -139,13 +185,14 @@ async fn children(db: &mut PostgresDatabase, schema: &str, name: &str) -> DbResu
         )
     };
     let sql = format!(
-        "SELECT s.nspname::text, t.relname::text, {}, {}
+        "SELECT s.nspname::text, t.relname::text, {}, {},
+                f.confdeltype IN ('c', 'n', 'd'), f.confupdtype IN ('c', 'n', 'd')
          FROM pg_catalog.pg_constraint f
          JOIN pg_catalog.pg_class p ON p.oid = f.confrelid
          JOIN pg_catalog.pg_namespace q ON q.oid = p.relnamespace
          JOIN pg_catalog.pg_class t ON t.oid = f.conrelid
          JOIN pg_catalog.pg_namespace s ON s.oid = t.relnamespace
-         WHERE f.contype = 'f' AND f.conparentid = 0 AND f.confdeltype IN ('c', 'n', 'd')
+         WHERE f.contype = 'f' AND f.conparentid = 0
            AND q.nspname = $1 AND p.relname = $2",
         column("f.conrelid", "f.conkey"),
         column("f.confrelid", "f.confkey"),
@@ -158,6 +205,8 @@ async fn children(db: &mut PostgresDatabase, schema: &str, name: &str) -> DbResu
             relation: format!("{}.{}", ident(get(row, 0)?), ident(get(row, 1)?)),
             columns: get(row, 2)?,
             parent_columns: get(row, 3)?,
+            follows_delete: get(row, 4)?,
+            follows_update: get(row, 5)?,
         })
     };
     rows.iter().map(child).collect()

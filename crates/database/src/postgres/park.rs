@@ -1,24 +1,25 @@
 //! Unique values that rows exchange in one transaction (a swap, a chain) are set aside before the rows are put.
 
-use branchline_core::change::Key;
+use branchline_core::change::Row;
 use branchline_core::port::DbResult;
 use branchline_core::schema::{Column, Table};
 use branchline_core::value::Type;
 
-use super::apply::on_keys;
+use super::apply::on_rows;
 use super::connection::PostgresDatabase;
 use super::ddl::ident;
-use super::layout::{Layout, given};
+use super::layout::{Layout, rows_now};
 
 /// The shortest text that a parked value fits in.
 const SHORTEST: u32 = 32;
 
-/// Gives the rows with these keys, which are about to be overwritten, unique values that no row holds.
+/// Gives the rows that are about to be overwritten unique values that no row holds, where theirs change: others may
+/// refer to those that stay.
 pub(super) async fn park(
     db: &mut PostgresDatabase,
     table: &Table,
     layout: &Layout,
-    keys: &[Key],
+    rows: &[&Row],
 ) -> DbResult<()> {
     for unique in &table.unique {
         let columns = || {
@@ -29,15 +30,17 @@ pub(super) async fn park(
             .find(|column| column.nullable)
             .map(|column| (column, "NULL".to_owned()))
             .or_else(|| columns().find_map(|column| Some((column, placeholder(column)?))));
-        if let Some((column, value)) = parked {
+        let names: Vec<&String> = columns().map(|column| &column.name).collect();
+        let changed = layout.changed(table, "r", &names)?;
+        if let Some(((column, value), changed)) = parked.zip(changed) {
             let sql = format!(
-                "UPDATE {} r SET {} = {value} FROM {} WHERE {}",
+                "UPDATE {} r SET {} = {value} FROM {} WHERE {} AND {changed}",
                 layout.relation,
                 ident(&column.name),
-                given(table, 1, false),
-                layout.key_join(table, "r")?
+                rows_now(table),
+                layout.row_join(table, "r")?
             );
-            on_keys(db, table, &sql, keys).await?;
+            on_rows(db, table, &sql, rows, None).await?;
         }
     }
     Ok(())
