@@ -649,6 +649,7 @@ impl Head {
             beyond_horizon,
         };
         self.tell(origin, &Message::Welcome(welcome))?;
+        self.warn_if_copied(origin)?;
         self.outputs
             .push_back(Output::Notice(Notice::BranchGreeted(origin.clone())));
         self.outputs.push_back(Output::Settle(token));

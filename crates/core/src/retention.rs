@@ -40,10 +40,14 @@ impl Default for Retention {
     }
 }
 
+/// The longest time between two marks that counts, in milliseconds. An office that was off, or whose clock jumped, keeps
+/// things longer than it was told rather than forget what others still need.
+const LONGEST_STEP_MS: i64 = 2 * 60 * 60 * 1000;
+
 /// How far an office was at a time: its own numbers, and the peer's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Mark {
-    /// When.
+    /// When, by the office's clock.
     #[n(0)]
     pub at: Micros,
     /// The end of the head's log, or of what the branch followed.
@@ -52,13 +56,23 @@ pub struct Mark {
     /// The last batch that was answered (at a branch).
     #[n(2)]
     pub batch: u64,
+    /// The last conflict listed (at the head).
+    #[n(3)]
+    pub conflicts: u64,
+    /// For how long the office had been running then, in milliseconds.
+    #[n(4)]
+    pub age_ms: i64,
 }
 
 /// Adds a mark in the open transaction, and returns all of them, oldest first.
-pub async fn mark<D: Database>(db: &mut D, mark: Mark) -> OfficeResult<Vec<Mark>> {
+pub async fn mark<D: Database>(db: &mut D, mut mark: Mark) -> OfficeResult<Vec<Mark>> {
     let mut marks: Vec<Mark> = books::load(db, MARKS).await?.unwrap_or_default();
-    // A clock that was set back: what it said before is not to be trusted to be old.
-    marks.retain(|former| former.at < mark.at && former.log <= mark.log);
+    if let Some(last) = marks.last() {
+        let passed = mark.at.0.saturating_sub(last.at.0) / 1000;
+        mark.age_ms = last.age_ms + passed.clamp(0, LONGEST_STEP_MS);
+    }
+    // A database that was restored, or a branch that went back, was further once.
+    marks.retain(|former| former.log <= mark.log);
     marks.push(mark);
     if marks.len() > MARKS_KEPT {
         let mut every_other = false;
@@ -72,8 +86,9 @@ pub async fn mark<D: Database>(db: &mut D, mark: Mark) -> OfficeResult<Vec<Mark>
 }
 
 /// The newest mark that is at least so old; none where all are younger.
-pub fn older_than(marks: &[Mark], now: Micros, millis: i64) -> Option<Mark> {
-    let old = marks.iter().filter(|mark| now.has_passed(millis, mark.at));
+pub fn older_than(marks: &[Mark], millis: i64) -> Option<Mark> {
+    let now = marks.last()?.age_ms;
+    let old = marks.iter().filter(|mark| now - mark.age_ms >= millis);
     old.copied().last()
 }
 

@@ -90,9 +90,11 @@ impl Branch {
                 at: now,
                 log: self.book.cursor.0,
                 batch: self.book.answered.0,
+                conflicts: 0,
+                age_ms: 0,
             };
             let marks = mark(db, here).await?;
-            let old = older_than(&marks, now, self.retention.recovery_ms);
+            let old = older_than(&marks, self.retention.recovery_ms);
             let (followed, sent) = old.map_or((0, 0), |mark| (mark.log, mark.batch));
             let stream = self.book.followed();
             let surplus = beyond_bytes(db, &stream, self.retention.bytes).await?;

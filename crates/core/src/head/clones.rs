@@ -11,11 +11,11 @@ use crate::identity::{Micros, OfficeName};
 use crate::message::{Message, Refusal};
 use crate::output::{Notice, Output};
 
-/// How many former sessions are remembered.
-const FORMER: usize = 8;
+/// How many sessions are remembered.
+const REMEMBERED: usize = 8;
 /// How many signs of life of a former session show that it lives.
 const SIGNS: usize = 2;
-/// How long after the newer greeting a sign must have been sent, in milliseconds.
+/// How long after the newest greeting a sign must have been sent, in milliseconds.
 const AFTER_MS: i64 = 1_000;
 
 /// The sessions under which a branch spoke.
@@ -23,9 +23,11 @@ const AFTER_MS: i64 = 1_000;
 pub(super) struct Sessions {
     /// The one that greeted last; zeroes before any.
     pub present: [u8; 16],
-    greeted: Micros,
-    former: Vec<[u8; 16]>,
-    /// Signs of life of a former session since the present one greeted.
+    /// All, in the order of their first greetings.
+    known: Vec<[u8; 16]>,
+    /// When the newest of them greeted first, by its own clock.
+    newest: Micros,
+    /// Signs of life of sessions that were not the present one.
     signs: Vec<([u8; 16], Micros)>,
     refused: Option<[u8; 16]>,
 }
@@ -33,17 +35,12 @@ pub(super) struct Sessions {
 impl Sessions {
     /// A session greeted, at this time by its own clock.
     pub fn greeted(&mut self, session: [u8; 16], clock: Micros) {
-        if session == self.present {
-            return;
-        }
-        if self.present != [0; 16] && !self.former.contains(&self.present) {
-            self.former.push(self.present);
-            let surplus = self.former.len().saturating_sub(FORMER);
-            self.former.drain(..surplus);
-        }
-        if !self.former.contains(&session) {
+        if !self.known.contains(&session) {
+            self.known.push(session);
+            let surplus = self.known.len().saturating_sub(REMEMBERED);
+            self.known.drain(..surplus);
             self.signs.clear();
-            self.greeted = clock;
+            self.newest = clock;
         }
         self.present = session;
     }
@@ -53,13 +50,16 @@ impl Sessions {
         self.refused == Some(session)
     }
 
-    /// A session spoke. Returns the newer session where this shows that both live.
+    /// A session spoke. Returns the one to refuse, where two of them live: the one that came second.
     fn spoke(&mut self, session: [u8; 16], clock: Micros) -> Option<[u8; 16]> {
-        let newer = self.present;
-        if session == newer || !self.former.contains(&session) || self.refused == Some(session) {
+        if self.is_refused(session) {
+            return Some(session);
+        }
+        let place = |wanted| self.known.iter().position(|known| *known == wanted);
+        if session == self.present || place(session).is_none() {
             return None;
         }
-        let after = clock > self.greeted.plus_millis(AFTER_MS);
+        let after = clock > self.newest.plus_millis(AFTER_MS);
         if after && !self.signs.contains(&(session, clock)) {
             self.signs.push((session, clock));
         }
@@ -67,16 +67,20 @@ impl Sessions {
         if signs.count() < SIGNS {
             return None;
         }
+        let (first, second) = if place(session) < place(self.present) {
+            (session, self.present)
+        } else {
+            (self.present, session)
+        };
         self.signs.clear();
-        self.former.retain(|former| *former != session);
-        self.refused = Some(newer);
-        self.present = session;
-        Some(newer)
+        self.refused = Some(second);
+        self.present = first;
+        Some(second)
     }
 }
 
 impl Head {
-    /// Refuses the second of two processes that speak as one branch.
+    /// Refuses the second of two processes that speak as one branch, and warns the first.
     pub(super) fn listen_for_clones(
         &mut self,
         origin: &OfficeName,
@@ -91,13 +95,27 @@ impl Head {
         };
         let refusal = Self::copy_refused(origin, second, seat.book.incarnation, seat.book.cursor);
         let reason = refusal.reason.clone();
+        // Both may read from one queue: what does not reach the one that it is for is said again when that one speaks.
         self.tell(origin, &Message::Refusal(refusal))?;
+        self.warn_of_copy(origin)?;
+        let notice = Notice::Refused(origin.clone(), reason);
+        self.outputs.push_back(Output::Notice(notice));
+        Ok(())
+    }
+
+    fn warn_of_copy(&mut self, origin: &OfficeName) -> OfficeResult<()> {
         let warning = format!(
             "a second process runs as branch `{origin}`, from a copy of its database; the head refused that one. If this is the copy, stop it and run `branchline leave` there"
         );
-        self.tell(origin, &Message::Warning(warning))?;
-        let notice = Notice::Refused(origin.clone(), reason);
-        self.outputs.push_back(Output::Notice(notice));
+        self.tell(origin, &Message::Warning(warning))
+    }
+
+    /// Warns a branch that was just welcomed, where a copy of it was refused.
+    pub(super) fn warn_if_copied(&mut self, origin: &OfficeName) -> OfficeResult<()> {
+        let refused = |seat: &super::Seat| seat.sessions.refused.is_some();
+        if self.seats.get(origin).is_some_and(refused) {
+            return self.warn_of_copy(origin);
+        }
         Ok(())
     }
 
@@ -160,15 +178,25 @@ mod tests {
         assert_eq!(sessions.present, A);
     }
 
+    /// On direct links each greeting drives the other off, who greets anew.
     #[test]
-    fn two_that_greet_in_turn_show_too() {
-        let mut sessions = Sessions::default();
-        sessions.greeted(A, at(0));
-        sessions.greeted(B, at(10));
-        sessions.greeted(A, at(12));
-        sessions.greeted(B, at(13));
-        assert_eq!(sessions.spoke(A, at(14)), None);
-        assert_eq!(sessions.spoke(A, at(19)), Some(B));
+    fn of_two_that_greet_in_turn_the_one_that_came_second_is_refused() {
+        for first_heard in [A, B] {
+            let mut sessions = Sessions::default();
+            sessions.greeted(A, at(0));
+            sessions.greeted(B, at(10));
+            let other = if first_heard == A { B } else { A };
+            let mut refused = None;
+            for second in 12..30 {
+                let speaker = if second % 2 == 0 { first_heard } else { other };
+                refused = refused.or(sessions.spoke(speaker, at(second)));
+                if !sessions.is_refused(speaker) {
+                    sessions.greeted(speaker, at(second));
+                }
+            }
+            assert_eq!(refused, Some(B));
+            assert_eq!(sessions.present, A);
+        }
     }
 
     #[test]

@@ -49,9 +49,11 @@ impl Head {
             at: now,
             log: self.book.last.0,
             batch: 0,
+            conflicts: self.book.conflicts,
+            age_ms: 0,
         };
         let marks = mark(db, here).await?;
-        let at = |millis| older_than(&marks, now, millis).map_or(0, |mark| mark.log);
+        let at = |millis| older_than(&marks, millis).map_or(0, |mark| mark.log);
         let passed = self
             .seats
             .values()
@@ -70,21 +72,22 @@ impl Head {
             db.trim(LOG, through).await?;
             db.trim(LOG_KEYS, through).await?;
         }
-        self.trim_conflicts(db, now).await?;
+        let old = older_than(&marks, self.retention.absent_ms);
+        let old = old.map_or(0, |mark| mark.conflicts);
+        self.trim_conflicts(db, old).await?;
         Ok(LogPosition(db.extent(LOG).await?.first))
     }
 
     /// The list of decisions goes as far back as the log waits for branches; what is still held stays.
-    async fn trim_conflicts<D: Database>(&self, db: &mut D, now: Micros) -> OfficeResult<()> {
+    async fn trim_conflicts<D: Database>(&self, db: &mut D, old: u64) -> OfficeResult<()> {
         let first = db.extent(CONFLICTS).await?.first;
         let mut through = 0;
         for entry in db.entries(CONFLICTS, first, CONFLICT_BYTES).await? {
             let record: ConflictRecord = books::decode(&entry.bytes)?;
-            let old =
-                now.has_passed(self.retention.absent_ms, record.decided) && record.decided < now;
             let name = books::settled_name(record.id);
             let settled = db.meta(&name).await?.is_some();
-            if !old || (record.result == Resolution::Held && !settled) {
+            let held = record.result == Resolution::Held && !settled;
+            if entry.number > old || held {
                 break;
             }
             if settled {
