@@ -21,18 +21,10 @@ fn keep_all_promises(seeds: impl IntoIterator<Item = u64>, engine: Engine) {
     }
 }
 
-/// Seeds that found faults, since mended. What a seed means changes with the generator; what they found is told here.
-const FOUND: [(u64, Engine); 7] = [
-    // Of several units that did not fit together, the first had no rows at all, and the landing failed for good.
-    (60, Engine::Memory),
-    (323, Engine::Memory),
-    (466, Engine::Memory),
-    // SQLite refused a parent's delete only at the commit, and all rows of the unit were held one by one: counters
-    // (the first two) and transfers were torn.
-    (20_053, Engine::Sqlite),
-    (20_113, Engine::Sqlite),
-    (20_109, Engine::Sqlite),
-    (20_158, Engine::Sqlite),
+/// Seeds that found faults, since mended. What a seed means changes with the generator; what it found is told here.
+const FOUND: [(u64, Engine); 1] = [
+    // A row of the first copy did not fit; one inserted under its key passed for a change of it and overwrote it.
+    (280, Engine::Memory),
 ];
 
 #[test]

@@ -9,7 +9,7 @@ use super::{BRANCH, Branch};
 use crate::books::{self, BranchBook, Joining, Note, RowNames};
 use crate::change::{Effect, Key};
 use crate::failure::{OfficeError, OfficeResult};
-use crate::identity::Micros;
+use crate::identity::{LogPosition, Micros};
 use crate::message::{Chunk, ChunkRequest, Message};
 use crate::office::conclude;
 use crate::output::{Notice, Output, Token};
@@ -187,7 +187,8 @@ impl Branch {
         for (row, key) in chunk.rows.iter().zip(keys) {
             let place = (table.id, key.clone());
             if aside.unfit.contains(&place) {
-                let note = Note::Unfit(chunk.position, Effect::Put(row.clone()));
+                // When the head made the row what it is, a chunk does not tell.
+                let note = Note::Unfit(LogPosition::NONE, Effect::Put(row.clone()));
                 unfit.push((key, Some(books::encode(&note)?)));
                 continue;
             }

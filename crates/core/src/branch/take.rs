@@ -245,7 +245,11 @@ impl Branch {
             .joining
             .as_ref()
             .is_some_and(|joining| !joining.frozen);
-        let unseen = matches!(note, Some(Note::Unseen(_)));
+        // Also where the first copy's row did not fit here, so that nobody saw it.
+        let unseen = matches!(
+            note,
+            Some(Note::Unseen(_) | Note::Unfit(LogPosition::NONE, _))
+        );
         if untracked && own.is_none() && matches!(taken.effect, Effect::Delete(_)) {
             return None;
         }

@@ -206,6 +206,15 @@ pub async fn a_parent_with_children_left_cannot_be_deleted<O: Office>(office: &O
     };
     assert!(foreign_key);
     assert_eq!(office_now.rows(CUSTOMERS).await.len(), 2);
+    // At the write already: a commit could not tell which row it was.
+    let schema = office_now.schema.clone();
+    let db = &mut office_now.db;
+    db.begin(branchline_core::port::Purpose::Apply)
+        .await
+        .unwrap();
+    let written = db.write(&schema, &[gone(CUSTOMERS, id(1))]).await;
+    assert!(written.is_err(), "the delete was taken");
+    db.rollback().await.unwrap();
 }
 
 /// More rows, and more keys to read, than an engine takes parameters in one statement.
