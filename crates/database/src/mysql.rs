@@ -28,6 +28,7 @@ mod literal;
 mod park;
 mod put;
 mod read;
+mod references;
 mod take;
 mod tls;
 mod types;

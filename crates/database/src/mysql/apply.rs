@@ -1,9 +1,10 @@
 //! Rows into the application's tables, set by set.
 //!
 //! Deletes go first, children before parents; then puts, parents before children. Foreign keys hold at every row here
-//! and cannot wait for the commit. Where the order cannot work another is tried behind a savepoint: a parent whose
-//! children are re-parented by the same effects is deleted after them; a reference into a table, or to a row, that
-//! comes later is filled in at the end; unique values that rows exchange are parked. Referential actions never run.
+//! and cannot wait for the commit. Where the order cannot work another is tried behind a savepoint: rows to be
+//! deleted that refer to each other across tables let go of each other first; a parent whose children are re-parented
+//! by the same effects is deleted after them; a reference into a table, or to a row, that comes later is filled in at
+//! the end; unique values that rows exchange are parked. Referential actions never reach other rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,6 +17,7 @@ use super::connection::MysqlDatabase;
 use super::delete::delete;
 use super::error::mismatch;
 use super::put::put;
+use super::references::{free_followers, let_go, optional, within_key};
 
 /// What is to be done to one table.
 #[derive(Default)]
@@ -67,41 +69,99 @@ async fn ordered(
     schema: &Schema,
     work: &BTreeMap<TableId, Work<'_>>,
 ) -> DbResult<()> {
-    let mut later = Vec::new();
+    let (mut held, mut done) = (Vec::new(), BTreeSet::new());
     for (table, work_here) in worked(schema.tables.iter().rev(), work) {
         if work_here.deletes.is_empty() {
             continue;
         }
-        let reparents = schema.tables.iter().any(|child| {
-            let refers = child
-                .foreign_keys
-                .iter()
-                .any(|key| key.parent == table.name);
-            let puts = work
-                .get(&child.id)
-                .is_some_and(|work| !work.puts.is_empty());
-            refers && puts
-        });
-        if !reparents {
+        if !may_have_to_wait(schema, work, &done, table) {
             delete(db, table, &work_here.deletes).await?;
+        } else if !try_delete(db, table, &work_here.deletes).await? {
+            held.push((table, work_here.deletes.as_slice()));
             continue;
         }
-        db.savepoint("branchline_delete").await?;
-        match delete(db, table, &work_here.deletes).await {
-            Err(DatabaseError::Constraint {
-                foreign_key: true, ..
-            }) => {
-                db.back_to("branchline_delete").await?;
-                later.push((table, work_here));
-            }
-            other => other?,
-        }
+        done.insert(table.id);
+    }
+    let later = delete_together(db, held).await?;
+    let mentioned = |table: &Table| {
+        let Some(work) = work.get(&table.id) else {
+            return Vec::new();
+        };
+        let put = work.puts.iter().map(|row| table.key_of(row));
+        put.chain(work.deletes.iter().cloned()).collect()
+    };
+    for (table, work) in worked(schema.tables.iter(), work) {
+        free_followers(db, schema, table, &work.puts, mentioned).await?;
     }
     puts(db, schema, work).await?;
-    for (table, work) in later {
-        delete(db, table, &work.deletes).await?;
+    for (table, keys) in later {
+        delete(db, table, keys).await?;
     }
     Ok(())
+}
+
+/// Whether rows that refer to this table's may be put, or deleted, only after its deletes were tried.
+fn may_have_to_wait(
+    schema: &Schema,
+    work: &BTreeMap<TableId, Work<'_>>,
+    done: &BTreeSet<TableId>,
+    table: &Table,
+) -> bool {
+    let refer = |child: &&Table| child.foreign_keys.iter().any(|k| k.parent == table.name);
+    schema.tables.iter().filter(refer).any(|child| {
+        work.get(&child.id).is_some_and(|work| {
+            let deletes = child.id != table.id && !done.contains(&child.id);
+            !work.puts.is_empty() || (deletes && !work.deletes.is_empty())
+        })
+    })
+}
+
+/// Deletes rows, or nothing where a foreign key speaks against it.
+async fn try_delete(db: &mut MysqlDatabase, table: &Table, keys: &[Key]) -> DbResult<bool> {
+    db.savepoint("branchline_delete").await?;
+    let deleted = match delete(db, table, keys).await {
+        Err(DatabaseError::Constraint {
+            foreign_key: true, ..
+        }) => {
+            db.back_to("branchline_delete").await?;
+            false
+        }
+        other => {
+            other?;
+            true
+        }
+    };
+    Ok(deleted)
+}
+
+/// Deletes rows that refer to each other across tables; returns those that must wait for the puts.
+async fn delete_together<'w>(
+    db: &mut MysqlDatabase,
+    mut held: Vec<(&'w Table, &'w [Key])>,
+) -> DbResult<Vec<(&'w Table, &'w [Key])>> {
+    if held.len() < 2 {
+        return Ok(held);
+    }
+    db.savepoint("branchline_let_go").await?;
+    match let_go(db, &held).await {
+        // The application wants the references filled in.
+        Err(DatabaseError::Constraint { .. }) => {
+            db.back_to("branchline_let_go").await?;
+        }
+        other => other?,
+    }
+    loop {
+        let (before, mut left) = (held.len(), Vec::new());
+        for (table, keys) in held {
+            if !try_delete(db, table, keys).await? {
+                left.push((table, keys));
+            }
+        }
+        if left.is_empty() || left.len() == before {
+            return Ok(left);
+        }
+        held = left;
+    }
 }
 
 /// The tables among these that there is work for.
@@ -124,20 +184,28 @@ async fn puts(
             continue;
         }
         let (rows, circle) = parents_first(table, &work_here.puts);
+        let layout = db.layout(&table.name).await?;
         let ahead: BTreeSet<usize> = table
             .foreign_keys
             .iter()
             .filter(|key| match schema.table_named(&key.parent) {
-                Some(parent) if parent.id == table.id => circle,
+                // An action would follow a value that changes into rows that are put with it.
+                Some(parent) if parent.id == table.id => {
+                    circle || !within_key(table, &key.parent_columns)
+                }
                 Some(parent) => {
                     !done.contains(key.parent.as_str())
                         && work.get(&parent.id).is_some_and(|w| !w.puts.is_empty())
                 }
                 None => false,
             })
-            .flat_map(|key| key.columns.iter().map(|&at| usize::from(at)))
+            .flat_map(|key| optional(table, key))
             .filter(|&at| {
-                table.columns.get(at).is_some_and(|column| column.nullable) && !table.is_key(at)
+                let referred_to = layout.children.iter().flat_map(|child| &child.columns);
+                let name = table.columns.get(at).map(|column| &column.name);
+                referred_to
+                    .into_iter()
+                    .all(|(_, column)| Some(column) != name)
             })
             .collect();
         put(db, table, &rows, &ahead).await?;

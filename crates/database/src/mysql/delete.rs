@@ -26,10 +26,10 @@ pub(super) async fn delete(db: &mut MysqlDatabase, table: &Table, keys: &[Key]) 
     if keys.is_empty() {
         return Ok(());
     }
-    for child in &layout.children {
+    for child in layout.children.iter().filter(|child| child.follows_delete) {
         refuse_orphans(db, table, &layout, child, &keys).await?;
     }
-    if !layout.to_itself.is_empty() && !let_go(db, table, &layout, &keys).await? {
+    if !layout.to_itself.is_empty() && !let_go_of_own(db, table, &layout, &keys).await? {
         return one_by_one(db, table, &layout, keys).await;
     }
     for keys in keys.chunks(PAGE) {
@@ -57,7 +57,7 @@ async fn delete_these(
 
 /// Makes rows that are about to be deleted refer to no row of their own table, so that their order does not matter.
 /// `false` where their columns must not be NULL.
-async fn let_go(
+async fn let_go_of_own(
     db: &mut MysqlDatabase,
     table: &Table,
     layout: &Layout,

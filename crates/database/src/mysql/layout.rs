@@ -136,14 +136,20 @@ pub(super) struct Layout {
     pub(super) columns: Vec<Declared>,
     /// Whether it has unique indexes besides its key.
     pub(super) unique: bool,
-    /// The foreign keys whose action would change children when a row of this table is deleted.
+    /// The foreign keys that refer to this table.
     pub(super) children: Vec<Child>,
     /// The columns of foreign keys from this table to itself.
     pub(super) to_itself: Vec<Vec<(String, String)>>,
 }
 
-/// A foreign key with `CASCADE` or `SET NULL` on delete.
+/// A foreign key that refers to a table.
 pub(super) struct Child {
+    /// Whether its action changes children when the parent is deleted.
+    pub(super) follows_delete: bool,
+    /// Whether its action changes children when what they refer to changes.
+    pub(super) follows_update: bool,
+    /// The parent's index that it uses, where the catalogue names it.
+    pub(super) index: Option<String>,
     pub(super) relation: String,
     /// Its columns with the parent's that they refer to.
     pub(super) columns: Vec<(String, String)>,
@@ -168,15 +174,14 @@ impl Layout {
             if itself {
                 to_itself.push(key.columns.clone());
             }
-            if matches!(
-                key.on_delete.as_str(),
-                "CASCADE" | "SET NULL" | "SET DEFAULT"
-            ) {
-                children.push(Child {
-                    relation: format!("{}.{}", ident(&key.schema), ident(&key.child)),
-                    columns: key.columns,
-                });
-            }
+            let follows = |action: &str| matches!(action, "CASCADE" | "SET NULL" | "SET DEFAULT");
+            children.push(Child {
+                follows_delete: follows(&key.on_delete),
+                follows_update: follows(&key.on_update),
+                index: key.index,
+                relation: format!("{}.{}", ident(&key.schema), ident(&key.child)),
+                columns: key.columns,
+            });
         }
         Ok(Self {
             relation: ident(table),
@@ -211,14 +216,16 @@ pub(super) struct Reference {
     pub(super) schema: String,
     pub(super) child: String,
     pub(super) columns: Vec<(String, String)>,
-    pub(super) on_delete: String,
+    on_delete: String,
+    on_update: String,
+    index: Option<String>,
 }
 
 /// The foreign keys, of any database of the server, that refer to this table.
 pub(super) async fn references(db: &mut MysqlDatabase, table: &str) -> DbResult<Vec<Reference>> {
     let sql = format!(
         "SELECT k.CONSTRAINT_SCHEMA, k.TABLE_NAME, k.CONSTRAINT_NAME, k.COLUMN_NAME, k.REFERENCED_COLUMN_NAME,
-                r.DELETE_RULE
+                r.DELETE_RULE, r.UPDATE_RULE, r.UNIQUE_CONSTRAINT_NAME
          FROM information_schema.KEY_COLUMN_USAGE k
          JOIN information_schema.REFERENTIAL_CONSTRAINTS r ON r.CONSTRAINT_SCHEMA = k.CONSTRAINT_SCHEMA
               AND r.CONSTRAINT_NAME = k.CONSTRAINT_NAME AND r.TABLE_NAME = k.TABLE_NAME
@@ -238,6 +245,8 @@ pub(super) async fn references(db: &mut MysqlDatabase, table: &str) -> DbResult<
                 child,
                 columns: Vec::new(),
                 on_delete: row.text(5),
+                on_update: row.text(6),
+                index: row.bytes(7).map(|_| row.text(7)),
             };
             found.push((name, reference));
         }

@@ -1,6 +1,6 @@
 //! Unique values that rows exchange in one transaction (a swap, a chain) are set aside before the rows are put.
 
-use branchline_core::change::Key;
+use branchline_core::change::Row;
 use branchline_core::port::DbResult;
 use branchline_core::schema::{Column, Table};
 use branchline_core::value::Type;
@@ -8,19 +8,20 @@ use branchline_core::value::Type;
 use super::connection::MysqlDatabase;
 use super::ddl::ident;
 use super::layout::Layout;
-use super::read::matching;
+use super::references::changing;
 
 /// The shortest text that a parked value fits in.
 const SHORTEST: u32 = 36;
-/// Keys named in one statement.
+/// Rows named in one statement.
 const PAGE: usize = 500;
 
-/// Gives the rows with these keys, which are about to be overwritten, unique values that no row holds.
+/// Gives the rows that are about to be overwritten unique values that no row holds, where theirs change: others may
+/// refer to those that stay.
 pub(super) async fn park(
     db: &mut MysqlDatabase,
     table: &Table,
     layout: &Layout,
-    keys: &[Key],
+    rows: &[&Row],
 ) -> DbResult<()> {
     for unique in &table.unique {
         let columns = || {
@@ -34,8 +35,9 @@ pub(super) async fn park(
         let Some((column, value)) = parked else {
             continue;
         };
-        for keys in keys.chunks(PAGE) {
-            let Some(which) = matching(table, layout, "r", keys)? else {
+        let names: Vec<&String> = columns().map(|column| &column.name).collect();
+        for rows in rows.chunks(PAGE) {
+            let Some(which) = changing(table, layout, rows, &names)? else {
                 continue;
             };
             let head = format!(

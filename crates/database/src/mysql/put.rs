@@ -61,8 +61,8 @@ pub(super) async fn put(
     match all(db, table, &layout, &old, &new, left_null).await {
         Err(failure) if exchange && failure.code == Some(DUPLICATE) => {
             db.back_to("branchline_put").await?;
-            let old_keys: Vec<Key> = old.iter().map(|(_, key)| (*key).clone()).collect();
-            park(db, table, &layout, &old_keys).await?;
+            let old_rows: Vec<&Row> = old.iter().map(|(row, _)| *row).collect();
+            park(db, table, &layout, &old_rows).await?;
             let second = all(db, table, &layout, &old, &new, left_null).await;
             second.map_err(|failure| told(failure, loose))
         }

@@ -219,3 +219,35 @@ async fn a_row_larger_than_the_server_takes_does_not_fit() {
     shop.apply(&[row(3)]).await.unwrap();
     assert_eq!(shop.take().await, []);
 }
+
+/// A child that the application has inserted but not committed cannot be looked up; the update that it would follow
+/// must not be made before it can.
+#[tokio::test]
+async fn an_update_waits_for_children_that_are_not_committed() {
+    let mut shop = shop(
+        "CREATE TABLE areas (id INT PRIMARY KEY, code INT NOT NULL UNIQUE);
+         CREATE TABLE shops (id INT PRIMARY KEY, code INT,
+             FOREIGN KEY (code) REFERENCES areas (code) ON UPDATE CASCADE)",
+    )
+    .await;
+    let areas = shop.id("areas");
+    let area = |code| put(areas, vec![Value::Int(1), Value::Int(code)]);
+    shop.apply(&[area(100)]).await.unwrap();
+    shop.app("BEGIN; INSERT INTO shops VALUES (1, 100)").await;
+    let busy = shop.apply(&[area(300)]).await;
+    assert!(matches!(busy, Err(DatabaseError::Busy(_))), "{busy:?}");
+    shop.app("COMMIT").await;
+    let refused = shop.apply(&[area(300)]).await;
+    assert!(
+        matches!(
+            refused,
+            Err(DatabaseError::Constraint {
+                foreign_key: true,
+                ..
+            })
+        ),
+        "{refused:?}"
+    );
+    let child = &shop.rows("shops").await[0];
+    assert_eq!(child.0, [Value::Int(1), Value::Int(100)]);
+}
