@@ -3,7 +3,7 @@
 //! Every write has a payload of its own, so a row's content names the write that made it. A write made on top of
 //! another *follows* it. What nothing follows is a *tip*; no tip may vanish (P1).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use branchline_core::change::Key;
 use branchline_core::schema::TableId;
@@ -107,6 +107,18 @@ impl Journal {
         for write in self.writes.values_mut() {
             write.undone |= write.office == office && write.delete;
         }
+    }
+
+    /// Whether a write is one of these, or made on top of one.
+    pub fn descends(&self, id: WriteId, from: &BTreeSet<WriteId>) -> bool {
+        let mut at = Some(id);
+        while let Some(id) = at {
+            if from.contains(&id) {
+                return true;
+            }
+            at = self.write(id).and_then(|write| write.on);
+        }
+        false
     }
 
     /// The insert from which a write descends. Inserts of one key that did not see each other are different rows of

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use branchline_core::books::{self, CONFLICTS, LOG, Note};
 use branchline_core::change::{Effect, Key, Row};
-use branchline_core::conflict::ConflictRecord;
+use branchline_core::conflict::{ConflictRecord, Resolution};
 use branchline_core::envelope;
 use branchline_core::head::own_entry;
 use branchline_core::identity::{BatchNumber, Digest, Incarnation, LogPosition, OfficeName};
@@ -290,9 +290,13 @@ fn nothing_lost(world: &World, head: &Holdings) -> Result<(), String> {
     let restored = world.offices.iter().any(|office| office.restored);
     let mut listed: BTreeSet<WriteId> = BTreeSet::new();
     let mut listed_deletes: BTreeSet<RowName> = BTreeSet::new();
+    let mut held: BTreeSet<WriteId> = BTreeSet::new();
     for record in &head.records {
         listed.extend(record.ours.as_ref().and_then(maker));
         listed.extend(record.theirs.as_ref().and_then(maker));
+        if record.result == Resolution::Held {
+            held.extend(record.theirs.as_ref().and_then(maker));
+        }
         if (record.ours.is_none() || record.theirs.is_none())
             && let Some(table) = world.schema.table_named(&record.table)
         {
@@ -354,7 +358,7 @@ fn nothing_lost(world: &World, head: &Holdings) -> Result<(), String> {
                     && !replaced
                     && !reborn
                     // A row that was held, and let in when the delete had freed its key.
-                    && !present_maker.is_some_and(|maker| listed.contains(&maker))
+                    && !present_maker.is_some_and(|maker| world.journal.descends(maker, &held))
             } else {
                 present_maker != Some(id) && !listed.contains(&id)
             };

@@ -369,13 +369,7 @@ impl World {
             Event::Restart(office) => self.restart(office),
             Event::Reload(office, life) => self.reload(office, life),
             Event::Jump(office) => {
-                // The head keeps its log and its records by its own clock: a year forward, and they are old.
-                let far = match self.one_in(3) {
-                    true if office == 0 => 86_400,
-                    true if office == 0 => 86_400,
-                    true => 365 * 86_400,
-                    false => 3_600,
-                };
+                let far = if self.one_in(3) { 365 * 86_400 } else { 3_600 };
                 let skew = self.rng.random_range(-far * SECOND..=far * SECOND);
                 self.tell(format!(
                     "the clock of {} is now {} s off",
