@@ -490,6 +490,9 @@ impl Branch {
                     self.notice(Notice::RefusedByHead(refusal.reason));
                 }
             }
+            Message::Probe(probe) if probe.session == self.session && !self.link.copied => {
+                self.tell(&Message::Alive(probe))?;
+            }
             Message::Warning(warning) => self.notice(Notice::Warned(warning)),
             Message::Recall(recall) => self.recall(db, &recall).await?,
             Message::Reply(reply) => self.notice(Notice::Reply(reply.question, reply.answer)),

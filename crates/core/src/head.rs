@@ -425,6 +425,7 @@ impl Head {
                 self.verifications
                     .want(Some(origin.clone()), request.repair);
             }
+            Message::Alive(probe) => self.alive(origin, probe)?,
             Message::Recalled(recalled) => seat.recalled = Some(recalled),
             Message::Settle(request) => self.question(origin, Question::Settle(request)),
             Message::HistoryRequest(request) => self.question(origin, Question::History(request)),
@@ -453,7 +454,7 @@ impl Head {
         seat.clock_offset_ms = position
             .offset
             .map_or_else(|| offset_ms(position.clock, now), |offset| -offset / 1000);
-        self.listen_for_clones(origin, position.session, position.clock)?;
+        self.listen_for_clones(origin, position.session)?;
         let Some(seat) = self.seats.get_mut(origin) else {
             return Ok(());
         };
@@ -568,9 +569,6 @@ impl Head {
         trusted: bool,
         token: Token,
     ) -> OfficeResult<()> {
-        if trusted {
-            self.listen_for_clones(origin, hello.session, hello.clock)?;
-        }
         if let Err(refusal) = self.admit(now, origin, &hello, trusted) {
             self.outputs.push_back(Output::Notice(Notice::Refused(
                 origin.clone(),
@@ -593,7 +591,8 @@ impl Head {
         let Some(seat) = self.seats.get_mut(origin) else {
             return Ok(());
         };
-        seat.sessions.greeted(hello.session, hello.clock);
+        let number = u64::from_be_bytes(now.0.to_be_bytes());
+        seat.sessions.greeted(hello.session, number);
         seat.online = true;
         seat.book.seen = now;
         seat.produced = Some(hello.frozen);
@@ -655,6 +654,7 @@ impl Head {
             beyond_horizon,
         };
         self.tell(origin, &Message::Welcome(welcome))?;
+        self.listen_for_clones(origin, hello.session)?;
         self.warn_if_copied(origin)?;
         self.outputs
             .push_back(Output::Notice(Notice::BranchGreeted(origin.clone())));

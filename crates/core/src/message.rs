@@ -70,6 +70,12 @@ pub enum Message {
     /// Head to branch: something that a person there should know.
     #[n(19)]
     Warning(#[n(0)] String),
+    /// Head to branch: does this session live? It says so at once, with the same number.
+    #[n(23)]
+    Probe(#[n(0)] Probe),
+    /// Branch to head: this session lives.
+    #[n(24)]
+    Alive(#[n(0)] Probe),
     /// Head to branch: say more of what your tables were at a barrier.
     #[n(20)]
     Narrow(#[n(0)] Narrow),
@@ -79,6 +85,17 @@ pub enum Message {
     /// Branch to head: rows as they are now.
     #[n(22)]
     Rows(#[n(0)] PresentRows),
+}
+
+/// Asks whether a session lives; what was said before says nothing of that, since it may have been on the way for weeks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Probe {
+    /// The session.
+    #[cbor(n(0), with = "minicbor::bytes")]
+    pub session: [u8; 16],
+    /// A number that the head has not used before.
+    #[n(1)]
+    pub number: u64,
 }
 
 /// A head that was restored from a backup asks a branch for the part of its log that it lost.

@@ -1,22 +1,18 @@
 //! Telling a copied office from a restarted one (trap 21).
 //!
 //! Each start of a branch draws a session, said in greetings and positions. A restarted process never speaks under its
-//! former session again. A copy that runs beside its original does: then both are alive, and the one that came second
-//! is refused. A message of the former session that was merely late was sent before the new one's greeting, so only
-//! what was sent after it, and more than once, counts.
+//! former session again, but what it said may still be on the way, for weeks, and clocks jump. So where a session speaks
+//! that is not the newest, the head asks it, and the newest too, whether they live. Only a process can answer that: where
+//! two have, the one that came second is refused.
 
 use super::Head;
 use crate::failure::OfficeResult;
-use crate::identity::{Micros, OfficeName};
-use crate::message::{Message, Refusal};
+use crate::identity::OfficeName;
+use crate::message::{Message, Probe, Refusal};
 use crate::output::{Notice, Output};
 
 /// How many sessions are remembered.
 const REMEMBERED: usize = 8;
-/// How many signs of life of a former session show that it lives.
-const SIGNS: usize = 2;
-/// How long after the newest greeting a sign must have been sent, in milliseconds.
-const AFTER_MS: i64 = 1_000;
 
 /// The sessions under which a branch spoke.
 #[derive(Debug, Default)]
@@ -25,22 +21,34 @@ pub(super) struct Sessions {
     pub present: [u8; 16],
     /// All, in the order of their first greetings.
     known: Vec<[u8; 16]>,
-    /// When the newest of them greeted first, by its own clock.
-    newest: Micros,
-    /// Signs of life of sessions that were not the present one.
-    signs: Vec<([u8; 16], Micros)>,
+    /// A session spoke that is not the newest.
+    suspect: bool,
+    /// Those that have answered since the newest greeted first.
+    proven: Vec<[u8; 16]>,
+    /// The number of the present question; answers to earlier ones do not count.
+    number: u64,
     refused: Option<[u8; 16]>,
 }
 
+/// What follows from what a session said.
+#[derive(Debug, PartialEq, Eq)]
+enum Sign {
+    Nothing,
+    Ask(Probe),
+    /// This one is a copy.
+    Refuse([u8; 16]),
+}
+
 impl Sessions {
-    /// A session greeted, at this time by its own clock.
-    pub fn greeted(&mut self, session: [u8; 16], clock: Micros) {
+    /// A session greeted. `number` is one that was not used before, such as the time.
+    pub fn greeted(&mut self, session: [u8; 16], number: u64) {
         if !self.known.contains(&session) {
             self.known.push(session);
             let surplus = self.known.len().saturating_sub(REMEMBERED);
             self.known.drain(..surplus);
-            self.signs.clear();
-            self.newest = clock;
+            self.suspect = false;
+            self.proven.clear();
+            self.number = number;
         }
         self.present = session;
     }
@@ -50,29 +58,41 @@ impl Sessions {
         self.refused == Some(session)
     }
 
-    /// A session spoke. Returns the one to refuse, where two of them live: the one that came second.
-    fn spoke(&mut self, session: [u8; 16], clock: Micros) -> Option<[u8; 16]> {
+    fn spoke(&mut self, session: [u8; 16]) -> Sign {
         if self.is_refused(session) {
-            return Some(session);
+            return Sign::Refuse(session);
         }
-        let place = |wanted| self.known.iter().position(|known| *known == wanted);
-        if session == self.present || place(session).is_none() {
+        if !self.known.contains(&session) {
+            return Sign::Nothing;
+        }
+        self.suspect |= self.known.last() != Some(&session);
+        if !self.suspect || self.proven.contains(&session) {
+            return Sign::Nothing;
+        }
+        Sign::Ask(Probe {
+            session,
+            number: self.number,
+        })
+    }
+
+    /// A session answered. Returns the one to refuse, where two of them live: the one that came second.
+    fn answered(&mut self, probe: Probe) -> Option<[u8; 16]> {
+        let place = |wanted: &[u8; 16]| self.known.iter().position(|known| known == wanted);
+        place(&probe.session)?;
+        if probe.number != self.number || self.is_refused(probe.session) {
             return None;
         }
-        let after = clock > self.newest.plus_millis(AFTER_MS);
-        if after && !self.signs.contains(&(session, clock)) {
-            self.signs.push((session, clock));
+        if !self.proven.contains(&probe.session) {
+            self.proven.push(probe.session);
         }
-        let signs = self.signs.iter().filter(|(sign, _)| *sign == session);
-        if signs.count() < SIGNS {
-            return None;
-        }
-        let (first, second) = if place(session) < place(self.present) {
-            (session, self.present)
+        let others = self.proven.iter().filter(|one| **one != probe.session);
+        let other = *others.copied().collect::<Vec<_>>().first()?;
+        let (first, second) = if place(&probe.session) < place(&other) {
+            (probe.session, other)
         } else {
-            (self.present, session)
+            (other, probe.session)
         };
-        self.signs.clear();
+        self.proven.retain(|one| *one != second);
         self.refused = Some(second);
         self.present = first;
         Some(second)
@@ -80,20 +100,36 @@ impl Sessions {
 }
 
 impl Head {
-    /// Refuses the second of two processes that speak as one branch, and warns the first.
+    /// Asks a session that speaks whether it lives, where another one may too.
     pub(super) fn listen_for_clones(
         &mut self,
         origin: &OfficeName,
         session: [u8; 16],
-        clock: Micros,
     ) -> OfficeResult<()> {
         let Some(seat) = self.seats.get_mut(origin) else {
             return Ok(());
         };
-        let Some(second) = seat.sessions.spoke(session, clock) else {
+        match seat.sessions.spoke(session) {
+            Sign::Nothing => Ok(()),
+            Sign::Ask(probe) => self.tell(origin, &Message::Probe(probe)),
+            Sign::Refuse(copy) => self.refuse_copy(origin, copy),
+        }
+    }
+
+    /// A session lives.
+    pub(super) fn alive(&mut self, origin: &OfficeName, probe: Probe) -> OfficeResult<()> {
+        let seat = self.seats.get_mut(origin);
+        match seat.and_then(|seat| seat.sessions.answered(probe)) {
+            Some(copy) => self.refuse_copy(origin, copy),
+            None => Ok(()),
+        }
+    }
+
+    fn refuse_copy(&mut self, origin: &OfficeName, copy: [u8; 16]) -> OfficeResult<()> {
+        let Some(seat) = self.seats.get(origin) else {
             return Ok(());
         };
-        let refusal = Self::copy_refused(origin, second, seat.book.incarnation, seat.book.cursor);
+        let refusal = Self::copy_refused(origin, copy, seat.book.incarnation, seat.book.cursor);
         let reason = refusal.reason.clone();
         // Both may read from one queue: what does not reach the one that it is for is said again when that one speaks.
         self.tell(origin, &Message::Refusal(refusal))?;
@@ -141,60 +177,63 @@ impl Head {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::panic)]
     use super::*;
 
     const A: [u8; 16] = [1; 16];
     const B: [u8; 16] = [2; 16];
     const C: [u8; 16] = [3; 16];
 
-    fn at(seconds: i64) -> Micros {
-        Micros(seconds * 1_000_000)
+    fn ask(sessions: &mut Sessions, session: [u8; 16]) -> Probe {
+        match sessions.spoke(session) {
+            Sign::Ask(probe) => probe,
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
-    fn a_restart_is_no_clone_even_when_its_last_words_come_late() {
+    fn a_restart_is_no_clone_however_late_its_last_words_come() {
         let mut sessions = Sessions::default();
-        sessions.greeted(A, at(0));
-        sessions.greeted(B, at(10));
-        assert_eq!(sessions.spoke(A, at(8)), None);
-        assert_eq!(sessions.spoke(A, at(9)), None);
-        assert_eq!(sessions.spoke(B, at(15)), None);
-        assert_eq!(sessions.present, B);
+        sessions.greeted(A, 1);
+        assert_eq!(sessions.spoke(A), Sign::Nothing);
+        sessions.greeted(B, 2);
+        assert_eq!(sessions.spoke(B), Sign::Nothing);
+        for _ in 0..5 {
+            // Nobody is there to answer.
+            assert_eq!(ask(&mut sessions, A).session, A);
+            sessions.greeted(A, 3);
+        }
+        let probe = ask(&mut sessions, B);
+        assert_eq!(sessions.answered(probe), None);
+        assert_eq!(sessions.spoke(B), Sign::Nothing, "it has answered");
+    }
+
+    #[test]
+    fn an_answer_from_before_the_newest_greeted_proves_nothing() {
+        let mut sessions = Sessions::default();
+        sessions.greeted(A, 1);
+        sessions.greeted(B, 2);
+        let early = ask(&mut sessions, A);
+        sessions.greeted(C, 3);
+        assert_eq!(sessions.answered(early), None);
+        let (late, newest) = (ask(&mut sessions, B), ask(&mut sessions, C));
+        assert_eq!(sessions.answered(newest), None);
+        assert_eq!(sessions.answered(late), Some(C));
     }
 
     #[test]
     fn the_second_of_two_that_live_is_refused() {
-        let mut sessions = Sessions::default();
-        sessions.greeted(A, at(0));
-        sessions.greeted(B, at(10));
-        assert_eq!(sessions.spoke(A, at(12)), None, "one sign may be a freak");
-        assert_eq!(
-            sessions.spoke(A, at(12)),
-            None,
-            "the same sign delivered twice"
-        );
-        assert_eq!(sessions.spoke(A, at(17)), Some(B));
-        assert!(sessions.is_refused(B));
-        assert_eq!(sessions.present, A);
-    }
-
-    /// On direct links each greeting drives the other off, who greets anew.
-    #[test]
-    fn of_two_that_greet_in_turn_the_one_that_came_second_is_refused() {
         for first_heard in [A, B] {
-            let mut sessions = Sessions::default();
-            sessions.greeted(A, at(0));
-            sessions.greeted(B, at(10));
             let other = if first_heard == A { B } else { A };
-            let mut refused = None;
-            for second in 12..30 {
-                let speaker = if second % 2 == 0 { first_heard } else { other };
-                refused = refused.or(sessions.spoke(speaker, at(second)));
-                if !sessions.is_refused(speaker) {
-                    sessions.greeted(speaker, at(second));
-                }
-            }
-            assert_eq!(refused, Some(B));
+            let mut sessions = Sessions::default();
+            sessions.greeted(A, 1);
+            sessions.greeted(B, 2);
+            sessions.spoke(A);
+            let (one, two) = (ask(&mut sessions, first_heard), ask(&mut sessions, other));
+            assert_eq!(sessions.answered(one), None);
+            assert_eq!(sessions.answered(two), Some(B));
+            assert_eq!(sessions.spoke(B), Sign::Refuse(B));
+            assert_eq!(sessions.spoke(A), Sign::Nothing);
             assert_eq!(sessions.present, A);
         }
     }
@@ -202,12 +241,13 @@ mod tests {
     #[test]
     fn after_a_person_stopped_the_original_the_copy_may_go_on() {
         let mut sessions = Sessions::default();
-        sessions.greeted(A, at(0));
-        sessions.greeted(B, at(10));
-        sessions.spoke(A, at(12));
-        sessions.spoke(A, at(17));
-        sessions.greeted(C, at(60));
+        sessions.greeted(A, 1);
+        sessions.greeted(B, 2);
+        let (one, two) = (ask(&mut sessions, A), ask(&mut sessions, B));
+        sessions.answered(one);
+        assert_eq!(sessions.answered(two), Some(B));
+        sessions.greeted(C, 3);
         assert!(!sessions.is_refused(C));
-        assert_eq!(sessions.spoke(C, at(70)), None);
+        assert_eq!(sessions.spoke(C), Sign::Nothing);
     }
 }
