@@ -8,8 +8,10 @@ use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
 mod canonical;
+mod convert;
 pub use canonical::canonical;
 pub(crate) use canonical::feed;
+pub use convert::{convert, widens};
 
 /// A column's value. Which variant is used follows from the column's [`Type`]; see [`Type::holds`].
 #[derive(Clone, Debug, Encode, Decode)]

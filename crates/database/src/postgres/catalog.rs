@@ -82,6 +82,7 @@ pub(super) async fn inspect(db: &mut PostgresDatabase) -> DbResult<Inspection> {
     let mut found = Inspection {
         tables: Vec::new(),
         findings: rights(db).await?,
+        ..Inspection::default()
     };
     let columns = by_table(
         db.query(&format!("WITH {ROOTS} {COLUMNS}"), &[], &[])
@@ -120,6 +121,8 @@ pub(super) async fn inspect(db: &mut PostgresDatabase) -> DbResult<Inspection> {
                 insert: Default::default(),
                 counters: Vec::new(),
                 before: false,
+                columns_ever: 0,
+                indexes: Vec::new(),
             });
         }
         found.findings.append(&mut look.findings);
@@ -305,6 +308,7 @@ impl Look {
                 kind,
                 nullable: !get::<bool>(row, 3)?,
                 generated_key: get::<bool>(row, 4)? || drawn,
+                id: 0,
                 name,
             });
             read.numbers.push(number);

@@ -146,6 +146,8 @@ fn ordinary(
         insert: Default::default(),
         counters: Vec::new(),
         before: false,
+        columns_ever: 0,
+        indexes: Vec::new(),
     }))
 }
 
@@ -179,6 +181,7 @@ fn columns(live: &Live, findings: &mut Findings<'_>) -> Vec<Column> {
                 kind,
                 nullable: !column.not_null && column.key == 0,
                 generated_key: column.key > 0 && live.numbers_rows(),
+                id: 0,
             }),
             Err(reason) => {
                 let problem = format!("column `{}`: {}", column.name, reason.problem);

@@ -160,6 +160,7 @@ pub fn column(name: &str, kind: Type, nullable: bool) -> Column {
         nullable,
         default: None,
         generated_key: false,
+        id: 0,
     }
 }
 
@@ -176,5 +177,7 @@ pub fn plain(id: u32, name: &str, columns: Vec<Column>) -> Table {
         insert: Default::default(),
         counters: Vec::new(),
         before: false,
+        columns_ever: 0,
+        indexes: Vec::new(),
     }
 }

@@ -49,6 +49,18 @@ impl MemoryApplication {
         result
     }
 
+    /// The application's own `ALTER TABLE`, without waiting: columns are matched by their numbers in `from`. Nothing is
+    /// captured.
+    pub fn alter_now(&mut self, from: &Table, to: &Table) -> Result<(), String> {
+        let permit = Arc::clone(&self.shared.writer).try_acquire_owned();
+        self.open_with(permit.map_err(|_| "another transaction is writing".to_owned())?);
+        let (work, _, _) = self.open.as_mut().ok_or("no transaction is open")?;
+        let result = work.alter(from, to).map_err(|error| error.to_string());
+        let result = result.and_then(|()| self.commit_open());
+        self.open = None;
+        result
+    }
+
     fn open_with(&mut self, permit: OwnedSemaphorePermit) {
         let inner = self.shared.inner();
         let mut work = inner.state.clone();

@@ -326,7 +326,7 @@ impl Stored {
         }
     }
 
-    fn check_unique(&self) -> DbResult<()> {
+    pub(super) fn check_unique(&self) -> DbResult<()> {
         for unique in &self.table.unique {
             let mut seen = BTreeSet::new();
             for row in self.rows.values() {

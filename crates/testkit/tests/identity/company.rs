@@ -45,6 +45,7 @@ fn schema() -> Schema {
         nullable: false,
         default: None,
         generated_key: false,
+        id: 0,
     };
     let table = |id: TableId, name: &str, last: Column| Table {
         id,
@@ -58,6 +59,8 @@ fn schema() -> Schema {
         insert: Default::default(),
         counters: Vec::new(),
         before: false,
+        columns_ever: 0,
+        indexes: Vec::new(),
     };
     let names = table(NAMES, "names", column("name", Type::Text { max: None }));
     let mut stock = table(STOCK, "stock", column("amount", Type::Int64));
