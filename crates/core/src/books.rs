@@ -182,9 +182,9 @@ impl BranchBook {
 /// How far a joining branch's first copy of the tables is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Joining {
-    /// Tables loaded whole, in schema order.
+    /// Tables loaded whole.
     #[n(0)]
-    pub tables_done: u32,
+    pub loaded: Vec<TableId>,
     /// The last key loaded of the table in work.
     #[n(1)]
     pub after: Option<crate::change::Key>,

@@ -105,6 +105,13 @@ pub enum Notice {
     },
     /// The head refused this branch; a person must act.
     RefusedByHead(String),
+    /// The shared tables changed.
+    SchemaChanged {
+        /// The new version.
+        version: crate::schema::SchemaVersion,
+        /// What changed, in sentences.
+        what: String,
+    },
     /// A comparison ended.
     Verified(crate::verify::Verification),
     /// The outcome of a comparison that a branch had asked for, as JSON.

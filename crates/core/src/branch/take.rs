@@ -269,6 +269,7 @@ impl Branch {
             inserted,
             at: self.by_the_heads_clock(taken.at),
             before: taken.before,
+            absent: Vec::new(),
         })
     }
 
@@ -284,13 +285,7 @@ impl Branch {
 
     /// Whether the first copy of this table is complete.
     pub(super) fn is_loaded(&self, table: &Table) -> bool {
-        self.book.joining.as_ref().is_none_or(|joining| {
-            let done = usize::try_from(joining.tables_done).unwrap_or(usize::MAX);
-            self.schema
-                .tables
-                .iter()
-                .take(done)
-                .any(|loaded| loaded.id == table.id)
-        })
+        let joining = self.book.joining.as_ref();
+        joining.is_none_or(|joining| joining.loaded.contains(&table.id))
     }
 }

@@ -368,7 +368,7 @@ impl Head {
         let mut left: BTreeMap<(TableId, Key), (Option<OfficeName>, Logged)> = BTreeMap::new();
         let mut held = false;
         for (entry, bytes) in lost {
-            let rows = rows_of(entry, &self.schema, &self.identity.shared_name);
+            let rows = rows_of(entry, self.versions.of(entry)?, &self.identity.shared_name);
             let number = entry.position.0;
             let log = Entry {
                 number,
@@ -575,6 +575,7 @@ impl Head {
             before: None,
             merged: None,
             detail: None,
+            shape: (self.schema.version, table.id),
         }
     }
 
@@ -731,7 +732,7 @@ impl Head {
                     .recent
                     .newest(
                         db,
-                        &self.schema,
+                        &self.versions,
                         &self.identity.shared_name,
                         &BTreeSet::from([name]),
                         agreed.0,
@@ -973,7 +974,7 @@ fn effects_of<'e>(
 ) -> Vec<(TableId, Effect)> {
     let changes = entries.filter_map(|entry| match &entry.body {
         LogBody::Changes(body) => Some(&body.changes),
-        LogBody::Barrier(_) => None,
+        LogBody::Barrier(_) | LogBody::Schema(_) => None,
     });
     changes
         .flatten()

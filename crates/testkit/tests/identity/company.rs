@@ -70,6 +70,7 @@ fn schema() -> Schema {
     });
     Schema {
         version: 1,
+        tables_ever: 0,
         tables: vec![names, stock],
     }
 }
