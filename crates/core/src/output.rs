@@ -105,6 +105,8 @@ pub enum Notice {
     },
     /// The head refused this branch; a person must act.
     RefusedByHead(String),
+    /// Something that a person should see to.
+    Trouble(String),
     /// The shared tables changed.
     SchemaChanged {
         /// The new version.

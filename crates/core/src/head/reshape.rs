@@ -18,9 +18,9 @@ use crate::schema::Schema;
 /// The engine's own names of the tables and columns, as of the present version.
 const ORIGINS: &str = "origins";
 /// What a person said was renamed, until it is found.
-pub const RENAMED: &str = "renamed";
+const RENAMED: &str = "renamed";
 /// Whether a person lets the waiting change of the tables pass.
-pub const ACCEPTED: &str = "accepted";
+const ACCEPTED: &str = "accepted";
 /// How soon the tables are looked at again while a change of them is not followed, in milliseconds.
 const LOOK_AGAIN_MS: i64 = 2_000;
 
@@ -60,6 +60,38 @@ impl Head {
             .waiting
             .as_ref()
             .map_or(&[], |(told, _)| told.as_slice())
+    }
+
+    /// A person says that a table or a column was renamed, where the engine cannot tell a rename from a drop and an add.
+    /// To be said before the tables are changed, or while the change waits.
+    pub async fn say_renamed<D: Database>(
+        &mut self,
+        db: &mut D,
+        said: &Renamed,
+    ) -> OfficeResult<()> {
+        db.begin(Purpose::Apply).await?;
+        let outcome = async {
+            let known =
+                books::load::<Vec<(String, Option<String>, String)>, D>(db, RENAMED).await?;
+            let mut known = known.unwrap_or_default();
+            known.retain(|(table, column, _)| (table, column) != (&said.table, &said.column));
+            known.push((said.table.clone(), said.column.clone(), said.to.clone()));
+            books::store(db, RENAMED, &known).await
+        };
+        let outcome = outcome.await;
+        conclude(db, outcome).await?;
+        self.catalogue = Catalogue::default();
+        Ok(())
+    }
+
+    /// A person lets the waiting change of the tables pass (the plan says `ask`).
+    pub async fn accept_changes<D: Database>(&mut self, db: &mut D) -> OfficeResult<()> {
+        db.begin(Purpose::Apply).await?;
+        let outcome = books::store(db, ACCEPTED, &true).await;
+        conclude(db, outcome).await?;
+        self.catalogue = Catalogue::default();
+        self.captured = true;
+        Ok(())
     }
 
     /// Brings the present version in line with the tables. Returns whether data may move: not while a change of the
@@ -107,7 +139,7 @@ impl Head {
                 "table `{}` cannot be followed: {problem}",
                 table.unwrap_or_default()
             );
-            self.outputs.push_back(Output::Notice(Notice::Dropped(why)));
+            self.outputs.push_back(Output::Notice(Notice::Trouble(why)));
         }
         if self.must_wait(&next, accepted, now) {
             return Ok(false);
@@ -147,7 +179,7 @@ impl Head {
                 _ => "nothing is sent until `branchline schema accept`",
             };
             let why = format!("the head's tables changed: {what}; {way}");
-            self.outputs.push_back(Output::Notice(Notice::Warned(why)));
+            self.outputs.push_back(Output::Notice(Notice::Trouble(why)));
         }
         self.catalogue.waiting = Some((next.told.clone(), now));
         true
