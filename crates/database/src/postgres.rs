@@ -28,6 +28,7 @@ mod net;
 mod park;
 mod reads;
 mod references;
+mod shape;
 mod take;
 mod tls;
 mod triggers;
@@ -120,8 +121,8 @@ impl Database for PostgresDatabase {
     async fn install(&mut self, schema: &Schema) -> DbResult<()> {
         install::install(self, schema).await
     }
-    async fn shape(&mut self, _schema: &Schema) -> DbResult<Digest> {
-        Ok(Digest::default())
+    async fn shape(&mut self, schema: &Schema) -> DbResult<Digest> {
+        shape::shape(self, schema).await
     }
     async fn evolve(
         &mut self,

@@ -29,6 +29,7 @@ mod inspect;
 mod misfits;
 mod put;
 mod references;
+mod shape;
 mod sql;
 mod stored;
 mod triggers;
@@ -148,8 +149,8 @@ impl Database for SqliteDatabase {
         self.catalogue_write(|connection| triggers::install(connection, schema))
     }
 
-    async fn shape(&mut self, _schema: &Schema) -> DbResult<Digest> {
-        Ok(Digest::default())
+    async fn shape(&mut self, schema: &Schema) -> DbResult<Digest> {
+        self.shape_of(schema)
     }
     async fn evolve(
         &mut self,

@@ -32,6 +32,7 @@ pub struct SqliteDatabase {
     /// Foreign keys are switched off for a [`Purpose::Load`] transaction.
     unenforced: bool,
     path: PathBuf,
+    pub(super) shape: Option<super::shape::Known>,
     /// Locked while this process owns the office.
     owned: Option<File>,
 }
@@ -78,6 +79,7 @@ impl SqliteDatabase {
             references: References::default(),
             unenforced: false,
             path,
+            shape: None,
             owned: None,
         })
     }

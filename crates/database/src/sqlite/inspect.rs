@@ -133,6 +133,11 @@ fn ordinary(
         .collect();
     unique.retain(|set| *set != key);
     unique.dedup();
+    let mut indexes: Vec<Vec<u16>> = Vec::new();
+    for index in live.plain_indexes() {
+        let index: Option<Vec<u16>> = index.iter().map(|name| place(name)).collect();
+        indexes.extend(index.filter(|index| !indexes.contains(index)));
+    }
     let foreign_keys = foreign_keys(connection, name, &columns).map_err(failure)?;
     Ok(Some(Table {
         id: 0,
@@ -147,7 +152,7 @@ fn ordinary(
         counters: Vec::new(),
         before: false,
         columns_ever: 0,
-        indexes: Vec::new(),
+        indexes,
     }))
 }
 
