@@ -598,6 +598,7 @@ mod tests {
         };
         let schema = Schema {
             version: 1,
+            tables_ever: 0,
             tables: vec![named("stock")],
         };
         let check = |section: &str| {

@@ -63,6 +63,7 @@ fn schema(tables: u32) -> Schema {
     };
     Schema {
         version: 1,
+        tables_ever: 0,
         tables: (1..=tables).map(table).collect(),
     }
 }
