@@ -18,3 +18,4 @@ mod reports;
 mod settling;
 mod sql;
 mod three_ways;
+mod torture;
