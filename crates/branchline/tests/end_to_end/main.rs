@@ -8,6 +8,7 @@
 mod bad_input;
 mod company;
 mod conflicts;
+mod crowd;
 mod joining;
 mod journal;
 mod leaving;

@@ -6,6 +6,7 @@
 
 use std::time::{Duration, Instant};
 
+use branchline_testkit::cable::Cable;
 use branchline_testkit::servers::{MariaDb, Postgres, RabbitMq};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -14,11 +15,9 @@ use tempfile::TempDir;
 use crate::company::seed;
 use crate::office::{Office, settle, wait_until};
 use crate::sql::Db;
-use cable::Cable;
 use disk::SmallDisk;
 use ledger::{Keeper, Ledger, Watcher};
 
-mod cable;
 mod disk;
 mod ledger;
 

@@ -12,6 +12,7 @@ const FROZEN: u8 = 2;
 const GONE: u8 = 3;
 
 /// A relay. Its threads end with it.
+#[derive(Debug)]
 pub struct Cable {
     /// Where to connect.
     pub port: u16,
