@@ -26,6 +26,7 @@ mod declared;
 mod error;
 mod image;
 mod inspect;
+mod local;
 mod misfits;
 mod put;
 mod references;

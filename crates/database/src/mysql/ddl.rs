@@ -18,6 +18,9 @@ use super::types::INDEXED_TEXT;
 /// The longest text that is declared as `VARCHAR` outside keys: all columns of a row share 65,535 bytes.
 const LONGEST_VARCHAR: u32 = 2000;
 
+/// `xxxx:...:xxxx/128`, with all that an address may have before its last part.
+const LONGEST_INET: u32 = 50;
+
 /// An identifier, quoted.
 pub(super) fn ident(name: &str) -> String {
     format!("`{}`", name.replace('`', "``"))
@@ -239,6 +242,7 @@ impl Dialect {
                 let labels: Vec<String> = labels.iter().map(|label| text_literal(label)).collect();
                 format!("ENUM({}) {collation}", labels.join(", "))
             }
+            Type::Inet => format!("VARCHAR({LONGEST_INET}) {collation}"),
             Type::Text { max: None }
             | Type::Decimal { .. }
             | Type::TimeTz
