@@ -1,6 +1,8 @@
 //! Every value of every engine, by way of every other engine and back (P7).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+#[path = "matrix/frameworks.rs"]
+mod frameworks;
 #[path = "matrix/journey.rs"]
 mod journey;
 #[path = "matrix/place.rs"]

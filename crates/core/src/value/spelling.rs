@@ -9,7 +9,7 @@ use std::borrow::Cow;
 use super::{Type, array};
 
 /// Digits that an exact decimal may have: what PostgreSQL's `numeric` has room for.
-const DIGITS: i64 = 131_072 + 16_383;
+const DIGITS: u64 = 131_072 + 16_383;
 
 /// Whether a text can stand for a value of this type. Lengths and limits are not looked at.
 pub fn is_spelled(kind: &Type, text: &str) -> bool {
@@ -84,15 +84,15 @@ pub(super) fn decimal(text: &str) -> Option<Cow<'_, str>> {
     {
         return None;
     }
-    if exponent == 0 && bare.len() == mantissa.len() {
-        let kept = after.trim_end_matches('0');
-        let plain = !whole.is_empty() && (whole == "0" || !whole.starts_with('0'));
-        if plain && kept.len() == after.len() && mantissa.ends_with(|c: char| c.is_ascii_digit()) {
-            let zero = whole == "0" && kept.is_empty();
-            if !text.starts_with('+') && !(zero && negative) {
-                return Some(Cow::Borrowed(text));
-            }
-        }
+    let needless = text.starts_with('+')
+        || bare.len() > mantissa.len()
+        || whole.is_empty()
+        || (whole.len() > 1 && whole.starts_with('0'))
+        || mantissa.ends_with('.')
+        || after.ends_with('0')
+        || (negative && mantissa == "0");
+    if !needless {
+        return Some(Cow::Borrowed(text));
     }
     let all = format!("{whole}{after}");
     let significant = all.trim_start_matches('0');
@@ -104,7 +104,7 @@ pub(super) fn decimal(text: &str) -> Option<Cow<'_, str>> {
     let point = (i64::try_from(whole.len()).ok()? - leading).checked_add(exponent)?;
     let significant = significant.trim_end_matches('0');
     let length = i64::try_from(significant.len()).ok()?;
-    if point.abs() > DIGITS || length > DIGITS {
+    if point.unsigned_abs() > DIGITS || length.unsigned_abs() > DIGITS {
         return None;
     }
     let sign = if negative { "-" } else { "" };
@@ -620,6 +620,7 @@ mod tests {
                     "5 ",
                     "+-1",
                     "1e999999999999",
+                    ".5e-9223372036854775808",
                     "1e200000",
                     "١",
                 ],

@@ -160,15 +160,15 @@ impl Place {
         }
     }
 
-    /// All that was captured, the rows in key order and in their one spelling; deletes are left out.
-    pub async fn take(&mut self, schema: &Schema) -> (Vec<Row>, Vec<Unreadable>) {
+    /// All that was captured, the rows by table and in their one spelling; deletes are left out.
+    pub async fn take_tables(&mut self, schema: &Schema) -> (Vec<(u32, Row)>, Vec<Unreadable>) {
         self.db.begin(Purpose::Take).await.unwrap();
         let (mut rows, mut unreadable) = (Vec::new(), Vec::new());
         loop {
             let portion = self.db.take(schema, 1000).await.unwrap();
             for taken in portion.changes {
                 let table = schema.table(taken.table).unwrap();
-                rows.extend(taken.effect.row().map(|row| folded(table, row)));
+                rows.extend(taken.effect.row().map(|row| (table.id, folded(table, row))));
             }
             unreadable.extend(portion.unreadable);
             if !portion.open && !portion.more {
@@ -180,14 +180,26 @@ impl Place {
         (rows, unreadable)
     }
 
-    /// All rows of the table, as sync takes them when it joins.
-    pub async fn take_all(&mut self, schema: &Schema) -> (Vec<Row>, Vec<Unreadable>) {
+    /// All rows of all tables, as sync takes them when it joins.
+    pub async fn take_all_tables(&mut self, schema: &Schema) -> (Vec<(u32, Row)>, Vec<Unreadable>) {
         self.db.begin(Purpose::Apply).await.unwrap();
         for table in &schema.tables {
             self.db.recapture(table, None).await.unwrap();
         }
         self.db.commit().await.unwrap();
-        self.take(schema).await
+        self.take_tables(schema).await
+    }
+
+    /// As [`Place::take_tables`], of the one table that there is.
+    pub async fn take(&mut self, schema: &Schema) -> (Vec<Row>, Vec<Unreadable>) {
+        let (rows, unreadable) = self.take_tables(schema).await;
+        (rows.into_iter().map(|(_, row)| row).collect(), unreadable)
+    }
+
+    /// As [`Place::take_all_tables`], of the one table that there is.
+    pub async fn take_all(&mut self, schema: &Schema) -> (Vec<Row>, Vec<Unreadable>) {
+        let (rows, unreadable) = self.take_all_tables(schema).await;
+        (rows.into_iter().map(|(_, row)| row).collect(), unreadable)
     }
 }
 

@@ -162,7 +162,7 @@ fn postgres() -> Vec<Sample> {
         ),
         sample("numeric(5,-2)", &["1234500", "-100", "0"]),
         sample("numeric(2,5)", &["0.00012", "-0.00099"]),
-        sample("text", &[]).and(texts()).and(vec![long.clone()]),
+        sample("text", &[]).and(texts()).and(vec![long]),
         sample("varchar", &[]).and(texts()),
         sample(
             "varchar(5)",
