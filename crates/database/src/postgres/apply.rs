@@ -243,6 +243,7 @@ async fn put(
     let statement = db
         .statement_on(&table.name, &sql, &row_types(table))
         .await?;
+    layout.check_digits(table, rows)?;
     let arrays = row_arrays(table, rows, left_null)?;
     let values = types::parameters(&arrays);
     // Rows of one set may exchange unique values; only tables that have such pay for the savepoint.

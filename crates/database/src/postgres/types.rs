@@ -40,7 +40,8 @@ pub(super) fn logical(name: &str, modifier: i32) -> Option<Type> {
         "timetz" => Type::TimeTz,
         "timestamp" => Type::Timestamp,
         "timestamptz" => Type::TimestampTz,
-        "interval" => Type::Interval,
+        // With a precision or fields it would round and cut.
+        "interval" if modifier < 0 => Type::Interval,
         "uuid" => Type::Uuid,
         "json" => Type::Json,
         "jsonb" => Type::Jsonb,
@@ -277,8 +278,17 @@ fn has_scale(text: &str, scale: i16) -> bool {
     }
 }
 
+/// The beginning of a value, for a message.
+fn shown(value: Option<&Value>) -> String {
+    let text = value.map_or_else(|| "it".to_owned(), |value| value.to_json().to_string());
+    match text.char_indices().nth(60) {
+        Some((at, _)) => format!("{}...", text.get(..at).unwrap_or_default()),
+        None => text,
+    }
+}
+
 /// The digits after the point that say something.
-fn fraction(text: &str) -> usize {
+pub(super) fn fraction(text: &str) -> usize {
     let Some((_, after)) = text.split_once('.') else {
         return 0;
     };
@@ -320,7 +330,15 @@ impl<'a> Array<'a> {
         column: &Column,
         values: impl Iterator<Item = Option<&'a Value>>,
     ) -> DbResult<Self> {
-        let values = values.map(|value| value.filter(|value| exact(&column.kind, value)));
+        let mut unfit = None;
+        let values = values.map(|value| {
+            let fits = |value: &&Value| exact(&column.kind, value);
+            let kept = value.filter(fits);
+            if kept.is_none() {
+                unfit = value;
+            }
+            kept
+        });
         macro_rules! gather {
             ($variant:ident, $accept:pat => $value:expr) => {
                 values
@@ -343,8 +361,10 @@ impl<'a> Array<'a> {
         gathered.ok_or_else(|| DatabaseError::Mismatch {
             table: table.name.clone(),
             message: format!(
-                "a value of column `{}` is no {} exactly",
-                column.name, column.kind
+                "a value of column `{}` does not fit this database unaltered: {} is no {}",
+                column.name,
+                shown(unfit),
+                column.kind
             ),
         })
     }
