@@ -351,7 +351,7 @@ fn upsert(table: &Table, layout: &Layout) -> DbResult<String> {
         format!("UPDATE SET {}", sets.join(", "))
     };
     Ok(format!(
-        "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM unnest({}) AS given({})
+        "INSERT INTO {} AS r ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM unnest({}) AS given({})
          ON CONFLICT ({}) DO {action}",
         layout.relation,
         names.join(", "),

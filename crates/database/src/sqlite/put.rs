@@ -85,7 +85,7 @@ fn upsert(table: &Table) -> String {
         format!("UPDATE SET {}", set.join(", "))
     };
     format!(
-        "INSERT OR ABORT INTO {} ({}) VALUES ({}) ON CONFLICT ({}) DO {existing}",
+        "INSERT OR ABORT INTO {} AS t ({}) VALUES ({}) ON CONFLICT ({}) DO {existing}",
         quoted(&table.name),
         list(table.columns.iter().map(|column| quoted(&column.name))),
         places(table.columns.len()),
