@@ -249,6 +249,7 @@ pub(crate) fn neutral(kind: &Type) -> Value {
         Type::Json | Type::Jsonb => text("null"),
         Type::Enum { labels, .. } => text(labels.first().map_or("", String::as_str)),
         Type::Array(_) => text("{}"),
+        Type::Inet => text("0.0.0.0"),
         Type::Text { .. } | Type::Char { .. } => text(""),
     }
 }
