@@ -6,6 +6,7 @@ use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::port::Database;
 use crate::schema::{Schema, TableId};
+use crate::succession::Succession;
 
 /// Frozen batches of this branch.
 pub const OUTBOX: &str = "outbox";
@@ -170,6 +171,10 @@ pub struct BranchBook {
     /// Rows may differ from the head's without a change on the way: a comparison that repairs them is wanted.
     #[n(13)]
     pub compare: Option<bool>,
+    /// How far this branch was answered when it was told of a head that took the former one's place, until that head's
+    /// first welcome.
+    #[n(14)]
+    pub succession: Option<Succession>,
 }
 
 impl BranchBook {

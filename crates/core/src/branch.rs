@@ -26,14 +26,21 @@ use crate::output::{Notice, Output, To, Token};
 use crate::port::{Database, Entry, Purpose};
 use crate::retention::Retention;
 use crate::schema::{Schema, Table};
+use crate::succession::{self, Predecessor};
 
 mod anew;
 mod join;
 mod land;
+mod promote;
 mod recall;
+mod succeed;
 mod take;
 mod unfit;
 mod verify;
+
+pub(crate) use land::{MOVED_RECORDS, append_record};
+pub use promote::Promotion;
+pub use succeed::Renewal;
 
 /// The name of the branch's own record.
 const BRANCH: &str = "branch";
@@ -62,6 +69,8 @@ pub struct Branch {
     schema: Schema,
     book: BranchBook,
     head_key: VerifyingKey,
+    /// Who wrote the head's log before.
+    predecessors: Vec<Predecessor>,
     inbox: Inbox<LogEntry>,
     /// Parts of an open unit lie in the database.
     staged: bool,
@@ -166,32 +175,10 @@ impl Branch {
                 lineage: 0,
                 compare: None,
                 clock_offset: None,
+                succession: None,
             };
             books::store(db, IDENTITY, &enrolment.identity).await?;
             books::store(db, BRANCH, &book).await
-        };
-        let outcome = outcome.await;
-        conclude(db, outcome).await
-    }
-
-    /// Takes a renewed join code, where the head has not yet let the branch in. Returns whether it still waited for that.
-    pub async fn renew<D: Database>(
-        db: &mut D,
-        head_key: [u8; 32],
-        secret: [u8; 32],
-    ) -> OfficeResult<bool> {
-        db.begin(Purpose::Apply).await?;
-        let outcome = async {
-            let Some(mut book) = books::load::<BranchBook, D>(db, BRANCH).await? else {
-                return Ok(false);
-            };
-            if book.head.is_some() {
-                return Ok(false);
-            }
-            book.head_key = PublicKey(head_key);
-            book.secret = Some(SecretBytes(secret));
-            books::store(db, BRANCH, &book).await?;
-            Ok(true)
         };
         let outcome = outcome.await;
         conclude(db, outcome).await
@@ -232,6 +219,7 @@ impl Branch {
             session,
             schema,
             head_key,
+            predecessors: succession::predecessors(db).await?,
             inbox,
             staged,
             claims: BTreeMap::new(),
@@ -357,6 +345,8 @@ impl Branch {
             schema: self.schema.version,
             clock: now,
             chain: self.book.log_chain,
+            head_key: Some(self.book.head_key.clone()),
+            succession: self.book.succession,
         };
         self.tell(&Message::Hello(hello))
     }
@@ -452,12 +442,7 @@ impl Branch {
         bytes: &[u8],
         token: Token,
     ) -> OfficeResult<()> {
-        let message = envelope::open(bytes).and_then(|opened| {
-            if opened.origin != self.book.head_name {
-                return Err(envelope::EnvelopeError::Forged(opened.origin.to_string()));
-            }
-            opened.verified_by(&self.head_key)
-        });
+        let message = envelope::open(bytes).and_then(|opened| self.verified(&opened));
         let message = match message {
             Ok(message) => message,
             Err(error) => {
@@ -593,6 +578,7 @@ impl Branch {
         if welcome.session != self.session || welcome.incarnation != self.book.incarnation {
             return Ok(());
         }
+        self.learn_predecessors(db, &welcome).await?;
         if !self.agrees(db, &welcome).await? {
             return self.reincarnate(db, now).await;
         }
@@ -613,6 +599,7 @@ impl Branch {
         if first || welcome.schema.is_some() {
             self.adopt_welcome(db, &welcome, first).await?;
         }
+        self.forget_code(db).await?;
         self.link.welcomed = true;
         self.link.refused = None;
         self.link.sent = welcome.cursor.max(self.book.answered);
