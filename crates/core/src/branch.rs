@@ -283,6 +283,11 @@ impl Branch {
         &self.identity.name
     }
 
+    /// The name of the head that it follows.
+    pub fn head_name(&self) -> &OfficeName {
+        &self.book.head_name
+    }
+
     /// The application may have written something.
     pub fn wake(&mut self) {
         self.captured = true;

@@ -45,6 +45,7 @@ mod writer;
 
 use clones::Sessions;
 pub use lanes::Wiring;
+pub use promote::log_of;
 use recall::Standing;
 use recent::Recent;
 pub use recent::own_entry;

@@ -13,6 +13,7 @@ mod journal;
 mod leaving;
 mod mariadb;
 mod office;
+mod promoting;
 mod repairing;
 mod reports;
 mod settling;

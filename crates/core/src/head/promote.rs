@@ -10,7 +10,7 @@ use super::lanes::PUBLISHED;
 use super::recall::{STARTS, Standing};
 use super::recent::{names_of, own_entry, rows_of};
 use super::seats::SEATS;
-use super::writer::LogWriter;
+use super::writer::{HEAD, LogWriter};
 use super::{Head, Seat, holds};
 use crate::books::{
     self, BranchBook, CONFLICTS, HeadBook, Hold, IdentityBook, LOG, OUTBOX, PublicKey, RowNames,
@@ -62,6 +62,14 @@ pub(crate) struct Estate<'a> {
     pub holds: &'a [(TableId, Key, Hold)],
     /// Decisions to list besides.
     pub records: Vec<ConflictRecord>,
+}
+
+/// The identity of the log that a head keeps.
+pub async fn log_of<D: Database>(db: &mut D) -> OfficeResult<Incarnation> {
+    let book: Option<HeadBook> = books::load(db, HEAD).await?;
+    book.map(|book| book.incarnation).ok_or_else(|| {
+        OfficeError::NotSetUp("this database belongs to a branch, not to a head".into())
+    })
 }
 
 /// A seat without an office yet: made by an invitation, or read back from the log.
@@ -237,6 +245,12 @@ pub(crate) async fn found<D: Database>(
         retold.conflicts += 1;
         record.id = retold.conflicts;
         retold.list(db, &record).await?;
+    }
+    if retold.seats.contains_key(&estate.head.name) {
+        return Err(OfficeError::NotSetUp(format!(
+            "`{}` is the name of a branch; the head needs another",
+            estate.head.name
+        )));
     }
     let names: Vec<OfficeName> = retold.seats.keys().cloned().collect();
     for (name, seat) in &retold.seats {
