@@ -14,6 +14,7 @@ mod journal;
 mod leaving;
 mod mariadb;
 mod office;
+mod promoting;
 mod repairing;
 mod reports;
 mod settling;
