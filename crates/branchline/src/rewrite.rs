@@ -139,6 +139,8 @@ mod tests {
                 floor: Some(0),
             }],
             before: true,
+            columns_ever: 0,
+            indexes: Vec::new(),
         }
     }
 
