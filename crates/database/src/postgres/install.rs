@@ -94,13 +94,28 @@ pub(super) async fn missing(db: &mut PostgresDatabase, schema: &Schema) -> DbRes
     db.open_catalogue().await?;
     let found = found(db).await?;
     let mut missing = Vec::new();
+    // Writes whose rows cannot be told any more.
+    let lost = "SELECT DISTINCT tbl FROM branchline.capture WHERE pg_catalog.array_position(key, NULL) IS NOT NULL";
+    let mut unknown = BTreeSet::new();
+    let prepared = "SELECT pg_catalog.to_regclass('branchline.capture') IS NOT NULL";
+    let prepared = db.query(prepared, &[], &[]).await?;
+    if prepared
+        .first()
+        .map(|row| get::<bool>(row, 0))
+        .transpose()?
+        == Some(true)
+    {
+        for row in db.query(lost, &[], &[]).await? {
+            unknown.insert(get::<i32>(&row, 0)?.unsigned_abs());
+        }
+    }
     for table in &schema.tables {
         let whole = match db.layout(&table.name).await {
             Ok(layout) => whole(&found, table, &layout)?,
             Err(DatabaseError::Mismatch { .. }) => false,
             Err(other) => return Err(other),
         };
-        if !whole {
+        if !whole || unknown.contains(&table.id) {
             missing.push(table.id);
         }
     }
