@@ -90,6 +90,10 @@ pub trait Office: Sync {
     fn knows_action(&self, _action: &str) -> bool {
         true
     }
+    /// Whether the engine itself can make a column of one type into the other as `convert` does.
+    fn casts(&self, _from: &Type, _to: &Type) -> bool {
+        true
+    }
     /// Whether the engine cannot hold this value, and must say so instead of changing it.
     fn refuses(&self, _kind: &Type, _value: &Value) -> bool {
         false

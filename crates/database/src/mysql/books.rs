@@ -15,7 +15,7 @@ const PAGE: usize = 512;
 const STATEMENT: usize = 1 << 20;
 
 /// Our own tables. Names and streams are compared byte by byte.
-pub(super) const TABLES: [(&str, &str); 5] = [
+pub(super) const TABLES: [(&str, &str); 6] = [
     (
         "branchline_capture",
         "id BIGINT UNSIGNED NOT NULL AUTO_INCREMENT PRIMARY KEY, tbl INT UNSIGNED NOT NULL, op CHAR(1) NOT NULL,
@@ -35,6 +35,10 @@ pub(super) const TABLES: [(&str, &str); 5] = [
         "branchline_note",
         "tbl INT UNSIGNED NOT NULL, digest BINARY(16) NOT NULL, `key` LONGBLOB NOT NULL, note LONGBLOB NOT NULL,
          PRIMARY KEY (tbl, digest)",
+    ),
+    (
+        "branchline_missed",
+        "id BIGINT UNSIGNED NOT NULL AUTO_INCREMENT PRIMARY KEY, tbl INT UNSIGNED NOT NULL",
     ),
     (
         "branchline_created",

@@ -55,6 +55,16 @@ pub(super) async fn prepare(db: &mut MysqlDatabase) -> DbResult<()> {
     Ok(())
 }
 
+/// What stands before the statements of a trigger. The application may have renamed or retyped what they name; its write
+/// must not fail for that. What was missed is noted, and found by a look through the table.
+pub(super) fn or_missed<'t>(tables: impl IntoIterator<Item = &'t TableId>) -> String {
+    let values: Vec<String> = tables.into_iter().map(|id| format!("({id})")).collect();
+    format!(
+        "DECLARE EXIT HANDLER FOR 1048, 1054, 1146, 1292, 1366 INSERT INTO branchline_missed (tbl) VALUES {};",
+        values.join(", ")
+    )
+}
+
 /// One of the capture's triggers.
 pub(super) struct Trigger {
     pub(super) name: String,
@@ -82,7 +92,10 @@ fn triggers(flavour: Flavour, table: &Table, layout: &Layout) -> DbResult<Vec<Tr
         name: format!("branchline_{id}_{name}"),
         table: table.name.clone(),
         event,
-        body: format!("BEGIN IF @branchline_applying IS NULL THEN {work} END IF; END"),
+        body: format!(
+            "BEGIN {} IF @branchline_applying IS NULL THEN {work} END IF; END",
+            or_missed([&id])
+        ),
     };
     Ok(vec![
         trigger("AFTER INSERT", "insert", &inserted),
@@ -131,6 +144,17 @@ async fn found(db: &mut MysqlDatabase) -> DbResult<BTreeMap<String, (String, Str
         .collect())
 }
 
+/// The tables that have a trigger of ours for their own rows, by number.
+pub(super) async fn captured_tables(db: &mut MysqlDatabase) -> DbResult<BTreeMap<TableId, String>> {
+    let mut tables = BTreeMap::new();
+    for (name, (table, _, _)) in found(db).await? {
+        let number = name.strip_prefix("branchline_");
+        let number = number.and_then(|rest| rest.strip_suffix("_insert")?.parse().ok());
+        tables.extend(number.map(|number| (number, table)));
+    }
+    Ok(tables)
+}
+
 fn stands(found: &BTreeMap<String, (String, String, String)>, wanted: &Trigger) -> bool {
     found.get(&wanted.name).is_some_and(|(table, event, body)| {
         *table == wanted.table && event == wanted.event && *body == wanted.body
@@ -154,6 +178,17 @@ pub(super) async fn missing(db: &mut MysqlDatabase, schema: &Schema) -> DbResult
             Err(other) => return Err(other),
         }
     }
+    let noted = "SELECT DISTINCT m.tbl FROM branchline_missed m";
+    let prepared = "SELECT 1 FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = 'branchline_missed'";
+    if !db.rows(prepared).await?.is_empty() {
+        let noted: Vec<TableId> = db
+            .rows(noted)
+            .await?
+            .iter()
+            .filter_map(|row| row.number(0))
+            .collect();
+        missing.extend(noted.into_iter().filter(|id| schema.table(*id).is_some()));
+    }
     let found = found(db).await?;
     for (trigger, tables) in wanted(db, &there).await? {
         if !stands(&found, &trigger) {
@@ -165,7 +200,8 @@ pub(super) async fn missing(db: &mut MysqlDatabase, schema: &Schema) -> DbResult
 
 pub(super) async fn install(db: &mut MysqlDatabase, schema: &Schema) -> DbResult<()> {
     catalog::compatible(db, schema).await?;
-    db.open_catalogue().await?;
+    // An older version made fewer tables.
+    prepare(db).await?;
     let found = found(db).await?;
     let wanted = wanted(db, schema).await?;
     for (trigger, _) in &wanted {
@@ -179,6 +215,8 @@ pub(super) async fn install(db: &mut MysqlDatabase, schema: &Schema) -> DbResult
             patiently(db, table, &sql).await?;
         }
     }
+    // The caller looks through the tables that were named as missing.
+    db.execute("DELETE FROM branchline_missed").await?;
     db.forget_layouts();
     Ok(())
 }

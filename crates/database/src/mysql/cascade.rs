@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use branchline_core::port::DbResult;
 use branchline_core::schema::{Schema, Table, TableId};
 
-use super::capture::{INTO, Trigger, stamp};
+use super::capture::{INTO, Trigger, or_missed, stamp};
 use super::catalog::{Reference, foreign_keys};
 use super::connection::MysqlDatabase;
 use super::ddl::ident;
@@ -218,7 +218,8 @@ impl Work {
                 table: parent.to_owned(),
                 event,
                 body: format!(
-                    "BEGIN IF @branchline_applying IS NULL{when} THEN {}END IF; END",
+                    "BEGIN {} IF @branchline_applying IS NULL{when} THEN {}END IF; END",
+                    or_missed(&self.reaches),
                     self.statements
                 ),
             },

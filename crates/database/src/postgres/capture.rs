@@ -49,10 +49,15 @@ pub(super) async fn captured(
                 &[&id],
             )
             .await?;
-        return rows
-            .iter()
-            .map(|row| parse_key(table, &get::<Vec<&str>>(row, 0)?))
-            .collect();
+        let mut keys = BTreeSet::new();
+        for row in &rows {
+            // Some could not be told when they were captured.
+            let texts: Option<Vec<&str>> = get::<Vec<Option<&str>>>(row, 0)?.into_iter().collect();
+            if let Some(texts) = texts {
+                keys.insert(parse_key(table, &texts)?);
+            }
+        }
+        return Ok(keys);
     };
     if keys.is_empty() {
         return Ok(BTreeSet::new());

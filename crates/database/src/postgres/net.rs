@@ -44,7 +44,11 @@ impl Write {
             table: get::<i32>(row, 0)?.unsigned_abs(),
             first: first(get(row, 1)?),
             at: get(row, 2)?,
-            key: get(row, 3)?,
+            // One that could not be told when it was captured names no row.
+            key: get::<Vec<Option<String>>>(row, 3)?
+                .into_iter()
+                .collect::<Option<_>>()
+                .unwrap_or_default(),
             place: get(row, 4)?,
             reach: Moment(0),
             old: None,
@@ -60,7 +64,7 @@ impl Write {
     }
 
     pub(super) fn with_old(row: &Row) -> DbResult<Self> {
-        let old = get::<Option<_>>(row, 5)?.map(Image);
+        let old = get::<Option<Vec<_>>>(row, 5)?.map(Image);
         Ok(Self {
             old,
             ..Self::of(row)?

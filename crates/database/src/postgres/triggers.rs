@@ -6,7 +6,12 @@
 //! `search_path` instead, as is usual, costs a sixth of what capture costs.
 //!
 //! Where the table's rule needs the row before a change, the old row is noted beside the key, as names and texts of
-//! its columns. A column that the application drops meanwhile is noted as NULL: its writes must not fail for us.
+//! its columns.
+//!
+//! The application may rename, drop or retype any column at any time, and its writes must not fail for us. So columns
+//! are named without their table, and each has a variable of its name, which is NULL: that is what is noted of a column
+//! that is gone. Where it is one of the key's, the whole row is noted as JSON beside a NULL, and [`super::rekey`] finds
+//! the key in it once the new names are known. Nothing but texts is computed: any type has one.
 
 use std::collections::BTreeSet;
 
@@ -24,6 +29,9 @@ const INTO: &str = "INSERT INTO branchline.capture (tbl, op, at, tx, key, old)";
 const INSERTED: &str = "'I'::pg_catalog.\"char\"";
 const WRITTEN: &str = "'U'::pg_catalog.\"char\"";
 const NO_OLD: &str = "NULL::pg_catalog.text[]";
+/// A variable that is NULL. Every statement names it: one that names no variable at first is never given any, also not
+/// once it is planned anew and a column is gone.
+const NONE: &str = "\"branchline none\"";
 const FIXED_PATH: &str = " SET search_path TO pg_catalog, pg_temp";
 
 /// One of the capture's triggers on a table.
@@ -62,7 +70,7 @@ pub(super) fn triggers(table: &Table, partitioned: bool) -> DbResult<Vec<Trigger
     let trigger = |event: &str, name, clause, work: String| Trigger {
         name,
         function: format!("capture_{}_{event}", notes.id),
-        body: body(&work),
+        body: notes.body(&work),
         settings: settings.clone(),
         clause,
     };
@@ -73,54 +81,74 @@ pub(super) fn triggers(table: &Table, partitioned: bool) -> DbResult<Vec<Trigger
         notes.truncated(),
     );
     truncate.settings.push_str(FIXED_PATH);
+    let (key, unknown) = (notes.key(), notes.unknown());
     if partitioned {
-        let (new, old) = (notes.key("NEW"), notes.key("OLD"));
         // Naming the table makes sessions plan anew once it is altered; NEW and OLD alone do not.
         let always = format!(
             " WHERE NOT EXISTS (SELECT FROM {} WHERE false)",
             relation(&table.name)
         );
-        let was = notes.written(&old, &always, &format!("(SELECT OLD.*{always}) o"));
-        let moved = notes.new_key(
-            &new,
-            &format!("{always} AND {new} OPERATOR(pg_catalog.<>) {old}"),
+        let rows = |row: &str, name: &str| format!(" FROM (SELECT {row}.*{always}) {name}");
+        let was = notes.written(&rows("OLD", "o"));
+        let moved = format!(
+            "{INTO} {} WHERE n.old IS NOT NULL OR n.key OPERATOR(pg_catalog.<>) o.key;",
+            notes.noted(
+                INSERTED,
+                "n.key",
+                "n.old",
+                &format!(
+                    " FROM (SELECT {key} AS key, {} AS old{}) n CROSS JOIN (SELECT {key} AS key{}) o",
+                    notes.whole("r"),
+                    rows("NEW", "r"),
+                    rows("OLD", "r")
+                )
+            )
         );
+        let renamed =
+            |work: &str, otherwise: &[(&str, &str)]| notes.unless_renamed(work, otherwise);
         return Ok(vec![
             trigger(
                 "insert",
                 "branchline_insert",
                 "AFTER INSERT ON {} FOR EACH ROW",
-                format!("{INTO} {};", notes.new_key(&new, &always)),
+                renamed(&notes.inserted(&rows("NEW", "n")), &[(INSERTED, "NEW")]),
             ),
             trigger(
                 "update",
                 "branchline_update",
                 "AFTER UPDATE ON {} FOR EACH ROW",
-                format!("{was}\n    UNION ALL {moved};"),
+                renamed(
+                    &format!("{was}\n    {moved}"),
+                    &[(WRITTEN, "OLD"), (INSERTED, "NEW")],
+                ),
             ),
             trigger(
                 "delete",
                 "branchline_delete",
                 "AFTER DELETE ON {} FOR EACH ROW",
-                format!("{was};"),
+                renamed(&was, &[(WRITTEN, "OLD")]),
             ),
             truncate,
         ]);
     }
-    let (new, old) = (notes.key("n"), notes.key("o"));
-    let was = notes.written(&old, " FROM old_rows o", "old_rows o");
+    let was = notes.written(" FROM old_rows o");
     // EXCEPT, not an anti-join: its plan is good for one row and for a million, and plpgsql keeps the first plan.
-    let moved = notes.new_key(
+    let moved = notes.noted(
+        INSERTED,
         "moved.key",
+        "moved.old",
         &format!(
-            " FROM (SELECT {new} FROM new_rows n EXCEPT SELECT {old} FROM old_rows o) AS moved(key)"
+            " FROM (SELECT {key}, {} FROM new_rows n EXCEPT SELECT {key}, {NO_OLD} FROM old_rows) AS moved(key, old)",
+            notes.whole("n")
         ),
     );
     // The look before it spares the usual statement, on one row whose key stays, half of the cost; where there are
     // several rows it ends at the first two.
     let updated = format!(
-        "{was};
-    IF EXISTS (SELECT FROM old_rows o CROSS JOIN new_rows n WHERE {old} OPERATOR(pg_catalog.<>) {new}) THEN
+        "{was}
+    IF EXISTS (SELECT FROM (SELECT {key} AS key, {unknown} AS unknown FROM old_rows) o
+               CROSS JOIN (SELECT {key} AS key FROM new_rows) n
+               WHERE o.key OPERATOR(pg_catalog.<>) n.key OR o.unknown OR {NONE} IS NOT NULL) THEN
         {INTO} {moved};
     END IF;"
     );
@@ -129,7 +157,7 @@ pub(super) fn triggers(table: &Table, partitioned: bool) -> DbResult<Vec<Trigger
             "insert",
             "branchline_insert",
             "AFTER INSERT ON {} REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT",
-            format!("{INTO} {};", notes.new_key(&new, " FROM new_rows n")),
+            notes.inserted(" FROM new_rows n"),
         ),
         trigger(
             "update",
@@ -141,25 +169,10 @@ pub(super) fn triggers(table: &Table, partitioned: bool) -> DbResult<Vec<Trigger
             "delete",
             "branchline_delete",
             "AFTER DELETE ON {} REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT",
-            format!("{was};"),
+            was,
         ),
         truncate,
     ])
-}
-
-fn body(work: &str) -> String {
-    format!(
-        "
-#variable_conflict use_column
-BEGIN
-    IF pg_catalog.current_setting('branchline.applying', true) OPERATOR(pg_catalog.=) '1' THEN RETURN NULL; END IF;
-    {work}
-    IF pg_catalog.pg_sequence_last_value('branchline.asleep_until'::pg_catalog.regclass)
-        OPERATOR(pg_catalog.>) pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())
-    THEN PERFORM pg_catalog.pg_notify('branchline', ''); END IF;
-    RETURN NULL;
-END "
-    )
 }
 
 /// What is noted of a table's rows.
@@ -184,54 +197,135 @@ impl Notes<'_> {
             .collect()
     }
 
-    fn key(&self, row: &str) -> String {
+    /// The columns that are noted.
+    fn columns(&self) -> impl Iterator<Item = &branchline_core::schema::Column> {
+        let keeps = self.table.keeps_before();
+        let all = self.table.columns.iter().enumerate();
+        all.filter(move |(at, _)| keeps || self.table.is_key(*at))
+            .map(|(_, column)| column)
+    }
+
+    fn body(&self, work: &str) -> String {
+        let variables: String = self
+            .columns()
+            .map(|column| format!("    {} pg_catalog.text;\n", ident(&column.name)))
+            .collect();
+        format!(
+            "
+#variable_conflict use_column
+DECLARE
+    {NONE} pg_catalog.text[];
+{variables}BEGIN
+    IF pg_catalog.current_setting('branchline.applying', true) OPERATOR(pg_catalog.=) '1' THEN RETURN NULL; END IF;
+    {work}
+    IF pg_catalog.pg_sequence_last_value('branchline.asleep_until'::pg_catalog.regclass)
+        OPERATOR(pg_catalog.>) pg_catalog.date_part('epoch', pg_catalog.clock_timestamp())
+    THEN PERFORM pg_catalog.pg_notify('branchline', ''); END IF;
+    RETURN NULL;
+END "
+        )
+    }
+
+    fn key(&self) -> String {
         let texts: Vec<String> = self
             .table
             .key_columns()
-            .map(|column| types::key_text(&column.kind, &format!("{row}.{}", ident(&column.name))))
+            .map(|column| types::key_text(&column.kind, &ident(&column.name)))
             .collect();
         format!("ARRAY[{}]", texts.join(", "))
     }
 
-    /// What is noted of rows that were not there before.
-    fn new_key(&self, key: &str, from: &str) -> String {
+    /// Whether the key cannot be told: a column of it has another name now.
+    fn unknown(&self) -> String {
+        let gone: Vec<String> = self
+            .table
+            .key_columns()
+            .map(|column| format!("{} IS NULL", ident(&column.name)))
+            .collect();
+        format!("({})", gone.join(" OR "))
+    }
+
+    /// The whole row beside a NULL, where its key cannot be told; otherwise NULL.
+    fn whole(&self, row: &str) -> String {
         format!(
-            "SELECT {}, {INSERTED}, {STAMP}, {key}, {NO_OLD}{from}",
-            self.id
+            "CASE WHEN {} THEN ARRAY[NULL, pg_catalog.to_jsonb({row}.*)::pg_catalog.text] ELSE {NONE} END",
+            self.unknown()
         )
     }
 
-    /// Notes rows that were there before: their keys, and as they were where that is kept, all from `rows`.
-    fn written(&self, key: &str, from: &str, rows: &str) -> String {
-        let id = self.id;
+    fn noted(&self, op: &str, key: &str, old: &str, from: &str) -> String {
+        format!("SELECT {}, {op}, {STAMP}, {key}, {old}{from}", self.id)
+    }
+
+    /// Notes rows that were not there before.
+    fn inserted(&self, from: &str) -> String {
+        let noted = self.noted(INSERTED, &self.key(), &self.whole("n"), from);
+        format!("{INTO} {noted};")
+    }
+
+    /// What is noted of a row `o` as it was.
+    fn image(&self) -> String {
         if !self.table.keeps_before() {
-            return format!("{INTO} SELECT {id}, {WRITTEN}, {STAMP}, {key}, {NO_OLD}{from}");
+            return self.whole("o");
         }
-        let names = || self.table.columns.iter().map(|column| &column.name);
-        let missing: Vec<String> = names()
-            .map(|name| format!("NULL::pg_catalog.text AS {}", ident(name)))
-            .collect();
-        let texts: Vec<String> = names()
-            .map(|name| {
-                let label = literal::text(&Value::Text(name.clone()));
-                format!("{label}, {}::pg_catalog.text", ident(name))
+        let texts: Vec<String> = self
+            .table
+            .columns
+            .iter()
+            .map(|column| {
+                let label = literal::text(&Value::Text(column.name.clone()));
+                format!("{label}, {}::pg_catalog.text", ident(&column.name))
             })
             .collect();
-        // Unqualified, a column that `o` has not is that of `missing`.
         format!(
-            "{INTO} SELECT {id}, {WRITTEN}, {STAMP}, noted.key, noted.old FROM (SELECT {}) AS missing
-    CROSS JOIN LATERAL (SELECT {key} AS key, ARRAY[{}]::pg_catalog.text[] AS old FROM {rows}) AS noted",
-            missing.join(", "),
+            "coalesce({}, ARRAY[{}]::pg_catalog.text[])",
+            self.whole("o"),
             texts.join(", ")
+        )
+    }
+
+    /// Notes rows that were there before: their keys, and as they were where that is kept.
+    fn written(&self, from: &str) -> String {
+        let noted = self.noted(WRITTEN, &self.key(), &self.image(), from);
+        format!("{INTO} {noted};")
+    }
+
+    /// What is done where the table has its name; otherwise whole rows are noted, for which no name is needed.
+    fn unless_renamed(&self, work: &str, otherwise: &[(&str, &str)]) -> String {
+        let name = literal::text(&Value::Text(relation(&self.table.name)));
+        let whole: String = otherwise
+            .iter()
+            .map(|(op, row)| {
+                format!(
+                    "{INTO} VALUES ({}, {op}, {STAMP}, ARRAY[NULL]::pg_catalog.text[], ARRAY[NULL, pg_catalog.to_jsonb({row})::pg_catalog.text]);\n    ",
+                    self.id
+                )
+            })
+            .collect();
+        format!(
+            "IF pg_catalog.to_regclass({name}) IS NULL THEN
+    {whole}ELSE
+    {work}
+    END IF;"
         )
     }
 
     fn truncated(&self) -> String {
         let mark = "branchline truncated relation";
-        let work = self.written(
-            &self.key("o"),
-            &format!(" FROM {mark} o"),
-            &format!("{mark} o"),
+        // A statement made of text sees no variables.
+        let missing: Vec<String> = std::iter::once(format!("{NO_OLD} AS {NONE}"))
+            .chain(
+                self.columns()
+                    .map(|column| format!("NULL::pg_catalog.text AS {}", ident(&column.name))),
+            )
+            .collect();
+        let work = format!(
+            "{INTO} {} FROM (SELECT {}) AS missing
+    CROSS JOIN LATERAL (SELECT {} AS key, {} AS old FROM {mark} o) AS noted",
+            self.noted(WRITTEN, "noted.key", "noted.old", ""),
+            missing.join(", "),
+            self.key(),
+            self.image()
         );
         let (before, after) = work.split_once(mark).unwrap_or((&work, ""));
         let [before, after] =

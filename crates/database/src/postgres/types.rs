@@ -114,16 +114,20 @@ pub(super) fn selected(kind: &Type, column: &str) -> String {
     }
 }
 
-/// The expression whose text is one for equal keys, whoever runs it under [`settings`].
+/// The expression whose text is one for equal keys, whoever runs it under [`settings`]. Whatever type the column has by
+/// now, it does not fail.
 pub(super) fn key_text(kind: &Type, column: &str) -> String {
+    let text = format!("{column}::pg_catalog.text");
     match kind {
-        Type::Decimal { .. } => {
-            format!("pg_catalog.trim_scale({column}::pg_catalog.numeric)::pg_catalog.text")
-        }
+        // Zeros at the end say nothing.
+        Type::Decimal { .. } => format!(
+            "CASE WHEN pg_catalog.strpos({text}, '.') OPERATOR(pg_catalog.>) 0
+                 THEN pg_catalog.rtrim(pg_catalog.rtrim({text}, '0'), '.') ELSE {text} END"
+        ),
         Type::Float32 | Type::Float64 => {
-            format!("({column} OPERATOR(pg_catalog.+) 0)::pg_catalog.text")
+            format!("CASE WHEN {text} OPERATOR(pg_catalog.=) '-0' THEN '0' ELSE {text} END")
         }
-        _ => format!("{column}::pg_catalog.text"),
+        _ => text,
     }
 }
 

@@ -113,6 +113,11 @@ impl Office for MysqlOffice {
         }
     }
 
+    fn casts(&self, from: &Type, to: &Type) -> bool {
+        // It writes truth values as numbers.
+        !(matches!(from, Type::Text { .. }) && *to == Type::Bool)
+    }
+
     fn refuses(&self, kind: &Type, value: &Value) -> bool {
         match (kind, value) {
             (Type::Float32 | Type::Float64, Value::Float(number)) => !number.is_finite(),

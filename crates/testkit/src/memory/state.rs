@@ -13,6 +13,8 @@ use branchline_core::value::Value;
 #[derive(Clone, Debug, Default)]
 pub(super) struct State {
     pub(super) tables: BTreeMap<String, Arc<Stored>>,
+    /// The tables as a schema version made them, by number.
+    pub(super) evolved: BTreeMap<TableId, Table>,
     pub(super) prepared: bool,
     /// The names of the captured tables.
     pub(super) installed: BTreeSet<String>,
