@@ -19,7 +19,7 @@ use disk::SmallDisk;
 use ledger::{Keeper, Ledger, Watcher};
 
 mod disk;
-mod ledger;
+pub mod ledger;
 
 const DEFAULT_SECONDS: u64 = 60;
 /// How long the offices may take to become equal when everything works again.
