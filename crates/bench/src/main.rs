@@ -10,6 +10,7 @@ use clap::{Parser, ValueEnum};
 mod capture;
 mod catch_up;
 mod company;
+mod crowd;
 mod latency;
 mod machine;
 mod native;
@@ -28,6 +29,8 @@ enum Cell {
     Latency,
     /// What capture costs the source.
     Capture,
+    /// What happens when many branches come back at once.
+    Crowd,
 }
 
 /// Measures Branchline beside PostgreSQL's logical replication.
@@ -45,6 +48,9 @@ struct Arguments {
     /// Seconds of each run of `capture`, and of `latency` times five.
     #[arg(long, default_value_t = 4)]
     seconds: u32,
+    /// How many branches `crowd` has.
+    #[arg(long, default_value_t = 100)]
+    branches: u32,
     /// What to measure; everything where none is named.
     #[arg(value_enum)]
     cells: Vec<Cell>,
@@ -66,6 +72,9 @@ fn main() {
     }
     if wanted(Cell::Capture) {
         capture::measure(&machine, &arguments, &mut figures);
+    }
+    if wanted(Cell::Crowd) {
+        crowd::measure(&machine, &arguments, &mut figures);
     }
     println!("{}", figures.text());
 }

@@ -203,6 +203,12 @@ pub type DbResult<T> = Result<T, DatabaseError>;
 
 /// An office's database.
 pub trait Database: Send {
+    /// About how many changes one transaction should write where several units wait. Engines on which our transaction
+    /// keeps the application's from writing anything ask for less (P8). A unit may be larger.
+    fn changes_at_a_time(&self) -> usize {
+        8_000
+    }
+
     /// Opens a transaction, rolling back one that was left open.
     fn begin(&mut self, purpose: Purpose) -> impl Future<Output = DbResult<()>> + Send;
     /// Makes the transaction durable.

@@ -120,6 +120,14 @@ pub async fn watch(url: &str) -> DbResult<AnyWatcher> {
 macro_rules! dispatch {
     ($(fn $name:ident(&mut self $(, $arg:ident: $kind:ty)*) -> $result:ty;)*) => {
         impl Database for AnyDatabase {
+            fn changes_at_a_time(&self) -> usize {
+                match self {
+                    Self::Mysql(db) => db.changes_at_a_time(),
+                    Self::Postgres(db) => db.changes_at_a_time(),
+                    Self::Sqlite(db) => db.changes_at_a_time(),
+                }
+            }
+
             $(async fn $name(&mut self $(, $arg: $kind)*) -> DbResult<$result> {
                 match self {
                     Self::Mysql(db) => db.$name($($arg),*).await,

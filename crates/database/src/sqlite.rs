@@ -57,6 +57,10 @@ pub use watch::{Watcher, watch};
 /// Every step runs to its end when first polled: SQLite has nothing to wait for but a lock. Run an office's database
 /// on a thread that may block.
 impl Database for SqliteDatabase {
+    fn changes_at_a_time(&self) -> usize {
+        self.courtesy.changes_at_a_time()
+    }
+
     async fn begin(&mut self, purpose: Purpose) -> DbResult<()> {
         self.begin_transaction(purpose)
     }

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 mod bad_input;
+mod beside;
 mod company;
 mod conflicts;
 mod crowd;
@@ -18,6 +19,7 @@ mod promoting;
 mod repairing;
 mod reports;
 mod settling;
+mod shaped;
 mod sql;
 mod three_ways;
 mod torture;

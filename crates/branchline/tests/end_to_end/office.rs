@@ -84,6 +84,8 @@ pub struct Office {
     pub config: PathBuf,
     pub database: String,
     log: PathBuf,
+    /// The network namespace that its processes live in, where it is not ours.
+    pub namespace: Option<String>,
     running: Option<Child>,
     secrets: Mutex<Vec<String>>,
 }
@@ -96,6 +98,7 @@ impl Office {
             config: folder.join(format!("{name}.toml")),
             database: database.into(),
             log: folder.join(format!("{name}.log")),
+            namespace: None,
             running: None,
             secrets: Mutex::default(),
         }
@@ -115,6 +118,13 @@ impl Office {
         self.secrets.lock().unwrap().push(secret.into());
     }
 
+    fn program(&self) -> Vec<&str> {
+        match &self.namespace {
+            Some(namespace) => vec!["ip", "netns", "exec", namespace, BINARY],
+            None => vec![BINARY],
+        }
+    }
+
     /// Runs a command.
     #[track_caller]
     pub fn cmd(&self, arguments: &[&str]) -> Ran {
@@ -126,7 +136,9 @@ impl Office {
     pub fn feed(&self, input: &str, arguments: &[&str]) -> Ran {
         let mut command = Command::new("timeout");
         command
-            .args(["--signal=KILL", COMMAND_SECONDS, BINARY, "--config"])
+            .args(["--signal=KILL", COMMAND_SECONDS])
+            .args(self.program())
+            .arg("--config")
             .arg(&self.config)
             .args(arguments);
         command
@@ -231,7 +243,9 @@ impl Office {
         // It ends with the thread of its test, however that ends.
         let mut command = Command::new("setpriv");
         command
-            .args(["--pdeathsig", "KILL", "--", BINARY, "--config"])
+            .args(["--pdeathsig", "KILL", "--"])
+            .args(self.program())
+            .arg("--config")
             .arg(&self.config)
             .args(arguments);
         command
@@ -352,6 +366,16 @@ impl Office {
                 Err(status.to_string())
             }
         })
+    }
+
+    /// Waits until this office's link is up.
+    #[track_caller]
+    pub fn wait_in_contact(&self, patience: Duration) {
+        wait_until(&format!("{} in contact", self.name), patience, || {
+            let status = self.status();
+            let connected = status["transport"]["connected"] == true;
+            connected.then_some(()).ok_or_else(|| status.to_string())
+        });
     }
 
     /// Replaces text of the configuration.

@@ -219,6 +219,10 @@ impl<D: Database> Database for Here<'_, D> {
         self.db.rollback().await
     }
 
+    fn changes_at_a_time(&self) -> usize {
+        self.db.changes_at_a_time()
+    }
+
     async fn take(&mut self, schema: &Schema, limit: usize) -> DbResult<Portion> {
         let local = self.local(schema);
         let mut portion = self.db.take(&local, limit).await?;

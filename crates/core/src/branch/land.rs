@@ -24,8 +24,6 @@ use crate::port::{Database, Entry, Purpose};
 use crate::schema::{Direction, Table, TableId};
 use crate::unfit::is_unfit;
 
-/// How many changes one transaction lands, unless a unit is larger.
-const CHANGES_PER_TRANSACTION: usize = 8_000;
 /// How often a landing is begun anew because the application was writing the same rows.
 const ATTEMPTS: usize = 50;
 /// How many entries followed are written at a time.
@@ -93,7 +91,7 @@ impl Branch {
         if let Some(step) = self.next_step() {
             return self.take_step(db, step).await;
         }
-        let Some((mut run, mut barrier)) = self.whole_units(CHANGES_PER_TRANSACTION) else {
+        let Some((mut run, mut barrier)) = self.whole_units(db.changes_at_a_time()) else {
             return self.stage_parts(db).await;
         };
         let mut aside = Aside::default();

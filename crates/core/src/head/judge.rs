@@ -27,8 +27,6 @@ use crate::port::{Database, Entry, Purpose};
 use crate::schema::{Schema, Table, TableId};
 use crate::unfit::{self, is_unfit};
 
-/// How many changes one transaction judges, unless a unit is larger.
-const CHANGES_PER_TRANSACTION: usize = 8_000;
 /// How often a judgement is begun anew because the head's own application was writing the same rows.
 const ATTEMPTS: usize = 20;
 /// How many bytes of staged parts are read at a time.
@@ -86,7 +84,7 @@ impl Head {
         let Some(seat) = self.seats.get(branch) else {
             return Ok(false);
         };
-        let Some(mut run) = seat.whole_units(CHANGES_PER_TRANSACTION) else {
+        let Some(mut run) = seat.whole_units(db.changes_at_a_time()) else {
             return self.stage_parts(db, branch).await;
         };
         let mut unfit = RowNames::new();

@@ -43,6 +43,7 @@ impl SqliteDatabase {
         effects: &[(TableId, Effect)],
     ) -> DbResult<()> {
         self.mark()?;
+        self.courtesy.writes(effects.len());
         let batches = sort(schema, effects)?;
         for (table, batch) in schema.tables.iter().zip(&batches).rev() {
             self.touch(table, batch.deletes.iter().map(|key| (*key).clone()))?;

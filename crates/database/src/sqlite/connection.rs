@@ -30,7 +30,7 @@ pub struct SqliteDatabase {
     pub(super) connection: Connection,
     pub(super) transaction: Option<Transaction>,
     pub(super) references: References,
-    courtesy: Courtesy,
+    pub(super) courtesy: Courtesy,
     /// Foreign keys are switched off for a [`Purpose::Load`] transaction.
     unenforced: bool,
     path: PathBuf,

@@ -7,6 +7,13 @@
 
 use std::time::{Duration, Instant};
 
+/// How long a transaction should hold the lock, where it may be cut: well below the 50 ms that are promised.
+const HOLD: Duration = Duration::from_millis(30);
+/// How many changes make a transaction, at first, at least and at most.
+const CHANGES: [usize; 3] = [1_000, 100, 8_000];
+/// Transactions of fewer changes do not tell how long a change takes.
+const TELLING: usize = 50;
+
 /// How long the lock may be held, all in all, between two gaps. A waiter looks every 25 ms at least until it has waited
 /// for 128 ms (SQLite's own busy handler): this, one more transaction of 50 ms, and it looks into the gap.
 const SPELL: Duration = Duration::from_millis(75);
@@ -28,6 +35,10 @@ pub(super) struct Courtesy {
     since: Option<Instant>,
     released: Instant,
     gaps: u32,
+    /// Written in this transaction.
+    writes: usize,
+    /// About as many as can be written while the lock is held for [`HOLD`].
+    changes: usize,
 }
 
 impl Courtesy {
@@ -37,6 +48,8 @@ impl Courtesy {
             since: None,
             released: Instant::now(),
             gaps: 0,
+            writes: 0,
+            changes: CHANGES[0],
         }
     }
 
@@ -70,12 +83,35 @@ impl Courtesy {
             self.held = Duration::ZERO;
         }
         self.since = Some(now);
+        self.writes = 0;
+    }
+
+    /// The transaction writes so many changes more.
+    pub(super) fn writes(&mut self, changes: usize) {
+        self.writes += changes;
+    }
+
+    /// How many changes one transaction should write.
+    pub(super) fn changes_at_a_time(&self) -> usize {
+        self.changes
+    }
+
+    fn learn(&mut self, held: Duration) {
+        if self.writes < TELLING {
+            return;
+        }
+        let fitting = HOLD.as_micros() * self.writes as u128 / held.as_micros().max(1);
+        let fitting = usize::try_from(fitting).unwrap_or(usize::MAX);
+        // One quick transaction does not make the next one eight times as long.
+        self.changes = fitting.min(self.changes * 2).clamp(CHANGES[1], CHANGES[2]);
     }
 
     /// The lock is free again, if it was taken.
     pub(super) fn released(&mut self) {
         if let Some(since) = self.since.take() {
-            self.held += since.elapsed();
+            let held = since.elapsed();
+            self.learn(held);
+            self.held += held;
             self.released = Instant::now();
         }
     }
@@ -104,6 +140,27 @@ mod tests {
                 (gap == 0) == (left < Duration::from_millis(20)),
                 "{held} ms: {left:?}"
             );
+        }
+    }
+
+    #[test]
+    fn transactions_become_as_large_as_fits_into_the_time() {
+        let mut courtesy = Courtesy::new();
+        for (writes, milliseconds, expected) in [
+            (10, 500, 1_000),
+            (1_000, 60, 500),
+            (500, 30, 500),
+            (500, 1, 1_000),
+            (1_000, 10_000, 100),
+        ] {
+            courtesy.taken();
+            courtesy.writes(writes);
+            let began = Instant::now() - Duration::from_millis(milliseconds);
+            courtesy.since = Some(began);
+            courtesy.released();
+            let changes = courtesy.changes_at_a_time();
+            let close = changes.abs_diff(expected) <= expected / 20;
+            assert!(close, "{writes} in {milliseconds} ms: {changes}");
         }
     }
 
