@@ -21,6 +21,7 @@ mod books;
 mod capture;
 mod catalog;
 mod connection;
+mod copy;
 mod ddl;
 mod declared;
 mod definition;
