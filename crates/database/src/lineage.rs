@@ -237,10 +237,10 @@ pub(crate) fn tables(
                 3 => becomes,
                 _ => None,
             };
-            if let Some(name) = candidate.filter(|name| there.contains(name)) {
-                if claimed.insert(name.clone()) {
-                    found.insert(id, name);
-                }
+            if let Some(name) = candidate.filter(|name| there.contains(name))
+                && claimed.insert(name.clone())
+            {
+                found.insert(id, name);
             }
         }
     }

@@ -14,6 +14,7 @@
 //! other keys), `foreign_key_checks = 0`, deletes by range (they reach what the snapshot does not show), the binary log.
 
 mod apply;
+mod bonds;
 mod books;
 mod capture;
 mod cascade;
@@ -32,6 +33,7 @@ mod put;
 mod read;
 mod references;
 mod rekey;
+mod retype;
 mod shape;
 mod take;
 mod tls;

@@ -22,6 +22,7 @@ mod capture;
 mod catalog;
 mod connection;
 mod courtesy;
+mod copy;
 mod ddl;
 mod declared;
 mod definition;

@@ -7,30 +7,29 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use branchline_core::port::{DatabaseError, DbResult, Evolution, Inspection, Purpose};
 use branchline_core::schema::{Column, Schema, Table, TableId};
-use branchline_core::value::{Type, canonical, convert, widens};
+use branchline_core::value::Type;
 
+use super::bonds::{fasten_again, keys, loosen, references};
 use super::books;
 use super::capture::{self, patiently};
-use super::catalog::{self, Index, Reference};
-use super::connection::{Flavour, MysqlDatabase};
+use super::catalog;
+use super::connection::MysqlDatabase;
 use super::ddl::{self, Dialect, ident, indexed};
 use super::layout::{Declared, declared};
 use super::literal::text_literal;
-use super::types::{self, serves};
+use super::retype::{check, whole};
+use super::types::serves;
 use super::{rekey, shape};
-use crate::lineage::{self, Columns, Known, Stop, Tried, filling, in_order, links, names_of, stop};
-
-/// Values compared at a time.
-const PAGE: usize = 5000;
+use crate::lineage::{self, Columns, Known, Stop, Tried, filling, in_order, names_of, stop};
 
 /// A shared table on its way.
 pub(super) struct Step<'s> {
     pub(super) former: Option<&'s Table>,
     pub(super) to: &'s Table,
     /// As it is now, under its present names.
-    live: Table,
+    pub(super) live: Table,
     declared: Vec<Declared>,
-    columns: Columns,
+    pub(super) columns: Columns,
 }
 
 pub(super) async fn evolve(
@@ -106,6 +105,7 @@ async fn follow<'s>(
     let mut goal = to.clone();
     goal.tables.retain(|table| !refused.contains_key(&table.id));
     create_tables(db, &goal, &mut refused).await?;
+    loosen(db, &steps).await?;
     let mut left = Vec::new();
     for step in steps {
         match alter(db, from, &goal, &step).await {
@@ -140,6 +140,7 @@ async fn follow<'s>(
         .map(|(id, _)| id)
         .collect();
     captured.tables.retain(|table| !misfits.contains(&table.id));
+    fasten_again(db, from, &refused).await?;
     capture::install(db, &captured).await?;
     let found = left.iter().flat_map(|step| {
         step.columns
@@ -205,18 +206,24 @@ fn enums(a: &Type, b: &Type) -> bool {
 
 impl Step<'_> {
     /// The present column that a column of the version is made of.
-    fn source(&self, at: usize) -> Option<(&Column, &Declared)> {
+    pub(super) fn source(&self, at: usize) -> Option<(&Column, &Declared)> {
         let name = self.columns.sources.get(at)?.as_ref()?;
         let column = self.live.columns.iter().find(|one| one.name == *name)?;
         Some((column, self.declared.iter().find(|one| one.name == *name)?))
     }
 
-    fn former(&self, column: &Column) -> Option<&Column> {
+    pub(super) fn former(&self, column: &Column) -> Option<&Column> {
         self.former?.columns.iter().find(|one| one.id == column.id)
     }
 
     /// What a column's values are now.
-    fn was(&self, column: &Column, live: &Column, here: &Declared, indexed: bool) -> Type {
+    pub(super) fn was(
+        &self,
+        column: &Column,
+        live: &Column,
+        here: &Declared,
+        indexed: bool,
+    ) -> Type {
         let former = self.former(column).map(|former| &former.kind);
         former
             .filter(|kind| serves(kind, here, indexed))
@@ -225,109 +232,10 @@ impl Step<'_> {
     }
 
     /// Whether a column's declaration stays as it is.
-    fn stays(&self, at: usize, column: &Column, here: &Declared, was: &Type) -> bool {
+    pub(super) fn stays(&self, at: usize, column: &Column, here: &Declared, was: &Type) -> bool {
         let indexed = indexed(self.to).contains(&at);
         let same = *was == column.kind || enums(was, &column.kind);
         same && serves(&column.kind, here, indexed)
-    }
-}
-
-/// Tries out on all different values whether they become what they become elsewhere.
-async fn check(db: &mut MysqlDatabase, step: &Step<'_>) -> Tried<()> {
-    let (to, dialect) = (step.to, Dialect::of(db));
-    for (at, column) in to.columns.iter().enumerate() {
-        let Some((live, here)) = step.source(at) else {
-            continue;
-        };
-        let indexed = indexed(to).contains(&at);
-        let was = step.was(column, live, here, indexed);
-        if step.stays(at, column, here, &was) || (widens(&was, &column.kind) && was == live.kind) {
-            continue;
-        }
-        let failed = |error| stop(to.id, error).about(&column.name);
-        let (declared, _) = dialect.declaration(&column.kind, "becomes", indexed);
-        let whole = whole(here);
-        let name = ident(&live.name);
-        let trial = format!(
-            "CREATE OR REPLACE TEMPORARY TABLE branchline_trial (number BIGINT UNSIGNED NOT NULL AUTO_INCREMENT PRIMARY KEY,
-                 was {whole} NULL, becomes {declared} NULL) ENGINE = InnoDB"
-        );
-        let trial = match db.flavour {
-            Flavour::MariaDb => trial,
-            Flavour::MySql => trial.replace("OR REPLACE ", ""),
-        };
-        db.execute(trial).await.map_err(failed)?;
-        let filled = format!(
-            "INSERT INTO branchline_trial (was, becomes) SELECT DISTINCT {name}, {name} FROM {} WHERE {name} IS NOT NULL",
-            ident(&step.live.name)
-        );
-        let filled = db.execute_on(&to.name, filled).await;
-        let outcome = match filled {
-            Ok(()) => compare(db, step, column, &was, here).await,
-            Err(error) => Err(failed(error)),
-        };
-        db.execute("DROP TEMPORARY TABLE branchline_trial").await?;
-        outcome?;
-    }
-    Ok(())
-}
-
-async fn compare(
-    db: &mut MysqlDatabase,
-    step: &Step<'_>,
-    column: &Column,
-    was: &Type,
-    here: &Declared,
-) -> Tried<()> {
-    let mut last = 0_u64;
-    let named = |name: &str| {
-        types::selected(
-            &Declared {
-                name: name.into(),
-                ..here.clone()
-            },
-            "t",
-        )
-    };
-    loop {
-        let sql = format!(
-            "SELECT t.number, {}, t.becomes FROM branchline_trial t WHERE t.number > {last} ORDER BY t.number LIMIT {PAGE}",
-            named("was")
-        );
-        let rows = db.rows(sql).await?;
-        for row in &rows {
-            last = row.number(0).unwrap_or(u64::MAX);
-            let before = row
-                .bytes(1)
-                .and_then(|bytes| types::value_of(was, bytes).ok());
-            let becomes = row
-                .bytes(2)
-                .and_then(|bytes| types::value_of(&column.kind, bytes).ok());
-            let wanted = before
-                .as_ref()
-                .and_then(|value| convert(was, &column.kind, value));
-            let same = matches!((&wanted, &becomes), (Some(wanted), Some(becomes))
-                if *wanted == *canonical(&column.kind, becomes));
-            if !same {
-                let shown: String = row.text(1).chars().take(60).collect();
-                let reason = format!("column `{}`: {shown} is no {}", column.name, column.kind);
-                return Err(Stop::Refused(step.to.id, reason));
-            }
-        }
-        if rows.len() < PAGE {
-            return Ok(());
-        }
-    }
-}
-
-/// A column's type as it is declared, with its collation.
-fn whole(here: &Declared) -> String {
-    if here.json {
-        return "JSON".to_owned();
-    }
-    match &here.collation {
-        Some(collation) => format!("{} COLLATE {collation}", here.whole),
-        None => here.whole.clone(),
     }
 }
 
@@ -483,7 +391,34 @@ async fn alter(db: &mut MysqlDatabase, from: &Schema, goal: &Schema, step: &Step
         done = patiently(db, &to.name, &sql).await;
     }
     db.execute("SET SESSION foreign_key_checks = 1").await?;
-    done.map_err(|error| stop(id, error))
+    done.map_err(|error| stop(id, error))?;
+    // The server drops the index that a foreign key brought once another one serves.
+    let all = catalog::indexes(db).await?;
+    let there: Vec<&Vec<String>> = all
+        .get(&to.name)
+        .into_iter()
+        .flatten()
+        .map(|index| &index.columns)
+        .collect();
+    let bound: Vec<Vec<String>> = to
+        .foreign_keys
+        .iter()
+        .map(|key| names_of(to, &key.columns))
+        .collect();
+    let missing = to.indexes.iter().filter(|index| {
+        let named = names_of(to, index);
+        !there.contains(&&named) && !bound.contains(&named)
+    });
+    let missing: Vec<String> = missing
+        .map(|index| format!("ADD INDEX ({})", ddl::columns(to, index)))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let sql = format!("ALTER TABLE {} {}", ident(&to.name), missing.join(", "));
+    patiently(db, &to.name, &sql)
+        .await
+        .map_err(|error| stop(id, error))
 }
 
 /// What becomes of a column that is there.
@@ -549,211 +484,4 @@ fn changed(
 
 fn is_whole(kind: &Type) -> bool {
     matches!(kind, Type::Int16 | Type::Int32 | Type::Int64)
-}
-
-/// The new name of a present column; `None` where it goes or is not the plan's.
-fn becomes<'s>(step: &'s Step<'_>, name: &str) -> Option<&'s Column> {
-    let mut all = step.to.columns.iter().zip(&step.columns.sources);
-    all.find(|(_, source)| source.as_deref() == Some(name))
-        .map(|(column, _)| column)
-}
-
-/// The number of a present column.
-fn number(step: &Step<'_>, name: &str) -> Option<u32> {
-    let goes = || {
-        let drops = step.columns.drops.iter().any(|dropped| dropped == name);
-        let mut columns = step.former.filter(|_| drops)?.columns.iter();
-        columns.find(|column| column.name == name)
-    };
-    becomes(step, name).or_else(goes).map(|column| column.id)
-}
-
-/// Primary key, unique constraints and indexes.
-async fn keys(db: &mut MysqlDatabase, step: &Step<'_>, parts: &mut Vec<String>) -> Tried<()> {
-    let to = step.to;
-    let all = catalog::indexes(db).await?;
-    let present: Vec<&Index> = all
-        .get(&to.name)
-        .into_iter()
-        .flatten()
-        .filter(|index| !index.partial)
-        .collect();
-    let renamed = |index: &Index| -> Option<Vec<String>> {
-        index
-            .columns
-            .iter()
-            .map(|name| becomes(step, name).map(|column| column.name.clone()))
-            .collect()
-    };
-    let key = names_of(to, &to.key);
-    let primary = present.iter().find(|index| index.name == "PRIMARY");
-    if primary.and_then(|index| renamed(index)).as_ref() != Some(&key) {
-        if primary.is_some() {
-            parts.push("DROP PRIMARY KEY".to_owned());
-        }
-        parts.push(format!("ADD PRIMARY KEY ({})", ddl::columns(to, &to.key)));
-    }
-    let bound: Vec<Vec<String>> = to
-        .foreign_keys
-        .iter()
-        .map(|key| names_of(to, &key.columns))
-        .collect();
-    let mut kept: Vec<(Vec<String>, bool)> = Vec::new();
-    for index in present.iter().filter(|index| index.name != "PRIMARY") {
-        let numbers: Option<Vec<u32>> = index
-            .columns
-            .iter()
-            .map(|name| number(step, name))
-            .collect();
-        let named = renamed(index);
-        let has = |table: &Table| {
-            let sets = if index.unique {
-                &table.unique
-            } else {
-                &table.indexes
-            };
-            sets.iter()
-                .any(|set| Some(lineage::numbers_of(table, set)) == numbers)
-        };
-        // The index that a foreign key brought stays behind when the key goes.
-        let brought = |former: &Table| {
-            let mut keys = former.foreign_keys.iter();
-            !index.unique
-                && keys.any(|key| Some(lineage::numbers_of(former, &key.columns)) == numbers)
-        };
-        let needed = named
-            .as_ref()
-            .is_some_and(|named| bound.iter().any(|columns| named.starts_with(columns)));
-        let known = step
-            .former
-            .is_some_and(|former| has(former) || brought(former));
-        match named {
-            Some(named) if !known || has(to) || needed => kept.push((named, index.unique)),
-            _ if known => parts.push(format!("DROP INDEX {}", ident(&index.name))),
-            _ => {}
-        }
-    }
-    for unique in &to.unique {
-        if !kept.contains(&(names_of(to, unique), true)) {
-            parts.push(format!("ADD UNIQUE ({})", ddl::columns(to, unique)));
-        }
-    }
-    for index in &to.indexes {
-        let named = names_of(to, index);
-        if !kept.contains(&(named.clone(), false)) && !bound.contains(&named) {
-            parts.push(format!("ADD INDEX ({})", ddl::columns(to, index)));
-        }
-    }
-    Ok(())
-}
-
-/// Foreign keys that go, and those that come.
-async fn references(
-    db: &mut MysqlDatabase,
-    from: &Schema,
-    goal: &Schema,
-    step: &Step<'_>,
-    parts: &mut Vec<String>,
-) -> Tried<()> {
-    let to = step.to;
-    let present: Vec<Reference> = catalog::foreign_keys(db)
-        .await?
-        .into_iter()
-        .filter(|key| key.child == to.name)
-        .collect();
-    let action = |action: &str| match action {
-        "RESTRICT" | "SET DEFAULT" => "NO ACTION".to_owned(),
-        other => other.to_owned(),
-    };
-    let known = step
-        .former
-        .map_or_else(Vec::new, |former| links(from, former));
-    let mut standing = Vec::new();
-    for key in present {
-        let columns: Option<Vec<u32>> = key.columns.iter().map(|name| number(step, name)).collect();
-        let wanted = to.foreign_keys.iter().any(|one| {
-            let own: Vec<u32> = lineage::numbers_of(to, &one.columns);
-            Some(own) == columns
-                && one.parent == key.parent
-                && action(&one.on_delete) == action(&key.on_delete)
-                && action(&one.on_update) == action(&key.on_update)
-        });
-        if wanted {
-            standing.extend(columns);
-        } else if known
-            .iter()
-            .any(|link| Some(&link.columns) == columns.as_ref())
-        {
-            parts.push(format!("DROP FOREIGN KEY {}", ident(&key.name)));
-        }
-    }
-    let waits = db
-        .rows(format!(
-            "SELECT 1 FROM branchline_created WHERE name = {}",
-            text_literal(&to.name)
-        ))
-        .await?;
-    if !waits.is_empty() {
-        return Ok(());
-    }
-    for key in &to.foreign_keys {
-        let columns = lineage::numbers_of(to, &key.columns);
-        if standing.contains(&columns) || goal.table_named(&key.parent).is_none() {
-            continue;
-        }
-        obeyed(db, step, key).await?;
-        parts.push(ddl::foreign_key(to, key));
-    }
-    Ok(())
-}
-
-/// Whether the rows obey a foreign key that comes. Columns that come too hold nothing real yet.
-async fn obeyed(
-    db: &mut MysqlDatabase,
-    step: &Step<'_>,
-    key: &branchline_core::schema::ForeignKey,
-) -> Tried<()> {
-    let own: Option<Vec<String>> = key
-        .columns
-        .iter()
-        .map(|&at| step.columns.sources.get(usize::from(at)).cloned().flatten())
-        .collect();
-    let Some(own) = own else { return Ok(()) };
-    let there = declared(db, Some(&key.parent))
-        .await?
-        .remove(&key.parent)
-        .unwrap_or_default();
-    // The parent's columns may get these names only now: then they are as they were.
-    if !key
-        .parent_columns
-        .iter()
-        .all(|name| there.iter().any(|one| one.name == *name))
-    {
-        return Ok(());
-    }
-    let joined: Vec<String> = own
-        .iter()
-        .zip(&key.parent_columns)
-        .map(|(own, parent)| format!("c.{} = p.{}", ident(own), ident(parent)))
-        .collect();
-    let given: Vec<String> = own
-        .iter()
-        .map(|own| format!("c.{} IS NOT NULL", ident(own)))
-        .collect();
-    let sql = format!(
-        "SELECT 1 FROM {} c WHERE {} AND NOT EXISTS (SELECT 1 FROM {} p WHERE {}) LIMIT 1",
-        ident(&step.to.name),
-        given.join(" AND "),
-        ident(&key.parent),
-        joined.join(" AND ")
-    );
-    let broken = db
-        .rows_on(&step.to.name, sql)
-        .await
-        .map_err(|error| stop(step.to.id, error))?;
-    if broken.is_empty() {
-        return Ok(());
-    }
-    let reason = format!("a row refers to one that is not in table `{}`", key.parent);
-    Err(Stop::Refused(step.to.id, reason))
 }

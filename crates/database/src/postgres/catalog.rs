@@ -159,11 +159,8 @@ pub(super) async fn look(db: &mut PostgresDatabase) -> DbResult<Inspection> {
 fn plain(rows: &[Row], columns: &Columns) -> DbResult<Vec<Vec<u16>>> {
     let mut indexes = Vec::new();
     for row in rows {
-        if let Some(index) = columns.indexes(&get::<Vec<i16>>(row, 1)?) {
-            if !indexes.contains(&index) {
-                indexes.push(index);
-            }
-        }
+        let index = columns.indexes(&get::<Vec<i16>>(row, 1)?);
+        indexes.extend(index.filter(|index| !indexes.contains(index)));
     }
     Ok(indexes)
 }

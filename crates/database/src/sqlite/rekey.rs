@@ -11,10 +11,10 @@ use rusqlite::types::Value as Raw;
 use rusqlite::{Connection, OptionalExtension, params_from_iter};
 
 use super::capture::SLOTS;
+use super::copy::value;
 use super::error::{failure, on};
 use super::evolve::Step;
 use super::image;
-use super::rebuild::value;
 use super::sql::{all, list, quoted};
 use crate::lineage::filling;
 

@@ -114,8 +114,9 @@ impl Office for MysqlOffice {
     }
 
     fn casts(&self, from: &Type, to: &Type) -> bool {
-        // It writes truth values as numbers.
-        !(matches!(from, Type::Text { .. }) && *to == Type::Bool)
+        // It writes truth values as numbers, and takes a single float for what it is in double precision.
+        let truth = matches!(from, Type::Text { .. }) && *to == Type::Bool;
+        !truth && (from, to) != (&Type::Float32, &Type::Float64)
     }
 
     fn refuses(&self, kind: &Type, value: &Value) -> bool {

@@ -117,3 +117,42 @@ async fn figures_of_a_long_drain() {
     assert_eq!(count, BACKLOG);
     println!("drained: {}", per_second(BACKLOG, since));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "measures; run it alone and optimized"]
+async fn figures_of_a_look_at_the_definitions() {
+    let tables: Vec<String> = (0..12)
+        .map(|at| {
+            format!(
+                "CREATE TABLE t{at} (id bigint PRIMARY KEY, a text, b numeric(12,2) DEFAULT 0, c int NOT NULL, d date, e uuid,
+                     f timestamptz, g text UNIQUE, h int REFERENCES t{at}_parent);"
+            )
+        })
+        .collect();
+    let parents: String = (0..12)
+        .map(|at| format!("CREATE TABLE t{at}_parent (id int PRIMARY KEY);"))
+        .collect();
+    let mut shop = shop(&format!("{parents}{}", tables.concat())).await;
+    shop.schema
+        .tables
+        .retain(|table| !table.name.ends_with("_parent"));
+    assert_eq!(shop.schema.tables.len(), 12);
+    for _ in 0..2 {
+        let since = Instant::now();
+        for _ in 0..500 {
+            shop.db.begin(Purpose::Take).await.unwrap();
+            shop.db.shape(&shop.schema).await.unwrap();
+            shop.db.rollback().await.unwrap();
+        }
+        let with = since.elapsed() / 500;
+        let since = Instant::now();
+        for _ in 0..500 {
+            shop.db.begin(Purpose::Take).await.unwrap();
+            shop.db.rollback().await.unwrap();
+        }
+        println!(
+            "a transaction with a look {with:?}, without {:?}",
+            since.elapsed() / 500
+        );
+    }
+}

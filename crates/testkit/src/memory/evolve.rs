@@ -67,10 +67,11 @@ impl State {
         // All names change at once: they may go round in a circle.
         let mut aside = BTreeMap::new();
         for table in &to.tables {
-            if let Some(former) = former(self, table).filter(|former| former.name != table.name) {
-                if let Some(stored) = self.tables.remove(&former.name) {
-                    aside.insert(table.id, (former.name, stored));
-                }
+            let former = former(self, table).filter(|former| former.name != table.name);
+            if let Some(former) = former
+                && let Some(stored) = self.tables.remove(&former.name)
+            {
+                aside.insert(table.id, (former.name, stored));
             }
         }
         let mut names = BTreeMap::new();
