@@ -5,11 +5,11 @@
 //! machine is read anew from the database, since the answer of a commit may have been lost.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use branchline_core::branch::Branch;
-use branchline_core::evolution::{Follow, Plan};
 use branchline_core::failure::{OfficeError, OfficeResult};
 use branchline_core::head::{Head, Wiring};
 use branchline_core::identity::{Micros, OfficeName};
@@ -20,14 +20,17 @@ use branchline_database::{AnyDatabase, AnyWatcher};
 use branchline_transport::{Destination, Event, Link, LinkError, Parcel, Receipt};
 use tokio::sync::{broadcast, mpsc};
 
-use crate::config::{Mode, Rules};
+use crate::config::Mode;
+use crate::plan::PlanSettings;
 use crate::request::{Request, Waiting};
 
 mod answer;
 mod question;
+mod reshape;
 mod status;
 mod upkeep;
 
+use reshape::Reshaping;
 pub use upkeep::Upkeep;
 
 /// How often the machine is told that time has passed.
@@ -65,8 +68,10 @@ pub struct Parts {
     pub mode: Mode,
     /// How long what may be asked for again is kept.
     pub retention: Retention,
-    /// The plan's rules (head).
-    pub rules: Rules,
+    /// The configuration file, where the plan stands (head).
+    pub config: PathBuf,
+    /// What is shared, and how (head).
+    pub plan: PlanSettings,
     /// Requests of people.
     pub requests: mpsc::Receiver<Request>,
     /// What happens, for whoever listens.
@@ -84,6 +89,7 @@ pub struct Driver {
     next_token: u64,
     link: LinkView,
     upkeep: Upkeep,
+    reshaping: Reshaping,
     waiting: Vec<Waiting>,
     trouble: Trouble,
     engine: (String, String),
@@ -128,7 +134,8 @@ impl Driver {
         let session = random()?;
         let (_, is_head) = branchline_core::office::Identity::load(&mut parts.db).await?;
         let engine = parts.db.describe().await?;
-        let machine = load(&mut parts, is_head, session).await?;
+        let mut reshaping = Reshaping::default();
+        let machine = load(&mut parts, &mut reshaping, is_head, session).await?;
         let direct = parts.wiring == Wiring::Direct;
         let upkeep = std::mem::replace(&mut parts.upkeep, Upkeep::new(None));
         Ok(Self {
@@ -145,6 +152,7 @@ impl Driver {
                 since: (is_head && direct).then(SystemTime::now),
                 ..LinkView::default()
             },
+            reshaping,
             waiting: Vec::new(),
             trouble: Trouble::default(),
             engine,
@@ -363,7 +371,8 @@ impl Driver {
 
     /// Reads the machine anew: what it remembered may no longer be what the database says.
     async fn reload(&mut self) -> OfficeResult<()> {
-        self.machine = load(&mut self.parts, self.is_head, self.session).await?;
+        let (parts, reshaping) = (&mut self.parts, &mut self.reshaping);
+        self.machine = load(parts, reshaping, self.is_head, self.session).await?;
         self.ask_comparisons_again();
         for (receipt, _) in std::mem::take(&mut self.receipts).into_values() {
             self.parts.link.sender.settle(receipt);
@@ -424,6 +433,7 @@ impl Driver {
 
     fn heed(&mut self, notice: Notice) {
         crate::telemetry::log(&notice);
+        self.note_reshape(&notice);
         self.note_for_waiting(&notice);
         // Nobody listening is fine.
         drop(self.parts.notices.send(notice));
@@ -439,15 +449,17 @@ impl AsRef<[u8]> for SharedBytes {
     }
 }
 
-async fn load(parts: &mut Parts, is_head: bool, session: [u8; 16]) -> OfficeResult<Machine> {
+async fn load(
+    parts: &mut Parts,
+    reshaping: &mut Reshaping,
+    is_head: bool,
+    session: [u8; 16],
+) -> OfficeResult<Machine> {
     let moving = parts.mode == Mode::Live;
     Ok(if is_head {
         let mut head = Head::load(&mut parts.db, parts.wiring, now()).await?;
-        let rules = parts.rules.clone();
-        head.set_plan(Plan {
-            rules: Arc::new(move |table| (table.id != 0).then(|| rules.of(table))),
-            follow: Follow::default(),
-        });
+        reshaping.read_names(&mut parts.db).await?;
+        head.set_plan(reshaping.plan(&parts.plan));
         head.set_retention(parts.retention);
         head.set_moving(moving);
         Machine::Head(Box::new(head))

@@ -11,11 +11,11 @@ use branchline_transport::direct::make_certificate;
 use clap::Args;
 
 use super::Context;
-use crate::config::{self, RoleName, Rules, TransportSettings, write_private};
+use crate::config::{self, RoleName, TransportSettings, write_private};
 use crate::driver::random;
 use crate::exit::{Failure, Outcome};
 use crate::office::{amqp_settings, beside};
-use crate::plan;
+use crate::plan::{self, rules::Rules};
 
 /// The flags of `init`.
 #[derive(Debug, Args)]
@@ -149,7 +149,7 @@ impl Init {
             RoleName::Head,
             &absolute(&self.database)?,
             &transport,
-            true,
+            Some(&self.tables),
         ))
     }
 

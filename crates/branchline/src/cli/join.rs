@@ -143,7 +143,7 @@ fn compose(code: &JoinCode, database: &str) -> String {
             transport
         }
     };
-    config::compose(&code.branch, RoleName::Branch, database, &transport, false)
+    config::compose(&code.branch, RoleName::Branch, database, &transport, None)
 }
 
 /// Shows how the first copy comes along: a bar on a terminal, plain lines elsewhere.
