@@ -170,6 +170,9 @@ pub struct BranchBook {
     /// Rows may differ from the head's without a change on the way: a comparison that repairs them is wanted.
     #[n(13)]
     pub compare: Option<bool>,
+    /// Tables that could not take a step of the schema, as they are here.
+    #[n(14)]
+    pub refused: Vec<crate::schema::Table>,
 }
 
 impl BranchBook {

@@ -29,6 +29,7 @@ use crate::retention::Retention;
 use crate::schema::{Schema, Table};
 
 mod anew;
+mod here;
 mod join;
 mod land;
 mod recall;
@@ -36,6 +37,8 @@ mod step;
 mod take;
 mod unfit;
 mod verify;
+
+use here::{Differing, Here};
 
 /// The name of the branch's own record.
 const BRANCH: &str = "branch";
@@ -64,6 +67,12 @@ pub struct Branch {
     schema: Schema,
     /// The versions in which what this branch sent may stand.
     versions: Versions,
+    /// The fingerprint of the tables when they were last looked at.
+    shape: Option<Digest>,
+    /// How tables here differ from the plan's.
+    differing: Differing,
+    /// The schema changed in this piece of work.
+    stepped: bool,
     book: BranchBook,
     head_key: VerifyingKey,
     inbox: Inbox<LogEntry>,
@@ -170,6 +179,7 @@ impl Branch {
                 lineage: 0,
                 compare: None,
                 clock_offset: None,
+                refused: Vec::new(),
             };
             books::store(db, IDENTITY, &enrolment.identity).await?;
             books::store(db, BRANCH, &book).await
@@ -236,6 +246,9 @@ impl Branch {
             session,
             schema,
             versions: Versions::load(db).await?,
+            shape: None,
+            differing: Differing::new(),
+            stepped: false,
             head_key,
             inbox,
             staged,
@@ -457,6 +470,21 @@ impl Branch {
 
     /// Takes an envelope in.
     pub async fn arrived<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Micros,
+        bytes: &[u8],
+        token: Token,
+    ) -> OfficeResult<()> {
+        if self.differing.is_empty() {
+            return self.arrived_at(db, now, bytes, token).await;
+        }
+        let differing = self.differing.clone();
+        self.arrived_at(&mut Here { db, differing }, now, bytes, token)
+            .await
+    }
+
+    async fn arrived_at<D: Database>(
         &mut self,
         db: &mut D,
         now: Micros,
@@ -841,6 +869,18 @@ impl Branch {
 
     /// Does one bounded piece of work. Returns whether there may be more.
     pub async fn work<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<bool> {
+        // Before anything is taken or lands it is known what of the tables here serves.
+        if self.shape.is_none() && self.book.head.is_some() && self.is_prepared() {
+            self.look(db).await?;
+        }
+        if self.differing.is_empty() {
+            return self.work_on(db, now).await;
+        }
+        let differing = self.differing.clone();
+        self.work_on(&mut Here { db, differing }, now).await
+    }
+
+    async fn work_on<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<bool> {
         if self.book.head.is_none() || self.link.refused.is_some() {
             return Ok(false);
         }
@@ -849,10 +889,16 @@ impl Branch {
         if self.is_prepared() {
             if self.captured && self.moving && self.may_freeze() {
                 more |= self.take(db, now).await?;
+                if std::mem::take(&mut self.stepped) {
+                    return Ok(true);
+                }
             }
             if self.moving {
                 self.retry_unfit(db, now).await?;
                 more |= self.land(db).await?;
+                if std::mem::take(&mut self.stepped) {
+                    return Ok(true);
+                }
                 if self.reused {
                     self.reincarnate(db, now).await?;
                 }

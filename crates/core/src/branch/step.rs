@@ -7,12 +7,12 @@ use crate::books::{self, BranchBook, Joining, Note};
 use crate::change::Key;
 use crate::envelope;
 use crate::evolution::{Lift, Versions, recapture_filled};
-use crate::failure::{OfficeError, OfficeResult};
+use crate::failure::OfficeResult;
 use crate::identity::Micros;
 use crate::message::{LogBody, SchemaStep};
 use crate::office::conclude;
 use crate::output::{Notice, Output};
-use crate::port::{Database, DatabaseError, Entry, Evolution, Purpose};
+use crate::port::{Database, Entry, Evolution, Purpose};
 use crate::schema::{Schema, TableId};
 
 /// Notes on rows of tables whose shape changes, in both shapes.
@@ -36,6 +36,9 @@ impl Branch {
         // What the application wrote so far is sent as it wrote it: a column that goes takes its values with it.
         while self.captured && self.is_prepared() && self.may_freeze() {
             self.take(db, Micros(0)).await?;
+            if self.stepped {
+                return Ok(true);
+            }
         }
         let Some(slot) = self.inbox.slots().next() else {
             return Ok(false);
@@ -112,6 +115,7 @@ impl Branch {
                 ..Joining::default()
             });
         }
+        let mut refused = Vec::new();
         db.begin(Purpose::Load).await?;
         let outcome = async {
             let moved = self.moved_notes(db, to).await?;
@@ -120,12 +124,17 @@ impl Branch {
             } else {
                 Evolution::default()
             };
-            if let Some((id, problem)) = done.refused.first() {
-                let table = to.table(*id).map(|table| table.name.clone());
-                return Err(OfficeError::Database(DatabaseError::Mismatch {
-                    table: table.unwrap_or_default(),
-                    message: problem.clone(),
-                }));
+            book.refused
+                .retain(|table| done.refused.iter().any(|(id, _)| *id == table.id));
+            for (id, problem) in &done.refused {
+                let known = book.refused.iter().any(|table| table.id == *id);
+                if let Some(table) = self.schema.table(*id).filter(|_| !known) {
+                    book.refused.push(table.clone());
+                    refused.push(format!(
+                        "table `{}` could not follow the head's: {problem}; it is tried again by itself, other tables go on",
+                        table.name
+                    ));
+                }
             }
             set_moved(db, &self.schema, to, moved).await?;
             for (id, column) in &done.found {
@@ -138,7 +147,9 @@ impl Branch {
                     db.recapture(table, None).await?;
                 }
             }
-            Versions::store(db, to).await?;
+            if to.version != self.schema.version {
+                Versions::store(db, to).await?;
+            }
             if let Some((stream, entry)) = followed {
                 db.append(&stream, &[entry]).await?;
             }
@@ -146,18 +157,36 @@ impl Branch {
         };
         let outcome: OfficeResult<()> = outcome.await;
         conclude(db, outcome).await?;
+        let known = book.refused.len() == self.book.refused.len();
         self.book = book;
+        for what in refused {
+            self.notice(Notice::Trouble(what));
+        }
+        self.stepped = true;
+        self.shape = None;
+        let again = to.version == self.schema.version;
         self.schema = to.clone();
         self.versions.add(to.clone());
         self.captured = true;
         self.seen = None;
         self.claims.clear();
         self.read_claims(db).await?;
-        self.notice(Notice::SchemaChanged {
-            version: to.version,
-            what: "the tables here follow the head's".into(),
-        });
+        if !again || !known {
+            self.notice(Notice::SchemaChanged {
+                version: to.version,
+                what: "the tables here follow the head's".into(),
+            });
+        }
         Ok(())
+    }
+
+    /// Tries again what tables here could not follow.
+    pub(super) async fn retry_refused<D: Database>(&mut self, db: &mut D) -> OfficeResult<()> {
+        if self.book.refused.is_empty() {
+            return Ok(());
+        }
+        let (to, book) = (self.schema.clone(), self.book.clone());
+        self.evolve(db, &to, &[], book, None).await
     }
 
     /// Notes whose key or row stands otherwise in the new version.

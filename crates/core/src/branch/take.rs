@@ -47,8 +47,17 @@ impl Branch {
         _now: Micros,
     ) -> OfficeResult<bool> {
         db.begin(Purpose::Take).await?;
-        let outcome = self.freeze(db).await;
-        let frozen = conclude(db, outcome).await?;
+        let outcome = match self.is_as_known(db).await {
+            Ok(true) => self.freeze(db).await.map(Some),
+            Ok(false) => Ok(None),
+            Err(error) => Err(error),
+        };
+        let Some(frozen) = conclude(db, outcome).await? else {
+            // The application changed its tables. Once it is known what that means, the taking goes on.
+            self.shape = None;
+            self.stepped = true;
+            return Ok(true);
+        };
         self.captured = frozen.more;
         self.book = frozen.book;
         self.claims.extend(frozen.claims);
@@ -269,7 +278,7 @@ impl Branch {
             inserted,
             at: self.by_the_heads_clock(taken.at),
             before: taken.before,
-            absent: Vec::new(),
+            absent: self.absent(table),
         })
     }
 

@@ -218,7 +218,7 @@ impl Head {
         let anew = if lost.is_empty() {
             asking.anew
         } else if follows && asking.anew.is_none() {
-            self.adopt_lost(db, now, &lost).await?;
+            self.adopt_all(db, now, &lost).await?;
             None
         } else {
             let (_, from) = asking.anew.unwrap_or((agreed, self.book.last));
@@ -299,6 +299,26 @@ impl Head {
             lost.truncate(whole + 1);
         }
         Ok(lost)
+    }
+
+    /// Appends lost entries just as they were; a step of the schema in its own transaction.
+    async fn adopt_all<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Micros,
+        lost: &[(LogEntry, Vec<u8>)],
+    ) -> OfficeResult<()> {
+        let is_step = |(entry, _): &(LogEntry, Vec<u8>)| matches!(entry.body, LogBody::Schema(_));
+        for run in lost.chunk_by(|one, next| !is_step(one) && !is_step(next)) {
+            if let [(entry, bytes)] = run
+                && let LogBody::Schema(step) = &entry.body
+            {
+                self.take_step_back(db, entry.position, bytes, step).await?;
+            } else {
+                self.adopt_lost(db, now, run).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Appends lost entries just as they were.

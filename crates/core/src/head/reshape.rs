@@ -3,9 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use super::writer::LogWriter;
+use super::recent::{Recent, names_of};
+use super::writer::{HEAD, LogWriter, Tail};
 use super::{Head, Standing};
-use crate::books;
+use crate::books::{self, HeadBook};
+use crate::envelope;
 use crate::evolution::{
     Follow, Next, ORIGINS, RENAMED, Renamed, Versions, follow, recapture_filled,
 };
@@ -14,7 +16,7 @@ use crate::identity::{Digest, LogPosition, Micros};
 use crate::message::{Hello, LogBody, SchemaStep};
 use crate::office::conclude;
 use crate::output::{Notice, Output};
-use crate::port::{Database, DatabaseError, Origin, Purpose};
+use crate::port::{Database, DatabaseError, Entry, Evolution, Origin, Purpose};
 use crate::schema::{Schema, SchemaVersion};
 
 /// Whether a person lets the waiting change of the tables pass.
@@ -40,7 +42,7 @@ impl Catalogue {
 /// What one look at the tables led to.
 struct Step {
     next: Next,
-    position: super::HeadBook,
+    position: HeadBook,
     fresh: Vec<super::writer::Fresh>,
     shape: Digest,
 }
@@ -197,13 +199,7 @@ impl Head {
         if told {
             // The tables are what the version says already: this moves the capture along.
             let done = db.evolve(&self.schema, &next.schema, &[]).await?;
-            if let Some((id, problem)) = done.refused.first() {
-                let table = next.schema.table(*id).map(|table| table.name.clone());
-                return Err(OfficeError::Database(DatabaseError::Mismatch {
-                    table: table.unwrap_or_default(),
-                    message: problem.clone(),
-                }));
-            }
+            refused(&done, &next.schema)?;
         }
         if told {
             let step = SchemaStep {
@@ -267,6 +263,43 @@ impl Head {
         }
     }
 
+    /// A restored head takes a step of the schema back that it had lost: its tables become what the step says, unless
+    /// they are that already.
+    pub(super) async fn take_step_back<D: Database>(
+        &mut self,
+        db: &mut D,
+        position: LogPosition,
+        bytes: &[u8],
+        step: &SchemaStep,
+    ) -> OfficeResult<()> {
+        let book = HeadBook {
+            last: position,
+            chain: envelope::chain(bytes),
+            ..self.book.clone()
+        };
+        db.begin(Purpose::Load).await?;
+        let outcome = async {
+            let done = db.evolve(&self.schema, &step.schema, &step.dropped).await?;
+            refused(&done, &step.schema)?;
+            let number = position.0;
+            let entry = |bytes: Vec<u8>| [Entry { number, bytes }];
+            db.append(books::LOG, &entry(bytes.to_vec())).await?;
+            db.append(books::LOG_KEYS, &entry(names_of(&[]))).await?;
+            Versions::store(db, &step.schema).await?;
+            books::store(db, HEAD, &book).await
+        };
+        let outcome = outcome.await;
+        conclude(db, outcome).await?;
+        self.recent = Recent::new(book.last);
+        self.tail = Tail::default();
+        self.book = book;
+        self.schema = step.schema.clone();
+        self.versions.add(step.schema.clone());
+        self.catalogue.forget();
+        self.captured = true;
+        Ok(())
+    }
+
     /// The version that a branch is to have where it will stand after the greeting; nothing where the log brings it.
     pub(super) async fn schema_for<D: Database>(
         &self,
@@ -283,4 +316,16 @@ impl Head {
         let version = self.versions.get(wanted).unwrap_or(&self.schema);
         Ok((hello.schema != wanted).then(|| version.clone()))
     }
+}
+
+/// The head's tables must be what the version says.
+fn refused(done: &Evolution, schema: &Schema) -> OfficeResult<()> {
+    let Some((id, problem)) = done.refused.first() else {
+        return Ok(());
+    };
+    let table = schema.table(*id).map(|table| table.name.clone());
+    Err(OfficeError::Database(DatabaseError::Mismatch {
+        table: table.unwrap_or_default(),
+        message: problem.clone(),
+    }))
 }

@@ -129,6 +129,7 @@ pub async fn shop(sql: &str) -> Shop {
     assert!(fatal.is_empty(), "{fatal:?}");
     let mut schema = Schema {
         version: 1,
+        tables_ever: 0,
         tables: found.tables,
     };
     schema.sort_parents_first();

@@ -43,6 +43,7 @@ impl Office {
         let inspection = ours.inspect().await.unwrap();
         let mut schema = Schema {
             version: 1,
+            tables_ever: 0,
             tables: inspection.tables,
         };
         schema.sort_parents_first();

@@ -81,8 +81,8 @@ async fn office_with_references<O: Office>(office: &O) -> Ready<O> {
         office,
         Schema {
             version: 1,
-            tables,
             tables_ever: 0,
+            tables,
         },
     )
     .await;

@@ -52,11 +52,40 @@ impl MemoryApplication {
     /// The application's own `ALTER TABLE`, without waiting: columns are matched by their numbers in `from`. Nothing is
     /// captured.
     pub fn alter_now(&mut self, from: &Table, to: &Table) -> Result<(), String> {
+        self.define_now(|work| work.alter(from, to).map_err(|error| error.to_string()))
+    }
+
+    /// The application's `CREATE TABLE`.
+    pub fn create_now(&mut self, table: &Table) -> Result<(), String> {
+        self.define_now(|work| {
+            let schema = Schema {
+                tables: vec![table.clone()],
+                ..Schema::default()
+            };
+            work.create_tables(&schema);
+            Ok(())
+        })
+    }
+
+    /// The application's `DROP TABLE`.
+    pub fn drop_now(&mut self, name: &str) -> Result<(), String> {
+        self.define_now(|work| {
+            work.installed.remove(name);
+            work.tables
+                .remove(name)
+                .map(drop)
+                .ok_or_else(|| "no such table".into())
+        })
+    }
+
+    fn define_now(
+        &mut self,
+        run: impl FnOnce(&mut State) -> Result<(), String>,
+    ) -> Result<(), String> {
         let permit = Arc::clone(&self.shared.writer).try_acquire_owned();
         self.open_with(permit.map_err(|_| "another transaction is writing".to_owned())?);
         let (work, _, _) = self.open.as_mut().ok_or("no transaction is open")?;
-        let result = work.alter(from, to).map_err(|error| error.to_string());
-        let result = result.and_then(|()| self.commit_open());
+        let result = run(work).and_then(|()| self.commit_open());
         self.open = None;
         result
     }

@@ -61,29 +61,16 @@ impl State {
                     self.rename_captured(&former.name, &table.name);
                 }
             }
-            let Some(stored) = self.tables.get(&table.name) else {
-                continue;
-            };
-            let (evolved, found) = match reshaped(stored, former, table) {
-                Ok(evolved) => evolved,
-                Err(problem) => {
-                    done.refused.push((table.id, problem));
-                    continue;
+            match self.reshape(former, table) {
+                Ok(found) => {
+                    let found = found.into_iter().map(|column| (table.id, column));
+                    done.found.extend(found);
                 }
-            };
-            done.found
-                .extend(found.into_iter().map(|column| (table.id, column)));
-            self.tables.insert(table.name.clone(), Arc::new(evolved));
+                Err(problem) => done.refused.push((table.id, problem)),
+            }
         }
         self.create_tables(to);
-        let refused: Vec<TableId> = done.refused.iter().map(|(id, _)| *id).collect();
-        let fit = |table: &&Table| !refused.contains(&table.id);
-        self.installed = to
-            .tables
-            .iter()
-            .filter(fit)
-            .map(|table| table.name.clone())
-            .collect();
+        self.installed = to.tables.iter().map(|table| table.name.clone()).collect();
         Ok(done)
     }
 
@@ -98,11 +85,14 @@ impl State {
     /// The application's own `ALTER TABLE`: the table gets this definition, its columns matched by their numbers in
     /// `from`.
     pub(super) fn alter(&mut self, from: &Table, to: &Table) -> DbResult<()> {
-        let stored = self.table(&from.name)?.clone();
-        let (mut altered, _) = reshaped(&stored, Some(from), to).map_err(DatabaseError::Other)?;
-        altered.table = to.clone();
-        self.tables.remove(&from.name);
-        self.tables.insert(to.name.clone(), Arc::new(altered));
+        let Some(stored) = self.tables.remove(&from.name) else {
+            return Err(DatabaseError::Other(format!(
+                "there is no table `{}`",
+                from.name
+            )));
+        };
+        self.tables.insert(to.name.clone(), stored);
+        self.reshape(Some(from), to).map_err(DatabaseError::Other)?;
         if self.installed.remove(&from.name) {
             self.installed.insert(to.name.clone());
         }
@@ -111,44 +101,20 @@ impl State {
     }
 }
 
-/// A stored table with another definition, and the new columns that were there already.
-fn reshaped(
-    stored: &Stored,
-    former: Option<&Table>,
-    to: &Table,
-) -> Result<(Stored, Vec<u32>), String> {
-    let here = |name: &str| {
-        stored
-            .table
-            .columns
-            .iter()
-            .position(|column| column.name == name)
-    };
-    let mut found = Vec::new();
-    let mut sources = Vec::new();
-    for column in &to.columns {
-        let before =
-            former.and_then(|former| former.columns.iter().find(|one| one.id == column.id));
-        let taken = former.is_some_and(|former| {
-            former
-                .columns
-                .iter()
-                .any(|one| one.name == column.name && one.id != column.id)
-        });
-        let old = before.and_then(|before| here(&before.name));
-        let new = here(&column.name).filter(|_| !taken || old.is_none());
-        if before.is_none() && new.is_some() && former.is_some() {
-            found.push(column.id);
-        }
-        sources.push(new.or(old));
-    }
-    let mut rows = BTreeMap::new();
-    for row in stored.rows.values() {
+/// Where each column of a new definition has its values from.
+struct Reshape<'a> {
+    from: &'a Table,
+    to: &'a Table,
+    sources: Vec<Option<usize>>,
+}
+
+impl Reshape<'_> {
+    fn row(&self, row: &Row) -> Result<Row, String> {
         let mut values = Vec::new();
-        for (column, source) in to.columns.iter().zip(&sources) {
+        for (column, source) in self.to.columns.iter().zip(&self.sources) {
             let value = match source {
                 Some(at) => {
-                    let was = &stored.table.columns[*at].kind;
+                    let was = &self.from.columns[*at].kind;
                     convert(was, &column.kind, &row.0[*at]).ok_or_else(|| {
                         format!(
                             "column `{}`: {:?} is no {}",
@@ -163,17 +129,67 @@ fn reshaped(
             }
             values.push(value);
         }
-        let row = Row(values);
-        rows.insert(to.key_of(&row), row);
+        Ok(Row(values))
     }
-    if rows.len() < stored.rows.len() {
-        return Err("two rows would have one key".into());
+}
+
+impl State {
+    /// Gives a stored table another definition, and tells of new columns that were there already.
+    fn reshape(&mut self, former: Option<&Table>, to: &Table) -> Result<Vec<u32>, String> {
+        let Some(stored) = self.tables.get(&to.name).cloned() else {
+            return Ok(Vec::new());
+        };
+        let here = |name: &str| {
+            stored
+                .table
+                .columns
+                .iter()
+                .position(|column| column.name == name)
+        };
+        let mut found = Vec::new();
+        let mut sources = Vec::new();
+        for column in &to.columns {
+            let before =
+                former.and_then(|former| former.columns.iter().find(|one| one.id == column.id));
+            let taken = former.is_some_and(|former| {
+                former
+                    .columns
+                    .iter()
+                    .any(|one| one.name == column.name && one.id != column.id)
+            });
+            let old = before.and_then(|before| here(&before.name));
+            let new = here(&column.name).filter(|_| !taken || old.is_none());
+            if before.is_none() && new.is_some() && former.is_some() {
+                found.push(column.id);
+            }
+            sources.push(new.or(old));
+        }
+        let reshape = Reshape {
+            from: &stored.table,
+            to,
+            sources,
+        };
+        let mut rows = BTreeMap::new();
+        for row in stored.rows.values() {
+            let row = reshape.row(row)?;
+            rows.insert(to.key_of(&row), row);
+        }
+        if rows.len() < stored.rows.len() {
+            return Err("two rows would have one key".into());
+        }
+        let evolved = Stored {
+            table: to.clone(),
+            rows,
+            bound: stored.bound,
+        };
+        evolved.check_unique().map_err(|error| error.to_string())?;
+        for write in Arc::make_mut(&mut self.capture).values_mut() {
+            if write.table == to.name {
+                let before = write.before.take();
+                write.before = before.and_then(|row| reshape.row(&row).ok());
+            }
+        }
+        self.tables.insert(to.name.clone(), Arc::new(evolved));
+        Ok(found)
     }
-    let evolved = Stored {
-        table: to.clone(),
-        rows,
-        bound: stored.bound,
-    };
-    evolved.check_unique().map_err(|error| error.to_string())?;
-    Ok((evolved, found))
 }

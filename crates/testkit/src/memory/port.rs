@@ -70,7 +70,7 @@ impl Database for MemoryDatabase {
             if open.purpose != Purpose::Take {
                 return Err(misuse("only a transaction for taking takes"));
             }
-            Ok(capture::take(&mut open.work, &mut open.unit, schema, limit))
+            capture::take(&mut open.work, &mut open.unit, schema, limit)
         })
     }
 
@@ -139,11 +139,13 @@ impl Database for MemoryDatabase {
 
     async fn read(&mut self, table: &Table, keys: &[Key]) -> DbResult<BTreeMap<Key, Row>> {
         self.step(|open, _| {
-            let rows = &open.work.table(&table.name)?.rows;
-            Ok(keys
+            let stored = open.work.table(&table.name)?;
+            let found = keys
                 .iter()
-                .filter_map(|key| Some((key.clone(), rows.get(key)?.clone())))
-                .collect())
+                .filter_map(|key| Some((key, stored.rows.get(key)?)));
+            found
+                .map(|(key, row)| Ok((key.clone(), stored.project(table, row)?)))
+                .collect()
         })
     }
 
@@ -155,13 +157,10 @@ impl Database for MemoryDatabase {
     ) -> DbResult<Vec<Row>> {
         use std::ops::Bound::{Excluded, Unbounded};
         self.step(|open, _| {
-            let rows = &open.work.table(&table.name)?.rows;
+            let stored = open.work.table(&table.name)?;
             let from = after.map_or(Unbounded, Excluded);
-            Ok(rows
-                .range((from, Unbounded))
-                .take(limit)
-                .map(|(_, row)| row.clone())
-                .collect())
+            let rows = stored.rows.range((from, Unbounded)).take(limit);
+            rows.map(|(_, row)| stored.project(table, row)).collect()
         })
     }
 
