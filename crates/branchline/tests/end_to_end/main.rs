@@ -8,11 +8,13 @@
 mod bad_input;
 mod company;
 mod conflicts;
+mod evolution;
 mod joining;
 mod journal;
 mod leaving;
 mod mariadb;
 mod office;
+mod planning;
 mod repairing;
 mod reports;
 mod settling;
