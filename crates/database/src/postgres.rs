@@ -14,6 +14,7 @@
 //! watermarks over ids.
 
 mod apply;
+mod bonds;
 mod books;
 mod capture;
 mod catalog;
@@ -21,6 +22,7 @@ mod connection;
 mod ddl;
 mod delete;
 mod error;
+mod evolve;
 mod install;
 mod layout;
 mod literal;
@@ -28,6 +30,8 @@ mod net;
 mod park;
 mod reads;
 mod references;
+mod rekey;
+mod retype;
 mod shape;
 mod take;
 mod tls;
@@ -40,8 +44,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use branchline_core::change::{Effect, Key, Row};
 use branchline_core::identity::Digest;
 use branchline_core::port::{
-    Backlog, Database, DatabaseError, DbResult, Entry, Evolution, Extent, Inspection, Portion,
-    Purpose,
+    Backlog, Database, DbResult, Entry, Evolution, Extent, Inspection, Portion, Purpose,
 };
 use branchline_core::schema::{Schema, Table, TableId};
 
@@ -126,13 +129,11 @@ impl Database for PostgresDatabase {
     }
     async fn evolve(
         &mut self,
-        _from: &Schema,
-        _to: &Schema,
-        _dropped: &[TableId],
+        from: &Schema,
+        to: &Schema,
+        dropped: &[TableId],
     ) -> DbResult<Evolution> {
-        Err(DatabaseError::Other(
-            "schema evolution is not there yet".into(),
-        ))
+        evolve::evolve(self, from, to, dropped).await
     }
     async fn missing_capture(&mut self, schema: &Schema) -> DbResult<Vec<TableId>> {
         install::missing(self, schema).await

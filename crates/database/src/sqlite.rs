@@ -23,12 +23,16 @@ mod catalog;
 mod connection;
 mod ddl;
 mod declared;
+mod definition;
 mod error;
+mod evolve;
 mod image;
 mod inspect;
 mod misfits;
 mod put;
+mod rebuild;
 mod references;
+mod rekey;
 mod shape;
 mod sql;
 mod stored;
@@ -40,8 +44,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use branchline_core::change::{Effect, Key, Row};
 use branchline_core::identity::Digest;
 use branchline_core::port::{
-    Backlog, Database, DatabaseError, DbResult, Entry, Evolution, Extent, Inspection, Portion,
-    Purpose,
+    Backlog, Database, DbResult, Entry, Evolution, Extent, Inspection, Portion, Purpose,
 };
 use branchline_core::schema::{Schema, Table, TableId};
 
@@ -154,13 +157,11 @@ impl Database for SqliteDatabase {
     }
     async fn evolve(
         &mut self,
-        _from: &Schema,
-        _to: &Schema,
-        _dropped: &[TableId],
+        from: &Schema,
+        to: &Schema,
+        dropped: &[TableId],
     ) -> DbResult<Evolution> {
-        Err(DatabaseError::Other(
-            "schema evolution is not there yet".into(),
-        ))
+        self.follow(from, to, dropped)
     }
     async fn missing_capture(&mut self, schema: &Schema) -> DbResult<Vec<TableId>> {
         self.catalogue_read(|connection| triggers::missing(connection, schema))

@@ -461,7 +461,7 @@ fn column_type(row: &Row) -> DbResult<Option<Type>> {
     })
 }
 
-fn action(code: &str) -> String {
+pub(super) fn action(code: &str) -> String {
     match code {
         "c" => "CASCADE",
         "n" => "SET NULL",
@@ -544,7 +544,7 @@ pub(super) fn insertable(planned: &Table, layout: &Layout) -> DbResult<()> {
 }
 
 /// Enums are told by their labels: engines without named enums have no name for them.
-fn same(planned: &Type, here: &Type) -> bool {
+pub(super) fn same(planned: &Type, here: &Type) -> bool {
     match (planned, here) {
         (Type::Enum { labels: a, .. }, Type::Enum { labels: b, .. }) => a == b,
         (Type::Array(a), Type::Array(b)) => same(a, b),

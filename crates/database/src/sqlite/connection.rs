@@ -201,6 +201,9 @@ impl SqliteDatabase {
         self.transaction = None;
         if !self.connection.is_autocommit() {
             self.connection.execute_batch("ROLLBACK").map_err(failure)?;
+            // SQLite's count of changes to the catalogue goes back with them.
+            self.shape = None;
+            self.references = References::default();
         }
         self.enforce_again()
     }

@@ -79,7 +79,7 @@ fn journal(connection: &Connection, findings: &mut Vec<Finding>) -> DbResult<()>
 }
 
 /// The application's tables and views by name, with SQLite's word for their kind.
-fn relations(connection: &Connection) -> rusqlite::Result<Vec<(String, String)>> {
+pub(super) fn relations(connection: &Connection) -> rusqlite::Result<Vec<(String, String)>> {
     connection
         .prepare(
             "SELECT name, type FROM pragma_table_list WHERE schema = 'main' AND type <> 'shadow'

@@ -9,6 +9,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::Shared;
 use super::state::{State, Write};
+use crate::conformance::sql::Dialect;
 use crate::conformance::{Application, Op};
 
 /// A connection of the application.
@@ -202,6 +203,10 @@ impl Application for MemoryApplication {
 
     async fn roll_back(&mut self) {
         self.open = None;
+    }
+
+    async fn define(&mut self, from: &Table, to: &Table, _: &[(Option<Dialect>, String)]) {
+        self.alter_now(from, to).expect("the table can be altered");
     }
 
     async fn break_capture(&mut self, table: &Table) {
