@@ -14,7 +14,7 @@ use branchline_core::failure::{OfficeError, OfficeResult};
 use branchline_core::head::{Head, Wiring};
 use branchline_core::identity::{Micros, OfficeName};
 use branchline_core::output::{Notice, Output, To};
-use branchline_core::port::{Database, DatabaseError};
+use branchline_core::port::DatabaseError;
 use branchline_core::retention::Retention;
 use branchline_database::{AnyDatabase, AnyWatcher};
 use branchline_transport::{Destination, Event, Link, LinkError, Parcel, Receipt};
@@ -469,30 +469,8 @@ async fn load(
         branch.set_retention(parts.retention);
         branch.set_store_and_forward(parts.wiring == Wiring::Fanout);
         if branch.state().joining.is_none() {
-            restore_capture(&mut parts.db, branch.schema()).await?;
             branch.set_moving(moving);
         }
         Machine::Branch(Box::new(branch))
     })
-}
-
-/// Puts capture back where it is missing (a rebuilt table drops its triggers).
-async fn restore_capture(
-    db: &mut AnyDatabase,
-    schema: &branchline_core::schema::Schema,
-) -> OfficeResult<()> {
-    let missing = db.missing_capture(schema).await?;
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let names: Vec<&str> = missing
-        .iter()
-        .filter_map(|id| schema.table(*id))
-        .map(|table| table.name.as_str())
-        .collect();
-    tracing::warn!(
-        "capture was missing on {}; it is put back, but writes made meanwhile were not seen: run `branchline verify`",
-        names.join(", ")
-    );
-    Ok(db.install(schema).await?)
 }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use branchline_core::port::{Database, Finding};
+use branchline_core::schema::{Schema, Table};
 use branchline_database::AnyDatabase;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -106,8 +107,9 @@ async fn show(context: &Context, settings: &Settings) -> Outcome<u8> {
                 let table = finding.table.as_deref();
                 finding.fatal && table.is_some_and(|name| schema.table_named(name).is_some())
             });
+            let differs = differs(&schema, &found.tables);
             json!({
-                "office": settings.name, "role": "branch", "schema_version": schema.version,
+                "office": settings.name, "role": "branch", "differs": differs, "schema_version": schema.version,
                 "tables": schema.tables.iter().map(table_to_json).collect::<Vec<_>>(),
                 "would_create": missing, "cannot": fatal.map(to_json).collect::<Vec<_>>(),
             })
@@ -115,6 +117,30 @@ async fn show(context: &Context, settings: &Settings) -> Outcome<u8> {
     };
     context.show(&document, || shared(&document));
     Ok(0)
+}
+
+/// Tables here that lack columns of the plan, or have more.
+fn differs(schema: &Schema, here: &[Table]) -> Vec<Value> {
+    let names = |table: &Table| -> Vec<String> {
+        let columns = table.columns.iter();
+        columns.map(|column| column.name.clone()).collect()
+    };
+    let mut differs = Vec::new();
+    for table in &schema.tables {
+        let Some(found) = here.iter().find(|one| one.name == table.name) else {
+            continue;
+        };
+        let (planned, there) = (names(table), names(found));
+        let without = |one: &[String], other: &[String]| -> Vec<String> {
+            let only = one.iter().filter(|name| !other.contains(name));
+            only.cloned().collect()
+        };
+        let (missing, more) = (without(&planned, &there), without(&there, &planned));
+        if !missing.is_empty() || !more.is_empty() {
+            differs.push(json!({ "table": table.name, "missing": missing, "only_here": more }));
+        }
+    }
+    differs
 }
 
 async fn add(context: &Context, settings: &Settings, change: &Change) -> Outcome<u8> {
@@ -163,11 +189,14 @@ async fn remove(context: &Context, settings: &Settings, change: &Change) -> Outc
     let mut db = AnyDatabase::open(&settings.database, false).await?;
     let before = base(&mut db, settings).await?;
     let (schema, former) = present(&mut db).await?;
+    let found = db.inspect().await?;
     drop(db);
-    if let Some(name) = less
-        .exact()
-        .find(|name| schema.table_named(name).is_none() && !before.choose(name))
-    {
+    let unknown = |name: &&str| {
+        let there = found.tables.iter().any(|table| table.name == *name);
+        let meant = before.exact().any(|known| known == *name);
+        schema.table_named(name).is_none() && !meant && !(there && before.choose(name))
+    };
+    if let Some(name) = less.exact().find(unknown) {
         return Err(Failure::usage(format!(
             "table `{name}` is not shared; `branchline plan show` lists those that are"
         )));
@@ -346,6 +375,19 @@ fn shared(document: &Value) -> String {
             lines.push(format!("{what}: {}", all.join("; ")));
         }
     }
+    let differing = document["differs"].as_array().into_iter().flatten();
+    lines.extend(differing.map(|one| {
+        let list = |key: &str| {
+            let all = one[key].as_array().into_iter().flatten();
+            all.map(text).collect::<Vec<_>>().join(", ")
+        };
+        format!(
+            "table `{}` is not as at the head; missing here: {}; only here: {}",
+            text(&one["table"]),
+            list("missing"),
+            list("only_here")
+        )
+    }));
     lines.extend(refused(document));
     lines.join("\n")
 }

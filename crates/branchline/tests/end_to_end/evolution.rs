@@ -247,12 +247,14 @@ fn changes_of_every_kind(engine: Engine, up: &[(&str, Engine)], away: &[(&str, E
     for name in &up {
         let database = company.branch(name).database.clone();
         let mut db = Db::open(&database);
-        wait_until(&format!("{name} has the new table's row"), SOON, || {
-            match db.try_rows("SELECT label FROM tag") {
+        wait_until(
+            &format!("{name} has the new table's row"),
+            SOON,
+            || match db.try_rows("SELECT label FROM tag") {
                 Ok(rows) if rows == [["new"]] => Ok(()),
                 other => Err(format!("{other:?}")),
-            }
-        });
+            },
+        );
     }
     company.migrate("DROP TABLE memo", &up);
     if company.engine != Postgres {
@@ -270,7 +272,10 @@ fn changes_of_every_kind(engine: Engine, up: &[(&str, Engine)], away: &[(&str, E
     for name in &up {
         let database = company.branch(name).database.clone();
         let mut db = Db::open(&database);
-        db.run("INSERT INTO mark VALUES (LENGTH, 'of a branch')".replace("LENGTH", &(10 + name.as_bytes()[name.len() - 1]).to_string()));
+        db.run("INSERT INTO mark VALUES (LENGTH, 'of a branch')".replace(
+            "LENGTH",
+            &(10 + name.as_bytes()[name.len() - 1]).to_string(),
+        ));
     }
     for name in &away {
         company.branch(name).run();
@@ -286,7 +291,12 @@ fn changes_of_every_kind(engine: Engine, up: &[(&str, Engine)], away: &[(&str, E
     assert_eq!(*row("1"), ["1", "Ann", "Porto", "5000000000", &marks]);
     assert_eq!(*row("2"), ["2", "Beatrix", "Porto", "2", &marks]);
     assert_eq!(*row("3"), ["3", "Cho", "Faro", "NULL", &marks]);
-    assert!(found.iter().filter(|row| row[1].starts_with("of ")).all(|row| row[2] == "Porto" && row[3] == "7"));
+    assert!(
+        found
+            .iter()
+            .filter(|row| row[1].starts_with("of "))
+            .all(|row| row[2] == "Porto" && row[3] == "7")
+    );
 }
 
 #[test]
@@ -294,7 +304,11 @@ fn a_head_on_postgresql_changes_and_branches_of_every_engine_follow() {
     changes_of_every_kind(
         Postgres,
         &[("up-p", Postgres), ("up-m", Mariadb), ("up-s", Sqlite)],
-        &[("away-p", Postgres), ("away-m", Mariadb), ("away-s", Sqlite)],
+        &[
+            ("away-p", Postgres),
+            ("away-m", Mariadb),
+            ("away-s", Sqlite),
+        ],
     );
 }
 
@@ -354,12 +368,22 @@ fn a_branch_ahead(engine: Engine, branches: &[(&str, Engine)]) {
     );
     company.sell("HO");
     let cities = names.len();
-    let found = company.close("SELECT id, name, city, (SELECT count(*) FROM tag) FROM customer ORDER BY id");
-    let made: Vec<_> = found.iter().filter(|row| row[1].starts_with("new at ")).collect();
+    let found = company
+        .close("SELECT id, name, city, (SELECT count(*) FROM tag) FROM customer ORDER BY id");
+    let made: Vec<_> = found
+        .iter()
+        .filter(|row| row[1].starts_with("new at "))
+        .collect();
     assert_eq!(made.len(), cities, "{found:?}");
     assert!(made.iter().all(|row| row[2] == "Beja"), "{found:?}");
-    assert!(found.iter().all(|row| row[3] == cities.to_string()), "{found:?}");
-    assert!(found.iter().any(|row| row[2].starts_with("of ")), "{found:?}");
+    assert!(
+        found.iter().all(|row| row[3] == cities.to_string()),
+        "{found:?}"
+    );
+    assert!(
+        found.iter().any(|row| row[2].starts_with("of ")),
+        "{found:?}"
+    );
 }
 
 #[test]

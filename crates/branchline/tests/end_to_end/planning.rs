@@ -85,20 +85,27 @@ fn the_plan_is_written_shown_and_changed_in_the_configuration() {
     assert_eq!(added["list"], "*,!audit_*,stock");
     let text = std::fs::read_to_string(&head.config).unwrap();
     assert!(text.contains("# mine\n[plan]"), "{text}");
-    assert!(text.contains("schema = \"follow\"               # follow"), "{text}");
+    assert!(
+        text.contains("schema = \"follow\"               # follow"),
+        "{text}"
+    );
 
     head.cmd(&["plan", "add", "audit_log"])
         .expect(2)
         .says(&["audit_log", "excludes", "by hand"]);
-    head.cmd(&["plan", "add", "nowhere"])
-        .expect(2)
-        .says(&["nowhere", "no such table", "nothing was changed"]);
+    head.cmd(&["plan", "add", "nowhere"]).expect(2).says(&[
+        "nowhere",
+        "no such table",
+        "nothing was changed",
+    ]);
     head.cmd(&["plan", "remove", "nowhere"])
         .expect(2)
         .says(&["nowhere", "not shared"]);
     head.cmd(&["plan", "add", "!price"]).expect(2);
     // What stands there by name and cannot be shared is told, and does not keep the rest out.
-    let ran = head.cmd(&["plan", "add", "price,loose", "--json"]).expect(1);
+    let ran = head
+        .cmd(&["plan", "add", "price,loose", "--json"])
+        .expect(1);
     let document = ran.document();
     assert_eq!(document["list"], "*,!audit_*,stock,price,loose");
     assert_eq!(document["cannot"][0]["table"], "loose");
@@ -108,7 +115,9 @@ fn the_plan_is_written_shown_and_changed_in_the_configuration() {
     head.cmd(&["schema", "rename", "item.colour", "color"])
         .expect(2)
         .says(&["item", "colour"]);
-    head.cmd(&["schema", "accept"]).expect(1).says(&["nothing waits"]);
+    head.cmd(&["schema", "accept"])
+        .expect(1)
+        .says(&["nothing waits"]);
     head.edit("schema = \"follow\"", "schema = \"sometimes\"");
     head.cmd(&["plan", "show"]).expect(2).says(&["sometimes"]);
 }
@@ -132,7 +141,10 @@ fn an_old_configuration_shares_what_is_shared() {
     assert_eq!(shown["would_remove"], json!([]));
     let added = head.json(&["plan", "add", "price"]);
     let list = added["list"].as_str().unwrap();
-    assert_eq!(sorted(list.split(',').map(String::from).collect()), ["item", "price", "stock"]);
+    assert_eq!(
+        sorted(list.split(',').map(String::from).collect()),
+        ["item", "price", "stock"]
+    );
     assert_eq!(names(&head.json(&["plan", "show"]), "would_add"), ["price"]);
 }
 
@@ -157,7 +169,10 @@ fn rules_of_a_table_that_went_while_the_head_was_down_lock_nobody_out() {
     });
     let shown = head.json(&["plan", "show"]);
     let stock = shown["tables"].as_array().unwrap().iter();
-    let stock = stock.clone().find(|table| table["name"] == "stock").unwrap();
+    let stock = stock
+        .clone()
+        .find(|table| table["name"] == "stock")
+        .unwrap();
     assert_eq!(stock["counters"][0]["column"], "amount", "{stock}");
     settle(&head, &[&branch], SOON);
     head.stop();
@@ -190,7 +205,11 @@ fn tables_are_added_and_taken_out_while_all_runs() {
     assert_eq!(added["applied"], true, "{added}");
     assert_eq!(added["schema_version"], 2, "{added}");
     assert!(added["changed"][0].as_str().unwrap().contains("stock"));
-    wait_for(&mut at_branch, "SELECT quantity FROM stock WHERE id = 1", "10");
+    wait_for(
+        &mut at_branch,
+        "SELECT quantity FROM stock WHERE id = 1",
+        "10",
+    );
     at_branch.run("UPDATE stock SET quantity = 7 WHERE id = 1");
     wait_for(&mut at_head, "SELECT quantity FROM stock WHERE id = 1", "7");
     settle(&head, &[&branch], SOON);
@@ -210,7 +229,11 @@ fn tables_are_added_and_taken_out_while_all_runs() {
     at_head.run("UPDATE stock SET quantity = 1 WHERE id = 1");
     at_branch.run("UPDATE stock SET quantity = 2 WHERE id = 1");
     at_head.run("INSERT INTO item VALUES (2, 'after')");
-    wait_for(&mut at_branch, "SELECT name FROM item WHERE id = 2", "after");
+    wait_for(
+        &mut at_branch,
+        "SELECT name FROM item WHERE id = 2",
+        "after",
+    );
     settle(&head, &[&branch], SOON);
     assert_eq!(at_head.one("SELECT quantity FROM stock"), "1");
     assert_eq!(at_branch.one("SELECT quantity FROM stock"), "2");
@@ -238,10 +261,16 @@ fn by_the_policy_ask_a_person_lets_a_change_pass() {
     // A new table of the pattern waits for a person, and nothing else does.
     at_head.run("CREATE TABLE price (id integer PRIMARY KEY)");
     at_head.run("INSERT INTO item VALUES (2, 'goes on')");
-    wait_for(&mut at_branch, "SELECT name FROM item WHERE id = 2", "goes on");
+    wait_for(
+        &mut at_branch,
+        "SELECT name FROM item WHERE id = 2",
+        "goes on",
+    );
     assert_eq!(head.status()["schema_version"], 1);
     assert_eq!(names(&head.json(&["plan", "show"]), "would_add"), ["price"]);
-    head.cmd(&["schema", "accept"]).expect(1).says(&["no change"]);
+    head.cmd(&["schema", "accept"])
+        .expect(1)
+        .says(&["no change"]);
 
     at_head.run("ALTER TABLE item ADD COLUMN colour text");
     at_head.run("INSERT INTO item VALUES (3, 'waits', 'red')");
@@ -255,7 +284,11 @@ fn by_the_policy_ask_a_person_lets_a_change_pass() {
     let accepted = head.json(&["schema", "accept"]);
     assert_eq!(accepted["schema_version"], 2, "{accepted}");
     assert_eq!(accepted["waiting"], json!([]));
-    wait_for(&mut at_branch, "SELECT colour FROM item WHERE id = 3", "red");
+    wait_for(
+        &mut at_branch,
+        "SELECT colour FROM item WHERE id = 3",
+        "red",
+    );
     let applied = head.json(&["plan", "apply"]);
     assert_eq!(applied["schema_version"], 3, "{applied}");
     wait_for(&mut at_branch, "SELECT count(*) FROM price", "0");
