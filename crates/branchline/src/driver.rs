@@ -35,6 +35,8 @@ pub use upkeep::Upkeep;
 
 /// How often the machine is told that time has passed.
 const TICK: Duration = Duration::from_millis(50);
+/// How often the tables are looked at while nothing is written: changing them wakes nobody.
+const LOOK: Duration = Duration::from_secs(1);
 /// How long to wait after a failed step, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// How many events are taken in before the machine works again.
@@ -90,6 +92,8 @@ pub struct Driver {
     link: LinkView,
     upkeep: Upkeep,
     reshaping: Reshaping,
+    /// When the tables were last looked at for their own sake.
+    looked: Instant,
     waiting: Vec<Waiting>,
     trouble: Trouble,
     engine: (String, String),
@@ -153,6 +157,7 @@ impl Driver {
                 ..LinkView::default()
             },
             reshaping,
+            looked: Instant::now(),
             waiting: Vec::new(),
             trouble: Trouble::default(),
             engine,
@@ -335,6 +340,10 @@ impl Driver {
             return;
         }
         self.keep_queues(false);
+        if self.looked.elapsed() > LOOK {
+            self.looked = Instant::now();
+            self.wake();
+        }
         let db = &mut self.parts.db;
         let outcome = match &mut self.machine {
             Machine::Head(head) => head.tick(db, now()).await,

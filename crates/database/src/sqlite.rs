@@ -8,7 +8,7 @@
 //! `branchline_applying` first, which silences the capture triggers, and removes it before the commit (`apply`).
 //!
 //! **One writer.** SQLite has one write lock. `Take` and `Apply` hold it from `begin` to `commit`, so nothing can
-//! change between the look at the capture and the commit; they must be short.
+//! change between the look at the capture and the commit; they must be short, and leave gaps (`courtesy`).
 //!
 //! **Deliberately absent.** The journal mode is the application's and is never changed. No function or extension
 //! needs loading by the application; its library may be as old as SQLite 3.24. No `OR REPLACE`, which deletes rows.
@@ -21,6 +21,7 @@ mod books;
 mod capture;
 mod catalog;
 mod connection;
+mod courtesy;
 mod ddl;
 mod declared;
 mod definition;

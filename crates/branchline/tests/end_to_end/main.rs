@@ -8,6 +8,7 @@
 mod bad_input;
 mod company;
 mod conflicts;
+mod crowd;
 mod evolution;
 mod joining;
 mod journal;
@@ -20,3 +21,4 @@ mod reports;
 mod settling;
 mod sql;
 mod three_ways;
+mod torture;

@@ -432,7 +432,14 @@ impl<D: Database> Database for Here<'_, D> {
         dropped: &[TableId],
     ) -> DbResult<Evolution> {
         let local = self.local(from);
-        self.db.evolve(&local, to, dropped).await
+        let done = self.db.evolve(&local, to, dropped).await?;
+        // What was not refused is what the plan says now.
+        self.differing = done
+            .refused
+            .iter()
+            .map(|(id, _)| (*id, local.table(*id).cloned()))
+            .collect();
+        Ok(done)
     }
 
     async fn missing_capture(&mut self, schema: &Schema) -> DbResult<Vec<TableId>> {

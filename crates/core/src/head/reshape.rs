@@ -17,12 +17,15 @@ use crate::message::{Hello, LogBody, SchemaStep};
 use crate::office::conclude;
 use crate::output::{Notice, Output};
 use crate::port::{Database, DatabaseError, Entry, Evolution, Origin, Purpose};
-use crate::schema::{Schema, SchemaVersion};
+use crate::schema::{Schema, SchemaVersion, TableId};
 
 /// Whether a person lets the waiting change of the tables pass.
 const ACCEPTED: &str = "accepted";
 /// How soon the tables are looked at again while a change of them is not followed, in milliseconds.
 const LOOK_AGAIN_MS: i64 = 2_000;
+
+/// How long a table must be gone before it counts as dropped, in milliseconds.
+const SETTLED_MS: i64 = 2_000;
 
 /// What the head knows of its own tables.
 #[derive(Debug, Default)]
@@ -31,6 +34,8 @@ pub(super) struct Catalogue {
     known: Option<Digest>,
     /// What changed and is not followed, since the plan forbids it or a person is to be asked; and when that was told.
     waiting: Option<(Vec<String>, Micros)>,
+    /// What would be lost, and since when it seems so: a rebuild may be under way.
+    fleeting: Option<(Vec<TableId>, Micros)>,
 }
 
 impl Catalogue {
@@ -131,6 +136,9 @@ impl Head {
         self.outputs
             .push_back(Output::Notice(Notice::Inspected(findings)));
         let mut next = follow(&self.schema, &origins, &found, &self.plan, &renamed);
+        if self.is_fleeting(&next, now) {
+            return Ok(false);
+        }
         for (id, problem) in &next.stuck {
             let table = self.schema.table(*id).map(|table| table.name.clone());
             let why = format!(
@@ -155,6 +163,24 @@ impl Head {
         };
         self.adopt_reshaped(step, now);
         Ok(true)
+    }
+
+    /// Whether a table is gone or cannot be shared only since a moment: where DDL is no transaction, that is how a rebuild
+    /// looks from outside.
+    fn is_fleeting(&mut self, next: &Next, now: Micros) -> bool {
+        let stuck = next.stuck.iter().map(|(id, _)| *id);
+        let lost: Vec<TableId> = next.dropped.iter().copied().chain(stuck).collect();
+        if lost.is_empty() {
+            self.catalogue.fleeting = None;
+            return false;
+        }
+        match &self.catalogue.fleeting {
+            Some((known, since)) if *known == lost => !now.has_passed(SETTLED_MS, *since),
+            _ => {
+                self.catalogue.fleeting = Some((lost, now));
+                true
+            }
+        }
     }
 
     /// Whether the change is not to be followed yet, by the plan.

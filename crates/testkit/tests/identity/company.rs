@@ -339,6 +339,16 @@ impl Company {
         table.id
     }
 
+    /// The head's application creates a table again that it had dropped.
+    pub fn bring_back(&mut self, table: Table, ops: &[Op]) {
+        let Store::Memory(database) = &mut self.at_head.store else {
+            panic!("only in memory");
+        };
+        database.application().create_now(&table).unwrap();
+        self.schema.tables.insert(0, table);
+        self.write_head(ops);
+    }
+
     pub fn set_plan(&mut self, plan: Plan) {
         self.head.set_plan(plan);
     }

@@ -337,3 +337,82 @@ fn a_restored_branch_passes_the_steps_again() {
     assert_eq!(named(&mut company, 2), noted(2, "two", Some("sent")));
     assert_eq!(named(&mut company, 3), noted(3, "three", None));
 }
+
+#[test]
+fn a_branch_that_dropped_a_column_first_takes_nothing_from_the_others() {
+    let mut company = Company::new(2);
+    company.alter_head(NAMES, add_note);
+    company.write_head(&[Op::Insert(NAMES, noted(1, "one", Some("kept")))]);
+    company.settle();
+    company.alter(0, NAMES, |table| drop(table.columns.pop()));
+    company.settle();
+    let mut ahead = company.branches[0].branch.schema().clone();
+    let place = ahead
+        .tables
+        .iter()
+        .position(|table| table.id == NAMES)
+        .unwrap();
+    ahead.tables[place].columns.pop();
+    company.write_as(0, &ahead, &[update(1, "uno"), insert(2, "dos")]);
+    company.write_head(&[Op::Insert(NAMES, noted(3, "three", Some("later")))]);
+    company.settle();
+    assert_eq!(named(&mut company, 1), noted(1, "uno", Some("kept")));
+    assert_eq!(named(&mut company, 2), noted(2, "dos", None));
+    assert_eq!(
+        company.branches[1]
+            .disk
+            .rows(&company.schema.tables[0].clone())
+            .len(),
+        3
+    );
+    company.alter_head(NAMES, |table| drop(table.columns.pop()));
+    company.settle();
+    company.assert_even();
+    assert!(company.conflicts().is_empty());
+}
+
+#[test]
+fn a_branch_that_renamed_a_column_first_sends_what_it_wrote_when_the_head_follows() {
+    let mut company = Company::new(2);
+    company.write_head(&[insert(1, "one"), insert(2, "two")]);
+    company.settle();
+    company.alter(0, NAMES, |table| table.columns[1].name = "title".into());
+    company.settle();
+    let mut ahead = company.branches[0].branch.schema().clone();
+    let place = ahead
+        .tables
+        .iter()
+        .position(|table| table.id == NAMES)
+        .unwrap();
+    ahead.tables[place].columns[1].name = "title".into();
+    company.write_as(0, &ahead, &[update(1, "uno")]);
+    company.settle();
+    company.alter_head(NAMES, |table| table.columns[1].name = "title".into());
+    company.settle();
+    company.assert_even();
+    assert_eq!(company.head_names()[&1], "uno");
+}
+
+#[test]
+fn a_table_that_is_away_for_a_moment_is_not_dropped() {
+    let mut company = Company::new(1);
+    company.write_head(&[insert(1, "one")]);
+    company.settle();
+    let names = company.schema.tables[0].clone();
+    company.drop_at_head(NAMES);
+    company.tick(250);
+    company.step();
+    company.bring_back(names.clone(), &[insert(1, "one"), insert(2, "two")]);
+    company.settle();
+    company.assert_even();
+    assert_eq!(company.names_at(0).len(), 2);
+    assert_eq!(
+        company.branches[0]
+            .branch
+            .schema()
+            .table(NAMES)
+            .unwrap()
+            .name,
+        "names"
+    );
+}
