@@ -184,6 +184,10 @@ impl Company {
     fn close(mut self, query: &str) -> Vec<Vec<String>> {
         let all: Vec<&Office> = self.branches.iter().collect();
         settle(&self.head, &all, SOON);
+        for office in std::iter::once(&self.head).chain(&self.branches) {
+            let holds = office.json(&["holds"]);
+            assert_eq!(holds, serde_json::json!([]), "held at {}", office.name);
+        }
         self.sales.sort_unstable();
         let sales: Vec<Vec<String>> = self
             .sales
@@ -300,34 +304,31 @@ fn changes_of_every_kind(engine: Engine, up: &[(&str, Engine)], away: &[(&str, E
 }
 
 #[test]
-fn a_head_on_postgresql_changes_and_branches_of_every_engine_follow() {
+fn a_head_on_postgresql_changes_and_branches_on_postgresql_and_sqlite_follow() {
     changes_of_every_kind(
         Postgres,
-        &[("up-p", Postgres), ("up-m", Mariadb), ("up-s", Sqlite)],
-        &[
-            ("away-p", Postgres),
-            ("away-m", Mariadb),
-            ("away-s", Sqlite),
-        ],
+        &[("up-p", Postgres), ("up-s", Sqlite)],
+        &[("away-p", Postgres), ("away-s", Sqlite)],
     );
+}
+
+#[test]
+fn a_head_on_postgresql_changes_and_branches_on_mariadb_follow() {
+    changes_of_every_kind(Postgres, &[("up-m", Mariadb)], &[("away-m", Mariadb)]);
 }
 
 #[test]
 fn a_head_on_mariadb_changes_and_branches_follow() {
     changes_of_every_kind(
         Mariadb,
-        &[("up-p", Postgres), ("up-s", Sqlite)],
-        &[("away-m", Mariadb)],
+        &[("up-p", Postgres), ("up-m", Mariadb)],
+        &[("away-s", Sqlite)],
     );
 }
 
 #[test]
 fn a_head_on_sqlite_changes_and_branches_follow() {
-    changes_of_every_kind(
-        Sqlite,
-        &[("up-s", Sqlite), ("up-m", Mariadb)],
-        &[("away-p", Postgres)],
-    );
+    changes_of_every_kind(Sqlite, &[("up-s", Sqlite)], &[("away-p", Postgres)]);
 }
 
 /// The same migration runs at the branches first, as with one application that is updated office by office.
@@ -387,19 +388,16 @@ fn a_branch_ahead(engine: Engine, branches: &[(&str, Engine)]) {
 }
 
 #[test]
-fn branches_of_every_engine_are_ahead_of_a_head_on_postgresql() {
-    a_branch_ahead(
-        Postgres,
-        &[("b-p", Postgres), ("b-m", Mariadb), ("b-s", Sqlite)],
-    );
+fn branches_on_postgresql_and_sqlite_are_ahead_of_a_head_on_postgresql() {
+    a_branch_ahead(Postgres, &[("b-p", Postgres), ("b-s", Sqlite)]);
+}
+
+#[test]
+fn a_branch_on_mariadb_is_ahead_of_a_head_on_sqlite() {
+    a_branch_ahead(Sqlite, &[("b-m", Mariadb)]);
 }
 
 #[test]
 fn branches_are_ahead_of_a_head_on_mariadb() {
     a_branch_ahead(Mariadb, &[("b-p", Postgres), ("b-s", Sqlite)]);
-}
-
-#[test]
-fn branches_are_ahead_of_a_head_on_sqlite() {
-    a_branch_ahead(Sqlite, &[("b-m", Mariadb), ("b-s", Sqlite)]);
 }
