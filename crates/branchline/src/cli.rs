@@ -17,6 +17,8 @@ mod invite;
 mod join;
 mod leave;
 mod plan;
+mod promote;
+mod reach;
 mod run;
 mod schema;
 
@@ -82,6 +84,11 @@ enum Command {
     Schema(schema::SchemaArguments),
     /// Say what in this database, broker or plan will hurt, and how to mend it.
     Doctor,
+    /// Make this branch the head, where the head and all its backups are gone.
+    ///
+    /// To be run at the branch that is the furthest ahead (`status` says `applied`), while no office runs there. The
+    /// log goes on: the other branches keep their rows and what they have not sent, and join with a new code each.
+    Promote(promote::Promote),
     /// Take a branch out (at the head).
     Remove(invite::Remove),
     /// Take this office out: removes everything that Branchline made in the database, and nothing else.
@@ -134,6 +141,7 @@ pub async fn run(arguments: Arguments) -> Outcome<u8> {
         Command::Plan(plan) => plan.run(&context).await,
         Command::Schema(schema) => schema.run(&context).await,
         Command::Doctor => doctor::run(&context).await,
+        Command::Promote(promote) => promote.run(&context).await,
         Command::Remove(remove) => remove.run(&context).await,
         Command::Leave(leave) => leave.run(&context).await,
     }

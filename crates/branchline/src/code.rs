@@ -2,7 +2,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use branchline_core::identity::OfficeName;
+use branchline_core::identity::{Incarnation, OfficeName};
 use minicbor::{Decode, Encode};
 
 use crate::exit::{Failure, Outcome};
@@ -27,6 +27,9 @@ pub struct JoinCode {
     /// How to reach the head.
     #[n(4)]
     pub route: Route,
+    /// The head's log: a branch that follows it under another head goes on with it.
+    #[n(5)]
+    pub log: Option<Incarnation>,
 }
 
 /// How to reach the head.
@@ -107,6 +110,7 @@ mod tests {
                 url: "wss://ho:7443".into(),
                 pin: Some("ab".into()),
             },
+            log: Some(Incarnation([3; 16])),
         };
         let line = code.to_line().unwrap();
         assert!(JoinCode::from_line(&line).unwrap() == code);

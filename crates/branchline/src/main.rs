@@ -14,6 +14,7 @@ mod listing;
 mod office;
 mod plan;
 mod request;
+mod rewrite;
 mod telemetry;
 
 use std::process::ExitCode;

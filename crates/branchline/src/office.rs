@@ -172,7 +172,7 @@ pub async fn check_rules(db: &mut AnyDatabase, settings: &Settings) -> Outcome<V
 }
 
 /// Takes the database for this process. One that was just killed may still be going.
-async fn own(db: &mut AnyDatabase) -> Outcome<()> {
+pub async fn own(db: &mut AnyDatabase) -> Outcome<()> {
     for _ in 0..OWN_ATTEMPTS {
         if db.own().await? {
             return Ok(());

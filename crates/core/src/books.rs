@@ -6,6 +6,7 @@ use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::port::Database;
 use crate::schema::{Schema, TableId};
+use crate::succession::Succession;
 
 /// Frozen batches of this branch.
 pub const OUTBOX: &str = "outbox";
@@ -173,6 +174,10 @@ pub struct BranchBook {
     /// Tables that could not take a step of the schema, as they are here.
     #[n(14)]
     pub refused: Vec<crate::schema::Table>,
+    /// How far this branch was answered when it was told of a head that took the former one's place, until that head's
+    /// first welcome.
+    #[n(15)]
+    pub succession: Option<Succession>,
 }
 
 impl BranchBook {

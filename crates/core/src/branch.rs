@@ -27,18 +27,24 @@ use crate::output::{Notice, Output, To, Token};
 use crate::port::{Database, Entry, Purpose};
 use crate::retention::Retention;
 use crate::schema::{Schema, Table};
+use crate::succession::{self, Predecessor};
 
 mod anew;
 mod here;
 mod join;
 mod land;
+mod promote;
 mod recall;
 mod step;
+mod succeed;
 mod take;
 mod unfit;
 mod verify;
 
 use here::{Differing, Here};
+pub(crate) use land::{MOVED_RECORDS, append_record};
+pub use promote::Promotion;
+pub use succeed::Renewal;
 
 /// The name of the branch's own record.
 const BRANCH: &str = "branch";
@@ -75,6 +81,8 @@ pub struct Branch {
     stepped: bool,
     book: BranchBook,
     head_key: VerifyingKey,
+    /// Who wrote the head's log before.
+    predecessors: Vec<Predecessor>,
     inbox: Inbox<LogEntry>,
     /// Parts of an open unit lie in the database.
     staged: bool,
@@ -180,32 +188,10 @@ impl Branch {
                 compare: None,
                 clock_offset: None,
                 refused: Vec::new(),
+                succession: None,
             };
             books::store(db, IDENTITY, &enrolment.identity).await?;
             books::store(db, BRANCH, &book).await
-        };
-        let outcome = outcome.await;
-        conclude(db, outcome).await
-    }
-
-    /// Takes a renewed join code, where the head has not yet let the branch in. Returns whether it still waited for that.
-    pub async fn renew<D: Database>(
-        db: &mut D,
-        head_key: [u8; 32],
-        secret: [u8; 32],
-    ) -> OfficeResult<bool> {
-        db.begin(Purpose::Apply).await?;
-        let outcome = async {
-            let Some(mut book) = books::load::<BranchBook, D>(db, BRANCH).await? else {
-                return Ok(false);
-            };
-            if book.head.is_some() {
-                return Ok(false);
-            }
-            book.head_key = PublicKey(head_key);
-            book.secret = Some(SecretBytes(secret));
-            books::store(db, BRANCH, &book).await?;
-            Ok(true)
         };
         let outcome = outcome.await;
         conclude(db, outcome).await
@@ -250,6 +236,7 @@ impl Branch {
             differing: Differing::new(),
             stepped: false,
             head_key,
+            predecessors: succession::predecessors(db).await?,
             inbox,
             staged,
             claims: BTreeMap::new(),
@@ -319,6 +306,11 @@ impl Branch {
         &self.identity.name
     }
 
+    /// The name of the head that it follows.
+    pub fn head_name(&self) -> &OfficeName {
+        &self.book.head_name
+    }
+
     /// The application may have written something.
     pub fn wake(&mut self) {
         self.captured = true;
@@ -381,6 +373,8 @@ impl Branch {
             schema: self.schema.version,
             clock: now,
             chain: self.book.log_chain,
+            head_key: Some(self.book.head_key.clone()),
+            succession: self.book.succession,
         };
         self.tell(&Message::Hello(hello))
     }
@@ -491,12 +485,7 @@ impl Branch {
         bytes: &[u8],
         token: Token,
     ) -> OfficeResult<()> {
-        let message = envelope::open(bytes).and_then(|opened| {
-            if opened.origin != self.book.head_name {
-                return Err(envelope::EnvelopeError::Forged(opened.origin.to_string()));
-            }
-            opened.verified_by(&self.head_key)
-        });
+        let message = envelope::open(bytes).and_then(|opened| self.verified(&opened));
         let message = match message {
             Ok(message) => message,
             Err(error) => {
@@ -632,6 +621,7 @@ impl Branch {
         if welcome.session != self.session || welcome.incarnation != self.book.incarnation {
             return Ok(());
         }
+        self.learn_predecessors(db, &welcome).await?;
         if !self.agrees(db, &welcome).await? {
             return self.reincarnate(db, now).await;
         }
@@ -651,6 +641,7 @@ impl Branch {
         if self.book.head.is_none() {
             self.adopt_welcome(db, &welcome).await?;
         }
+        self.forget_code(db).await?;
         self.link.welcomed = true;
         self.link.refused = None;
         self.link.sent = welcome.cursor.max(self.book.answered);

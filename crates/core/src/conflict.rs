@@ -378,7 +378,7 @@ pub fn rfc3339(at: Micros) -> String {
 
 /// Days since 1970-01-01 as a date of the proleptic Gregorian calendar (Hinnant, "chrono-compatible low-level date
 /// algorithms", `civil_from_days`).
-fn civil(days: i64) -> (i64, i64, i64) {
+pub(crate) fn civil(days: i64) -> (i64, i64, i64) {
     let shifted = days + 719_468;
     let era = shifted.div_euclid(146_097);
     let of_era = shifted.rem_euclid(146_097);

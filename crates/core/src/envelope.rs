@@ -47,6 +47,11 @@ pub enum EnvelopeError {
     /// Signed by nobody that we know under this name.
     #[error("the envelope is not signed by the office that it names, `{0}`")]
     Forged(String),
+    /// Signed by a head whose place another one has taken.
+    #[error(
+        "the former head `{0}` is running again, and another head has taken its place: stop it there (`branchline leave`), and let it join as a branch"
+    )]
+    Replaced(String),
     /// The message cannot be read.
     #[error("the message inside the envelope cannot be read: {0}")]
     Message(String),

@@ -28,6 +28,7 @@ use crate::output::{Notice, Output, To, Token, offset_ms};
 use crate::port::{Database, First, Purpose};
 use crate::retention::Retention;
 use crate::schema::{Direction, Schema, SchemaVersion};
+use crate::succession::{self, Predecessor};
 
 mod chunks;
 mod clones;
@@ -36,6 +37,7 @@ pub mod holds;
 mod judge;
 mod keep;
 mod lanes;
+pub(crate) mod promote;
 mod recall;
 mod recent;
 mod repair;
@@ -46,6 +48,7 @@ mod writer;
 
 use clones::Sessions;
 pub use lanes::Wiring;
+pub use promote::log_of;
 use recall::Standing;
 use recent::Recent;
 pub use recent::own_entry;
@@ -78,6 +81,8 @@ pub struct Head {
     plan: Plan,
     catalogue: Catalogue,
     book: HeadBook,
+    /// Who wrote the log before this head took their place.
+    predecessors: Vec<Predecessor>,
     seats: BTreeMap<OfficeName, Seat>,
     recent: Recent,
     tail: Tail,
@@ -202,8 +207,9 @@ impl Head {
     pub async fn load<D: Database>(db: &mut D, wiring: Wiring, now: Micros) -> OfficeResult<Self> {
         db.begin(Purpose::Read).await?;
         let outcome = Self::read(db, wiring, now).await;
-        let head = conclude(db, outcome).await?;
+        let mut head = conclude(db, outcome).await?;
         head.note_start(db).await?;
+        head.end_promotion(db, now).await?;
         Ok(head)
     }
 
@@ -244,6 +250,7 @@ impl Head {
             verifications: verify::Verifications::default(),
             outputs: VecDeque::new(),
             seats: BTreeMap::new(),
+            predecessors: succession::predecessors(db).await?,
             book,
         };
         for name in seats::names(db).await? {
@@ -287,6 +294,11 @@ impl Head {
     /// This office's public key.
     pub fn public_key(&self) -> [u8; 32] {
         self.identity.public_key()
+    }
+
+    /// The identity of the log, which a head that takes another's place goes on with.
+    pub fn log_incarnation(&self) -> Incarnation {
+        self.book.incarnation
     }
 
     /// The end of the log.
@@ -576,6 +588,10 @@ impl Head {
         }
         self.outputs.push_back(Output::Name(token, origin.clone()));
         let standing = self.standing(db, origin, &hello).await?;
+        if self.is_told_too_little(origin, &hello, &standing)? {
+            self.outputs.push_back(Output::Settle(token));
+            return Ok(());
+        }
         let Some(seat) = self.seats.get_mut(origin) else {
             return Ok(());
         };
@@ -640,6 +656,7 @@ impl Head {
             log_chain: self.book.chain,
             rewind,
             beyond_horizon,
+            predecessors: (!self.predecessors.is_empty()).then(|| self.predecessors.clone()),
         };
         self.tell(origin, &Message::Welcome(welcome))?;
         self.listen_for_clones(origin, hello.session)?;

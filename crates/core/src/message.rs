@@ -2,10 +2,12 @@
 
 use minicbor::{Decode, Encode};
 
+use crate::books::PublicKey;
 use crate::change::{Change, Effect, Key, Row};
 use crate::conflict::ConflictRecord;
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::schema::{Schema, SchemaVersion, TableId};
+use crate::succession::{Predecessor, Succession};
 
 /// A message.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -220,6 +222,12 @@ pub struct Hello {
     /// The hash of the last log entry in its database.
     #[n(9)]
     pub chain: Digest,
+    /// The key by which it knows the head.
+    #[n(10)]
+    pub head_key: Option<PublicKey>,
+    /// What it says to a head that took the place of the one that it followed.
+    #[n(11)]
+    pub succession: Option<Succession>,
 }
 
 /// The head's answer to a hello.
@@ -259,6 +267,9 @@ pub struct Welcome {
     /// The log no longer holds what the branch misses: it copies the tables anew.
     #[n(10)]
     pub beyond_horizon: bool,
+    /// The heads that wrote this log before, where there were others.
+    #[n(11)]
+    pub predecessors: Option<Vec<Predecessor>>,
 }
 
 /// A branch's changes: whole transactions, frozen before they are first sent (SETTLED 1).

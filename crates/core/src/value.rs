@@ -7,11 +7,14 @@
 use minicbor::{Decode, Encode};
 use serde::{Deserialize, Serialize};
 
+mod array;
 mod canonical;
 mod convert;
+mod spelling;
 pub use canonical::canonical;
 pub(crate) use canonical::feed;
 pub use convert::{convert, widens};
+pub use spelling::{interval_of_micros, is_spelled, micros_of_interval};
 
 /// A column's value. Which variant is used follows from the column's [`Type`]; see [`Type::holds`].
 #[derive(Clone, Debug, Encode, Decode)]
@@ -188,6 +191,9 @@ pub enum Type {
     /// A PostgreSQL array in its text form.
     #[n(20)]
     Array(#[n(0)] Box<Type>),
+    /// An IP address, with the length of its network where that is not the whole address.
+    #[n(21)]
+    Inet,
 }
 
 impl Type {
@@ -244,6 +250,7 @@ impl std::fmt::Display for Type {
             Self::Jsonb => f.write_str("jsonb"),
             Self::Enum { name, .. } => write!(f, "enum {name}"),
             Self::Array(of) => write!(f, "array of {of}"),
+            Self::Inet => f.write_str("network address"),
         }
     }
 }

@@ -249,6 +249,7 @@ pub(crate) fn neutral(kind: &Type) -> Value {
         Type::Json | Type::Jsonb => text("null"),
         Type::Enum { labels, .. } => text(labels.first().map_or("", String::as_str)),
         Type::Array(_) => text("{}"),
+        Type::Inet => text("0.0.0.0"),
         Type::Text { .. } | Type::Char { .. } => text(""),
     }
 }
@@ -270,14 +271,18 @@ pub(crate) fn mark(id: TableId) -> String {
 
 /// What is remembered.
 pub(crate) fn marked(table: &Table) -> Vec<u8> {
-    let columns: Vec<_> = table
-        .columns
-        .iter()
-        .map(|column| (column.id, &column.name))
-        .collect();
-    Digest::of(format!("{:?} {columns:?}", table.name).as_bytes())
-        .0
-        .to_vec()
+    // All of the definition: a version that changes a type or an index only must not pass for the one before.
+    let columns = table.columns.iter().map(|column| {
+        let (kind, default) = (&column.kind, &column.default);
+        (column.id, &column.name, kind, column.nullable, default)
+    });
+    let columns: Vec<_> = columns.collect();
+    let lists = (&table.key, &table.unique, &table.indexes);
+    let told = format!(
+        "{:?} {columns:?} {lists:?} {:?}",
+        table.name, table.foreign_keys
+    );
+    Digest::of(told.as_bytes()).0.to_vec()
 }
 
 /// Notes to set or to clear.

@@ -25,6 +25,7 @@ mod encoding;
 mod error;
 mod layout;
 mod literal;
+mod misfits;
 mod park;
 mod put;
 mod read;
@@ -112,7 +113,13 @@ impl Database for MysqlDatabase {
         books::set_notes(self, table, notes).await
     }
     async fn inspect(&mut self) -> DbResult<Inspection> {
-        catalog::inspect(self).await
+        let mut found = catalog::inspect(self).await?;
+        for table in &found.tables {
+            found
+                .findings
+                .extend(misfits::look_for_misfits(self, table).await?);
+        }
+        Ok(found)
     }
     async fn prepare(&mut self) -> DbResult<()> {
         capture::prepare(self).await

@@ -29,6 +29,7 @@ mod error;
 mod evolve;
 mod image;
 mod inspect;
+mod local;
 mod misfits;
 mod put;
 mod rebuild;

@@ -1,20 +1,17 @@
 //! `init`: makes a database the head of a company.
 
-use std::path::Path;
-
 use branchline_core::books::IdentityBook;
 use branchline_core::head::Head;
 use branchline_core::identity::{Incarnation, OfficeName};
 use branchline_core::port::Database;
 use branchline_database::AnyDatabase;
-use branchline_transport::direct::make_certificate;
 use clap::Args;
 
 use super::Context;
-use crate::config::{self, RoleName, TransportSettings, write_private};
+use super::reach::{Reach, declare};
+use crate::config::{self, RoleName, write_private};
 use crate::driver::random;
 use crate::exit::{Failure, Outcome};
-use crate::office::{amqp_settings, beside};
 use crate::plan::{self, rules::Rules};
 
 /// The flags of `init`.
@@ -32,23 +29,8 @@ pub struct Init {
     /// The tables to share: `*`, or names and patterns separated by commas; `!` excludes.
     #[arg(long)]
     tables: String,
-    /// The broker, as the head's own user: amqp://USER:PASSWORD@HOST/VHOST or amqps://...
-    #[arg(
-        long,
-        env = "BRANCHLINE_AMQP",
-        hide_env_values = true,
-        conflicts_with = "listen"
-    )]
-    amqp: Option<String>,
-    /// Without a broker: where the head listens for branches, HOST:PORT.
-    #[arg(long)]
-    listen: Option<String>,
-    /// What branches are told to connect to, where that differs from --listen.
-    #[arg(long, requires = "listen")]
-    advertise: Option<String>,
-    /// Kind of the broker's queues.
-    #[arg(long, default_value = "classic", value_parser = ["classic", "quorum"])]
-    queue_kind: String,
+    #[command(flatten)]
+    reach: Reach,
 }
 
 impl Init {
@@ -57,11 +39,7 @@ impl Init {
         let name = OfficeName::new(self.name.clone())
             .map_err(|error| Failure::usage(error.to_string()))?;
         let database = absolute(&self.database)?;
-        if self.amqp.is_none() && self.listen.is_none() {
-            return Err(Failure::usage(
-                "say how branches reach the head: --amqp URL (RabbitMQ) or --listen HOST:PORT (no broker)",
-            ));
-        }
+        self.reach.check()?;
         if context.config.exists() {
             let file = context.config.display();
             return Err(Failure::usage(format!(
@@ -73,7 +51,8 @@ impl Init {
         let inspection = db.inspect().await?;
         let (schema, mut warnings) = plan::choose(&inspection, &self.tables, &Rules::default())?;
         warnings.extend(plan::colliding_keys(&engine, &schema));
-        self.declare(context, &name).await?;
+        let text = self.config_text(context, &name)?;
+        declare(&config::parse(&context.config, &text)?).await?;
         db.prepare().await?;
         let known = branchline_core::office::Identity::load(&mut db).await.ok();
         match known {
@@ -98,7 +77,7 @@ impl Init {
             .await?
             .unwrap_or(schema);
         db.install(&schema).await?;
-        self.write_config(context, &name)?;
+        write_private(&context.config, &text)?;
         let tables: Vec<&str> = schema
             .tables
             .iter()
@@ -123,27 +102,8 @@ impl Init {
         Ok(0)
     }
 
-    fn write_config(&self, context: &Context, name: &OfficeName) -> Outcome<()> {
-        write_private(&context.config, &self.config_text(context, name)?)
-    }
-
     fn config_text(&self, context: &Context, name: &OfficeName) -> Outcome<String> {
-        let mut transport = Vec::new();
-        if let Some(url) = &self.amqp {
-            transport.push(("amqp", url.clone()));
-            transport.push(("head_exchange", config::HEAD_EXCHANGE.to_string()));
-            transport.push(("branches_exchange", config::BRANCHES_EXCHANGE.to_string()));
-            transport.push(("queue_kind", self.queue_kind.clone()));
-        }
-        if let Some(listen) = &self.listen {
-            let (cert, key) = certificate(&context.config, listen, self.advertise.as_deref())?;
-            transport.push(("listen", listen.clone()));
-            if let Some(advertise) = &self.advertise {
-                transport.push(("advertise", advertise.clone()));
-            }
-            transport.push(("certificate", cert));
-            transport.push(("key", key));
-        }
+        let transport = self.reach.transport(&context.config)?;
         Ok(config::compose(
             name,
             RoleName::Head,
@@ -152,48 +112,6 @@ impl Init {
             Some(&self.tables),
         ))
     }
-
-    /// Declares exchanges and the head's queue before anything is written, so that a broker that cannot be used leaves
-    /// nothing half made.
-    async fn declare(&self, context: &Context, name: &OfficeName) -> Outcome<()> {
-        if self.amqp.is_none() {
-            return Ok(());
-        }
-        let text = self.config_text(context, name)?;
-        let settings = config::parse(&context.config, &text)?;
-        if let TransportSettings::Amqp(place) = &settings.transport {
-            branchline_transport::amqp::declare_head(&amqp_settings(&settings, place)).await?;
-        }
-        Ok(())
-    }
-}
-
-/// Makes a certificate beside the configuration and returns the two files' names.
-fn certificate(config: &Path, listen: &str, advertise: Option<&str>) -> Outcome<(String, String)> {
-    let host = |address: &str| {
-        address
-            .rsplit_once(':')
-            .map_or(address, |(host, _)| host)
-            .trim_matches(['[', ']'])
-            .to_string()
-    };
-    let mut names = vec![
-        host(advertise.unwrap_or(listen)),
-        "localhost".to_string(),
-        "127.0.0.1".to_string(),
-    ];
-    names.dedup();
-    let made = make_certificate(&names)?;
-    let (cert, key) = (beside(config, "cert.pem"), beside(config, "key.pem"));
-    write_private(&cert, &made.cert_pem)?;
-    write_private(&key, &made.key_pem)?;
-    let name = |path: &Path| {
-        path.file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned()
-    };
-    Ok((name(&cert), name(&key)))
 }
 
 /// A database address that does not depend on where a command is started.

@@ -1,6 +1,6 @@
 //! `invite` and `remove`: branches come and go, and nothing changes at any other office.
 
-use branchline_core::head::seats;
+use branchline_core::head::{log_of, seats};
 use branchline_core::identity::OfficeName;
 use branchline_core::office::Identity;
 use branchline_core::port::Database;
@@ -67,6 +67,7 @@ impl Invite {
             head_key: identity.public_key(),
             secret,
             route,
+            log: Some(log_of(&mut db).await?),
         };
         let line = code.to_line()?;
         if matches!(settings.transport, TransportSettings::Amqp(_)) && self.amqp.is_none() {

@@ -4,11 +4,12 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use branchline_core::books::IdentityBook;
-use branchline_core::branch::{Branch, Enrolment};
+use branchline_core::branch::{Branch, Enrolment, Renewal};
 use branchline_core::identity::Incarnation;
 use branchline_core::office::Identity;
 use branchline_core::output::Notice;
 use branchline_core::port::Database;
+use branchline_core::succession::Offer;
 use branchline_database::AnyDatabase;
 use clap::Args;
 use indicatif::ProgressBar;
@@ -21,6 +22,7 @@ use crate::driver::random;
 use crate::exit::{Failure, Outcome, io};
 use crate::office::{Lock, Office};
 use crate::request::Ask;
+use crate::rewrite;
 
 /// The flags of `join`.
 #[derive(Debug, Args)]
@@ -47,19 +49,23 @@ impl Join {
         let code = JoinCode::from_line(&line)?;
         let database = absolute(&self.database)?;
         self.check_config(context, &code)?;
+        let Some(_lock) = Lock::take(&context.config)? else {
+            return Err(Failure::usage(
+                "this office is running already; `branchline status` shows how far it is, and a new code is taken while it is stopped",
+            ));
+        };
         let mut db = AnyDatabase::open(&database, true).await?;
         db.prepare().await?;
-        let renewed = enrol(&mut db, &code).await?;
+        let renewal = enrol(&mut db, &code).await?;
         drop(db);
-        if renewed || !context.config.exists() {
+        let there = context.config.exists();
+        if renewal == Renewal::Succeeded && there {
+            let text = rewrite::with_transport(&context.config, &transport_of(&code))?;
+            write_private(&context.config, &text)?;
+        } else if renewal != Renewal::Known || !there {
             write_private(&context.config, &compose(&code, &database))?;
         }
         let settings = config::read(&context.config)?;
-        let Some(_lock) = Lock::take(&context.config)? else {
-            return Err(Failure::usage(
-                "this office is running already; `branchline status` shows how far it is",
-            ));
-        };
         let office = Office::start(&settings).await?;
         let progress = Progress::start(&office);
         let deadline = self
@@ -69,8 +75,15 @@ impl Join {
         let rows = progress.finish().await;
         office.stop().await;
         let (_, status) = answer?;
-        let document = serde_json::json!({ "office": code.branch, "head": code.head, "rows": rows, "status": status });
+        let succeeded = renewal == Renewal::Succeeded;
+        let document = serde_json::json!({ "office": code.branch, "head": code.head, "rows": rows, "status": status, "succeeded": succeeded });
         context.show(&document, || {
+            if succeeded {
+                return format!(
+                    "{} follows {} now, which took the place of its former head; its rows are the same, and what it had not sent is there.\nNext: `branchline run` keeps it in sync.",
+                    code.branch, code.head
+                );
+            }
             format!(
                 "{} has joined {}: {rows} rows loaded, {} is written.\nNext: `branchline run` keeps it in sync.",
                 code.branch,
@@ -98,11 +111,23 @@ impl Join {
     }
 }
 
-/// Writes who the branch is into its database. Returns whether the code still counts: not once the head let the branch in.
-async fn enrol(db: &mut AnyDatabase, code: &JoinCode) -> Outcome<bool> {
+/// Writes who the branch is into its database, or who its head is by now.
+async fn enrol(db: &mut AnyDatabase, code: &JoinCode) -> Outcome<Renewal> {
     if let Ok((identity, head)) = Identity::load(db).await {
         if !head && identity.name == code.branch {
-            return Ok(Branch::renew(db, code.head_key, code.secret).await?);
+            let offer = Offer {
+                head_name: code.head.clone(),
+                head_key: code.head_key,
+                secret: code.secret,
+                log: code.log,
+            };
+            return match Branch::renew(db, &offer).await? {
+                Renewal::Stranger => Err(Failure::usage(format!(
+                    "this database follows another head than the one of this code, and another log; `branchline leave` takes `{}` out first",
+                    identity.name
+                ))),
+                renewal => Ok(renewal),
+            };
         }
         return Err(Failure::usage(format!(
             "this database already belongs to office `{}`; `branchline leave` takes it out first",
@@ -121,11 +146,16 @@ async fn enrol(db: &mut AnyDatabase, code: &JoinCode) -> Outcome<bool> {
         secret: code.secret,
     };
     Branch::found(db, &enrolment).await?;
-    Ok(true)
+    Ok(Renewal::Renewed)
 }
 
 fn compose(code: &JoinCode, database: &str) -> String {
-    let transport = match &code.route {
+    let transport = transport_of(code);
+    config::compose(&code.branch, RoleName::Branch, database, &transport, None)
+}
+
+fn transport_of(code: &JoinCode) -> Vec<(&'static str, String)> {
+    match &code.route {
         Route::Amqp {
             url,
             head_exchange,
@@ -142,8 +172,7 @@ fn compose(code: &JoinCode, database: &str) -> String {
             transport.extend(pin.iter().map(|pin| ("pin", pin.clone())));
             transport
         }
-    };
-    config::compose(&code.branch, RoleName::Branch, database, &transport, None)
+    }
 }
 
 /// Shows how the first copy comes along: a bar on a terminal, plain lines elsewhere.

@@ -16,6 +16,7 @@ mod leaving;
 mod mariadb;
 mod office;
 mod planning;
+mod promoting;
 mod repairing;
 mod reports;
 mod settling;

@@ -43,7 +43,7 @@ pub(super) struct Aside {
 }
 
 /// Where the numbers begin under which decisions are listed whose own number was given twice.
-const MOVED_RECORDS: u64 = 1 << 40;
+pub(crate) const MOVED_RECORDS: u64 = 1 << 40;
 
 /// One landing in the making.
 struct Landing<'a> {
@@ -626,7 +626,7 @@ impl Landing<'_> {
 }
 
 /// Adds a decision to the list. A head that was restored may have given its number to another one before.
-async fn append_record<D: Database>(db: &mut D, record: Entry) -> OfficeResult<()> {
+pub(crate) async fn append_record<D: Database>(db: &mut D, record: Entry) -> OfficeResult<()> {
     let listed = db.entries(CONFLICTS, record.number, 1).await?;
     let listed = listed
         .first()

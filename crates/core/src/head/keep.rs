@@ -1,6 +1,7 @@
 //! How much of the log the head keeps, and what a base means that is older than that.
 
 use super::Head;
+use super::promote::is_awaited;
 use crate::books::{self, CONFLICTS, LOG, LOG_KEYS};
 use crate::conflict::{ConflictRecord, Resolution};
 use crate::failure::OfficeResult;
@@ -57,7 +58,7 @@ impl Head {
         let passed = self
             .seats
             .values()
-            .filter(|seat| seat.is_enrolled())
+            .filter(|seat| seat.is_enrolled() || is_awaited(&seat.book))
             .map(|seat| seat.book.applied.0)
             .min()
             .unwrap_or(self.book.last.0);

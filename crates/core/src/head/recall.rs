@@ -30,10 +30,11 @@ use crate::output::{Notice, Output};
 use crate::pile::Pile;
 use crate::port::{Database, Entry, Purpose};
 use crate::schema::{Table, TableId};
+use crate::succession::sealed_by;
 use crate::unfit::{self, is_unfit};
 
 /// The name of the record that lists where the log ended at the last starts: a restored log goes on from one of them.
-const STARTS: &str = "starts";
+pub(super) const STARTS: &str = "starts";
 /// How many starts are remembered.
 const STARTS_KEPT: usize = 32;
 /// Bytes read of a stream at a time.
@@ -158,6 +159,7 @@ impl Head {
         let mut places: Vec<LogPosition> = books::load(db, STARTS).await?.unwrap_or_default();
         let end = applied.min(self.book.last);
         places.push(end);
+        places.extend(self.predecessors.iter().map(|former| former.through));
         let mut step = 1;
         while step < end.0 {
             places.push(LogPosition(end.0 - step));
@@ -208,6 +210,7 @@ impl Head {
         let Some(last) = lost.last().map(|(entry, _)| entry.position) else {
             return Ok(true);
         };
+        self.seat_strangers(db, &lost).await?;
         let mut agreed = asking.anew.map_or(agreed, |(agreed, _)| agreed);
         db.begin(Purpose::Read).await?;
         let outcome = self.skip_known(db, &mut agreed, &mut lost).await;
@@ -278,8 +281,11 @@ impl Head {
             .map_err(|_| OfficeError::Books("the head's public key".into()))?;
         let mut lost: Vec<(LogEntry, Vec<u8>)> = Vec::new();
         for bytes in &recalled.entries {
-            let opened = envelope::open(bytes);
-            let message = opened.and_then(|opened| opened.verified_by(&own));
+            let message = envelope::open(bytes).and_then(|opened| {
+                let former = || sealed_by(&opened, &self.predecessors);
+                let verified = opened.verified_by(&own);
+                verified.or_else(|error| former().map(|(_, message)| message).ok_or(error))
+            });
             let Ok(Message::Log(entry)) = message else {
                 let why = format!("{branch} gave back something that this head never wrote");
                 self.outputs.push_back(Output::Notice(Notice::Dropped(why)));

@@ -1,17 +1,19 @@
 //! The branches' seats: inviting, letting in, taking out.
 
+use super::promote::{empty_seat, is_awaited};
 use super::{BranchReport, Head, Seat};
-use crate::books::{self, PublicKey, SeatBook, SecretBytes, seat_name};
+use crate::books::{self, PublicKey, SeatBook, seat_name};
 use crate::envelope::join_proof;
 use crate::failure::OfficeResult;
-use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
+use crate::identity::{BatchNumber, Digest, Incarnation, Micros, OfficeName};
 use crate::message::{Hello, Refusal};
 use crate::office::conclude;
 use crate::output::Output;
 use crate::port::{Database, Purpose};
+use crate::succession::Predecessor;
 
 /// The name of the record that lists the branches.
-const SEATS: &str = "seats";
+pub(super) const SEATS: &str = "seats";
 /// How often it is saved when a branch was last heard of, in milliseconds.
 const SAVE_SEEN_MS: i64 = 5_000;
 
@@ -31,25 +33,23 @@ pub async fn invite<D: Database>(
     let outcome = async {
         let mut all = names(db).await?;
         let former: Option<SeatBook> = books::load(db, &seat_name(branch)).await?;
-        if former.is_some_and(|seat| seat.public_key.is_some() && !seat.removed) {
+        if former
+            .as_ref()
+            .is_some_and(|seat| seat.public_key.is_some() && !seat.removed)
+        {
             return Ok(Err(format!(
                 "branch `{branch}` has joined already; `branchline remove {branch}` takes it out first"
             )));
         }
-        let seat = SeatBook {
-            secret: SecretBytes(secret),
-            expires,
-            public_key: None,
-            incarnation: Incarnation([0; 16]),
-            cursor: BatchNumber::NONE,
-            chain: Digest::default(),
-            applied: LogPosition::NONE,
-            seen: Micros(0),
-            removed: false,
-            holds: 0,
-            former: Vec::new(),
-            taken_back: None,
-        };
+        let empty = empty_seat(secret, expires);
+        // How far a branch was answered that the log of a former head tells of.
+        let seat = former
+            .filter(is_awaited)
+            .map_or(empty.clone(), |former| SeatBook {
+                secret: empty.secret,
+                expires,
+                ..former
+            });
         books::store(db, &seat_name(branch), &seat).await?;
         if !all.contains(branch) {
             all.push(branch.clone());
@@ -126,6 +126,25 @@ impl Head {
             })
         };
         let ours = self.book.incarnation;
+        let told_key = hello.head_key.as_ref();
+        if let Some(key) = told_key.filter(|key| key.0 != self.identity.public_key()) {
+            let followed = |former: &Predecessor| former.key == *key;
+            return if self.predecessors.iter().any(followed) {
+                refuse(
+                    format!(
+                        "this head took the place of the one that `{origin}` follows; ask for a join code made here by `branchline invite {origin}`"
+                    ),
+                    false,
+                )
+            } else {
+                refuse(
+                    format!(
+                        "`{origin}` follows another head that took this one's place; stop this office (`branchline leave`), and let it join as a branch"
+                    ),
+                    false,
+                )
+            };
+        }
         let Some(seat) = self.seats.get_mut(origin) else {
             return refuse(
                 format!(

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use bigdecimal::BigDecimal;
 
-use super::{Type, Value, canonical};
+use super::{Type, Value, canonical, is_spelled};
 
 /// The value as one of type `to`, or nothing where that would lose something or cannot be: nothing is rounded, trimmed
 /// or guessed (P7). NULL stays NULL.
@@ -46,10 +46,13 @@ pub fn convert(from: &Type, to: &Type, value: &Value) -> Option<Value> {
             let text = text(value)?;
             fits(&text, Some(*length)).then_some(Value::Text(text))?
         }
-        Type::Time | Type::TimeTz | Type::Interval | Type::Uuid | Type::Array(_) => {
-            Value::Text(text(value)?)
-        }
+        _ => Value::Text(text(value)?),
     };
+    if let Value::Text(text) = &converted
+        && !is_spelled(to, text)
+    {
+        return None;
+    }
     let converted = canonical(to, &converted).into_owned();
     to.holds(&converted).then_some(converted)
 }

@@ -12,11 +12,15 @@ use branchline_core::value::{Type, Value, canonical};
 use super::capture::{patiently, prepare};
 use super::catalog;
 use super::connection::{Flavour, MysqlDatabase};
+use super::error::mismatch;
 use super::literal::{default_literal, text_literal};
 use super::types::INDEXED_TEXT;
 
 /// The longest text that is declared as `VARCHAR` outside keys: all columns of a row share 65,535 bytes.
 const LONGEST_VARCHAR: u32 = 2000;
+
+/// `xxxx:...:xxxx/128`, with all that an address may have before its last part.
+const LONGEST_INET: u32 = 50;
 
 /// An identifier, quoted.
 pub(super) fn ident(name: &str) -> String {
@@ -40,6 +44,7 @@ pub(super) async fn create_tables(
     schema: &Schema,
 ) -> DbResult<Vec<String>> {
     prepare(db).await?;
+    check_names(db, schema).await?;
     let mut created = Vec::new();
     for table in &schema.tables {
         if exists(db, &table.name).await? {
@@ -59,6 +64,41 @@ pub(super) async fn create_tables(
     }
     db.forget_layouts();
     Ok(created)
+}
+
+/// Refuses names that differ in letter case alone where that is nothing here, and those that the server would alter.
+async fn check_names(db: &mut MysqlDatabase, schema: &Schema) -> DbResult<()> {
+    let setting = db.rows("SELECT @@lower_case_table_names").await?;
+    let setting = setting.first().map_or(0, |row| row.number(0).unwrap_or(0));
+    let mut tables = BTreeSet::new();
+    for table in &schema.tables {
+        let folded = table.name.to_lowercase();
+        if setting == 1 && folded != table.name {
+            return Err(mismatch(
+                &table.name,
+                "this server keeps the names of tables in lower case (lower_case_table_names = 1); rename it at the head, or leave it out",
+            ));
+        }
+        if !tables.insert(folded) && setting != 0 {
+            return Err(mismatch(
+                &table.name,
+                "another table's name differs from its name in letter case alone, which this server does not tell apart; rename one at the head, or leave it out",
+            ));
+        }
+        let mut columns = BTreeSet::new();
+        for column in &table.columns {
+            if !columns.insert(column.name.to_lowercase()) {
+                return Err(mismatch(
+                    &table.name,
+                    format!(
+                        "another column's name differs from `{}` in letter case alone, which this server does not tell apart; rename one at the head, or leave the table out",
+                        column.name
+                    ),
+                ));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Adds the foreign keys of tables that [`create_tables`] made.
@@ -239,6 +279,7 @@ impl Dialect {
                 let labels: Vec<String> = labels.iter().map(|label| text_literal(label)).collect();
                 format!("ENUM({}) {collation}", labels.join(", "))
             }
+            Type::Inet => format!("VARCHAR({LONGEST_INET}) {collation}"),
             Type::Text { max: None }
             | Type::Decimal { .. }
             | Type::TimeTz

@@ -94,13 +94,14 @@ fn text(kind: &Type, here: &Declared, row: &str) -> String {
                 moment
             }
         }
-        "date" | "uuid" | "decimal" | "time" | "datetime" => format!("CAST({column} AS CHAR)"),
+        "uuid" => format!("REPLACE(CAST({column} AS CHAR), '-', '')"),
+        "date" | "decimal" | "time" | "datetime" => format!("CAST({column} AS CHAR)"),
         "binary" | "varbinary" | "tinyblob" | "blob" | "mediumblob" | "longblob" => column,
         _ => {
             let text = format!("CONVERT({column} USING utf8mb4)");
             match kind {
                 Type::Char { .. } => format!("TRIM(TRAILING ' ' FROM {text})"),
-                Type::Uuid => format!("LOWER({text})"),
+                Type::Uuid => format!("REPLACE(LOWER({text}), '-', '')"),
                 _ => text,
             }
         }
@@ -121,6 +122,7 @@ pub(super) fn encoded(table: &Table, key: &Key) -> Vec<u8> {
             Value::Float(number) => number.to_string().into_bytes(),
             Value::Text(text) => match column.kind {
                 Type::TimestampTz => text.strip_suffix("+00").unwrap_or(text).as_bytes().to_vec(),
+                Type::Uuid => text.replace('-', "").into_bytes(),
                 _ => text.clone().into_bytes(),
             },
             Value::Bytes(raw) => raw.clone(),

@@ -5,7 +5,7 @@
 
 use branchline_core::port::{DatabaseError, DbResult};
 use branchline_core::schema::{Column, Table};
-use branchline_core::value::{Type, Value, canonical};
+use branchline_core::value::{Type, Value, canonical, micros_of_interval};
 
 use super::connection::Flavour;
 use super::error::mismatch;
@@ -110,6 +110,11 @@ fn float(here: &Declared, number: f64) -> Result<String, String> {
 /// A text in canonical form, as the column's declared type takes it.
 fn written(kind: &Type, here: &Declared, text: &str, as_sent: &Value) -> Result<String, String> {
     match here.base.as_str() {
+        "bigint" if *kind == Type::Interval => micros_of_interval(text)
+            .map(|micros| micros.to_string())
+            .ok_or_else(|| {
+                format!("`{text}` is not days with a time of less than a day, as microseconds are")
+            }),
         "decimal" | "bigint" => decimal(here, text),
         "date" => {
             day(text)?;
@@ -141,6 +146,11 @@ fn written(kind: &Type, here: &Declared, text: &str, as_sent: &Value) -> Result<
             let text = match (kind, as_sent) {
                 // JSON stays as written.
                 (Type::Json | Type::Jsonb, Value::Text(sent)) => sent,
+                _ => text,
+            };
+            let without_hyphens = text.replace('-', "");
+            let text = match here.length {
+                Some(32..=35) if *kind == Type::Uuid => without_hyphens.as_str(),
                 _ => text,
             };
             let characters = matches!(here.base.as_str(), "char" | "varchar");
@@ -298,7 +308,7 @@ mod tests {
             (&decimals, here("decimal", 0), "1.505", None),
             (&decimals, here("decimal", 0), "1000", None),
             (&decimals, here("decimal", 0), "NaN", None),
-            (&decimals, here("decimal", 0), "1e2", None),
+            (&decimals, here("decimal", 0), "1e2", Some("100")),
             (&text, here("varchar", 0), "ab ", Some("'ab '")),
             (&text, here("varchar", 0), "ab  ", None),
             (&Type::Date, here("date", 0), "0044-03-15 BC", None),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use branchline_core::change::{Key, Row};
-use branchline_core::port::{DatabaseError, DbResult};
+use branchline_core::port::DbResult;
 use branchline_core::schema::{Column, Table};
 use branchline_core::value::{Type, canonical};
 
@@ -155,19 +155,9 @@ pub(super) async fn read(
     keys: &[Key],
 ) -> DbResult<BTreeMap<Key, Row>> {
     let found = find(db, table, keys).await?.into_iter();
-    found
-        .map(|(key, row)| match row {
-            Ok(row) => Ok((key, row)),
-            Err(problem) => Err(unreadable(table, &key, &problem)),
-        })
-        .collect()
-}
-
-fn unreadable(table: &Table, key: &Key, problem: &str) -> DatabaseError {
-    mismatch(
-        &table.name,
-        format!("the row {} cannot be read: {problem}", key.to_json()),
-    )
+    Ok(found
+        .filter_map(|(key, row)| Some((key, row.ok()?)))
+        .collect())
 }
 
 pub(super) async fn chunk(
@@ -176,16 +166,38 @@ pub(super) async fn chunk(
     after: Option<&Key>,
     limit: usize,
 ) -> DbResult<Vec<Row>> {
+    let (mut found, mut passed) = (Vec::new(), 0);
+    loop {
+        let wanted = limit - found.len();
+        let rows = next_rows(db, table, after, (wanted, passed)).await?;
+        let last = rows.len() < wanted;
+        passed += rows.len();
+        found.extend(rows.into_iter().flatten());
+        if last || found.len() == limit {
+            return Ok(found);
+        }
+    }
+}
+
+/// A row that is none of the plan's table: its key, where that can be read, and why.
+pub(super) type Misfit = (Option<Key>, String);
+
+/// Up to `limit` rows after the row with key `after`, the first `passed` left out, in the database's own order.
+pub(super) async fn next_rows(
+    db: &mut MysqlDatabase,
+    table: &Table,
+    after: Option<&Key>,
+    place: (usize, usize),
+) -> DbResult<Vec<Result<Row, Misfit>>> {
     let layout = db.layout(&table.name).await?;
     let columns = selection(table, &layout, "r")?;
-    let width = table.key.len();
-    let rows = page(db, table, &columns, after, limit).await?.into_iter();
-    rows.map(|mut row| {
-        let key = key_of(table, &row);
-        row_of(table, &mut row, width)
-            .map_err(|problem| unreadable(table, &key.unwrap_or(Key(Vec::new())), &problem))
-    })
-    .collect()
+    let rows = page(db, table, &columns, after, place).await?.into_iter();
+    Ok(rows
+        .map(|mut row| {
+            let key = key_of(table, &row);
+            row_of(table, &mut row, table.key.len()).map_err(|problem| (key, problem))
+        })
+        .collect())
 }
 
 /// The keys of up to `limit` rows after the row with key `after`, in the database's own order.
@@ -195,20 +207,21 @@ pub(super) async fn keys(
     after: Option<&Key>,
     limit: usize,
 ) -> DbResult<Vec<Key>> {
-    let rows = page(db, table, "1", after, limit).await?;
+    let rows = page(db, table, "1", after, (limit, 0)).await?;
     let keys = rows.iter().map(|row| {
         key_of(table, row).ok_or_else(|| mismatch(&table.name, "the key of a row cannot be read"))
     });
     keys.collect()
 }
 
-/// Key and columns of up to `limit` rows after the row with key `after`, in the database's own order.
+/// Key and columns of up to `limit` rows after the row with key `after`, the first `passed` left out, in the database's own
+/// order.
 async fn page(
     db: &mut MysqlDatabase,
     table: &Table,
     selected: &str,
     after: Option<&Key>,
-    limit: usize,
+    (limit, passed): (usize, usize),
 ) -> DbResult<Vec<Cells>> {
     let layout = db.layout(&table.name).await?;
     let mut columns = Vec::new();
@@ -239,7 +252,10 @@ async fn page(
         }
     }
     let order: Vec<&str> = columns.iter().map(|(_, _, name)| name.as_str()).collect();
-    let rest = format!(" ORDER BY {} LIMIT {limit}", order.join(", "));
+    let rest = format!(
+        " ORDER BY {} LIMIT {limit} OFFSET {passed}",
+        order.join(", ")
+    );
     sql.extend_from_slice(rest.as_bytes());
     db.rows_on(&table.name, sql).await
 }

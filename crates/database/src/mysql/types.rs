@@ -3,7 +3,7 @@
 use branchline_core::change::Row;
 use branchline_core::port::DbResult;
 use branchline_core::schema::Table;
-use branchline_core::value::{Type, Value, canonical};
+use branchline_core::value::{Type, Value, canonical, interval_of_micros, is_spelled};
 
 use super::connection::Cells;
 use super::ddl::ident;
@@ -104,10 +104,17 @@ pub(super) fn serves(planned: &Type, here: &Declared, indexed: bool) -> bool {
         (Type::Enum { labels: a, .. }, Type::Enum { labels: b, .. }) => a == b,
         (a, b) if a == b => true,
         (a, b) if whole(a).is_some() && whole(b).is_some() => {
-            whole(a) < whole(b)
-                && !here.unsigned()
-                && matches!(here.base.as_str(), "smallint" | "int" | "bigint")
+            let larger = whole(a) < whole(b);
+            larger
+                && matches!(
+                    here.base.as_str(),
+                    "smallint" | "mediumint" | "int" | "bigint"
+                )
         }
+        // Frameworks' numbers that are not negative, and their intervals.
+        (Type::Int64, Type::Decimal { .. }) => here.base == "bigint",
+        (Type::Interval, Type::Int64) => here.base == "bigint",
+        (Type::Inet, Type::Char { length: n } | Type::Text { max: Some(n) }) => *n >= 39,
         (
             Type::Decimal {
                 limits: Some((precision, scale)),
@@ -126,7 +133,7 @@ pub(super) fn serves(planned: &Type, here: &Declared, indexed: bool) -> bool {
         | (Type::Text { max: Some(length) }, Type::Text { max }) => {
             max.is_none_or(|max| max >= *length)
         }
-        (Type::Uuid, Type::Char { length: n } | Type::Text { max: Some(n) }) => *n >= 36,
+        (Type::Uuid, Type::Char { length: n } | Type::Text { max: Some(n) }) => *n >= 32,
         (
             Type::Text { .. }
             | Type::Decimal { .. }
@@ -135,6 +142,7 @@ pub(super) fn serves(planned: &Type, here: &Declared, indexed: bool) -> bool {
             | Type::Json
             | Type::Jsonb
             | Type::Array(_)
+            | Type::Inet
             | Type::Enum { .. },
             Type::Text { max },
         ) => max.is_none_or(|max| indexed && max >= INDEXED_TEXT),
@@ -210,15 +218,26 @@ pub(super) fn value_of(kind: &Type, bytes: &[u8]) -> Result<Value, String> {
         Type::Enum { labels, .. } if !labels.iter().any(|label| label == text) => {
             return Err("one of its labels".to_owned());
         }
+        Type::Interval if text.parse::<i64>().is_ok() => {
+            Value::Text(interval_of_micros(text.parse().unwrap_or_default()))
+        }
         _ => Value::Text(text.to_owned()),
     };
-    if !kind.holds(&value) {
+    let spelled = match (&value, kind) {
+        (_, Type::Enum { .. }) => true,
+        (Value::Text(text), kind) => is_spelled(kind, text),
+        _ => true,
+    };
+    if !spelled || !kind.holds(&value) {
         return Err(expected());
     }
     Ok(match kind {
-        Type::Time | Type::Timestamp | Type::TimestampTz | Type::Char { .. } | Type::Uuid => {
-            canonical(kind, &value).into_owned()
-        }
+        Type::Time
+        | Type::Timestamp
+        | Type::TimestampTz
+        | Type::Char { .. }
+        | Type::Uuid
+        | Type::Inet => canonical(kind, &value).into_owned(),
         _ => value,
     })
 }

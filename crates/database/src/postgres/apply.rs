@@ -243,6 +243,7 @@ async fn put(
     let statement = db
         .statement_on(&table.name, &sql, &row_types(table))
         .await?;
+    layout.check_digits(table, rows)?;
     let arrays = row_arrays(table, rows, left_null)?;
     let values = types::parameters(&arrays);
     // Rows of one set may exchange unique values; only tables that have such pay for the savepoint.
@@ -350,7 +351,7 @@ fn upsert(table: &Table, layout: &Layout) -> DbResult<String> {
         format!("UPDATE SET {}", sets.join(", "))
     };
     Ok(format!(
-        "INSERT INTO {} ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM unnest({}) AS given({})
+        "INSERT INTO {} AS r ({}) OVERRIDING SYSTEM VALUE SELECT {} FROM unnest({}) AS given({})
          ON CONFLICT ({}) DO {action}",
         layout.relation,
         names.join(", "),

@@ -320,7 +320,7 @@ impl Look {
             {
                 self.warn(
                     format!("Column `{name}` keeps only {modifier} digits of a second."),
-                    "Declare it alike in every office, or values are rounded where they arrive.",
+                    "Declare it alike in every office: a value with more digits does not fit here.",
                 );
             }
             if get(row, 14)? {

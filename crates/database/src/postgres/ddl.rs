@@ -10,6 +10,7 @@ use tokio_postgres::types::Type as Wire;
 use super::books::get;
 use super::connection::PostgresDatabase;
 use super::install::{patiently, prepare};
+use super::layout::mismatch;
 use super::{literal, types};
 
 /// An identifier, quoted.
@@ -39,6 +40,26 @@ pub(super) fn columns(table: &Table, at: &[u16]) -> String {
         .join(", ")
 }
 
+/// Bytes of a name; the server cuts a longer one.
+const LONGEST_NAME: usize = 63;
+
+/// Refuses names that the server would cut, after which they could be others'.
+fn check_names(table: &Table) -> DbResult<()> {
+    let (schema, name) = names(&table.name);
+    let columns = table.columns.iter().map(|column| column.name.as_str());
+    let mut all = [schema, name].into_iter().chain(columns);
+    match all.find(|name| name.len() > LONGEST_NAME) {
+        None => Ok(()),
+        Some(long) => Err(mismatch(
+            &table.name,
+            format!(
+                "the name `{long}` has {} bytes, and PostgreSQL keeps {LONGEST_NAME}; shorten it at the head, or leave the table out",
+                long.len()
+            ),
+        )),
+    }
+}
+
 /// Creates the tables that are missing. Which they are is noted until [`add_foreign_keys`] completes them.
 pub(super) async fn create_tables(
     db: &mut PostgresDatabase,
@@ -64,6 +85,7 @@ pub(super) async fn create_missing(
             if exists(db, &table.name).await? {
                 return Ok(false);
             }
+            check_names(table)?;
             for sql in enums(table) {
                 db.execute(&sql).await?;
             }

@@ -2,13 +2,16 @@
 
 use std::collections::HashMap;
 
+use branchline_core::change::Row;
 use branchline_core::port::{DatabaseError, DbResult};
 use branchline_core::schema::{Column, Table};
+use branchline_core::value::Value;
 use tokio_postgres::types::Type as Wire;
 
 use super::books::get;
 use super::connection::PostgresDatabase;
 use super::ddl::{ident, names, relation};
+use super::types::fraction;
 
 /// Every type with the one that it is a domain over, or itself; nested domains are followed down.
 pub(super) const ROOTS: &str = "RECURSIVE root(oid, base, modifier) AS (
@@ -34,6 +37,8 @@ pub(super) struct Layout {
     /// Column names with the types that texts are cast to. Without length or precision: with them, an explicit cast
     /// would cut silently, where the assignment to the column complains.
     casts: HashMap<String, String>,
+    /// Columns that keep fewer than six digits of a second, and would round what has more.
+    digits: HashMap<String, usize>,
 }
 
 /// A foreign key that refers to a table.
@@ -58,7 +63,9 @@ impl Layout {
                             WHERE d.condeferrable AND c.oid IN (d.conrelid, d.confrelid)),
                     EXISTS (SELECT FROM pg_catalog.pg_index i
                             WHERE i.indrelid = c.oid AND i.indisunique AND NOT i.indisprimary),
-                    a.attnotnull AND NOT a.atthasdef AND a.attidentity = ''
+                    a.attnotnull AND NOT a.atthasdef AND a.attidentity = '',
+                    CASE WHEN b.typname IN ('time', 'timetz', 'timestamp', 'timestamptz')
+                         THEN CASE WHEN a.atttypmod <> -1 THEN a.atttypmod ELSE r.modifier END END
              FROM pg_catalog.pg_class c
              JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
              JOIN root r ON r.oid = a.atttypid JOIN pg_catalog.pg_type b ON b.oid = r.base
@@ -71,10 +78,14 @@ impl Layout {
             return Err(mismatch(table, "the table does not exist here"));
         };
         let (partitioned, deferrable, unique) = (get(first, 0)?, get(first, 4)?, get(first, 5)?);
-        let (mut casts, mut required) = (HashMap::new(), Vec::new());
+        let (mut casts, mut required, mut digits) = (HashMap::new(), Vec::new(), HashMap::new());
         for row in &rows {
             if get(row, 6)? {
                 required.push(get(row, 1)?);
+            }
+            let kept = get::<Option<i32>>(row, 7)?;
+            if let Some(kept @ 0..=5) = kept.and_then(|kept| usize::try_from(kept).ok()) {
+                digits.insert(get(row, 1)?, kept);
             }
             casts.insert(
                 get::<String>(row, 1)?,
@@ -90,6 +101,7 @@ impl Layout {
             required,
             children,
             casts,
+            digits,
         })
     }
 
@@ -102,6 +114,29 @@ impl Layout {
                 format!("column `{}` does not exist here", column.name),
             )
         })
+    }
+
+    /// Whether these rows' seconds have no more digits than their columns keep.
+    pub(super) fn check_digits(&self, table: &Table, rows: &[&Row]) -> DbResult<()> {
+        if self.digits.is_empty() {
+            return Ok(());
+        }
+        for (at, column) in table.columns.iter().enumerate() {
+            let Some(&kept) = self.digits.get(&column.name) else {
+                continue;
+            };
+            let over = |row: &&&Row| matches!(row.0.get(at), Some(Value::Text(text)) if fraction(text) > kept);
+            if rows.iter().find(over).is_some() {
+                return Err(mismatch(
+                    &table.name,
+                    format!(
+                        "a value of column `{}` does not fit this database unaltered: the column keeps {kept} digits of a second",
+                        column.name
+                    ),
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// The condition that joins the table's rows, as `row`, with whole rows unnested as `now(c0, c1, ...)`.

@@ -14,6 +14,7 @@ use branchline_core::schema::{Schema, Table, TableId};
 use rusqlite::{Connection, params_from_iter};
 
 use super::error::on;
+use super::local::Local;
 use super::references::Reference;
 use super::sql::{key_equals, quoted};
 use super::stored::bound;
@@ -32,11 +33,18 @@ pub(super) fn delete_free<'a>(
     let referring: Vec<&Reference> = referring(references, table).collect();
     let delete = delete_one(table);
     let mut held = Vec::new();
+    if keys.is_empty() {
+        return Ok(held);
+    }
+    let local = Local::of(connection, table)?;
     for key in keys {
-        if holder(connection, &referring, &key_columns, key)?.is_some() {
+        let Ok(stored) = local.key(table, key) else {
+            continue;
+        };
+        if holder(connection, &referring, &key_columns, &stored)?.is_some() {
             held.push((table, *key));
         } else {
-            execute(connection, &delete, table, key)?;
+            execute(connection, &delete, table, &stored)?;
         }
     }
     Ok(held)
@@ -62,21 +70,24 @@ pub(super) fn delete_held(
     let all: BTreeSet<(TableId, &Key)> = held.iter().map(|(table, key)| (table.id, *key)).collect();
     for (table, key) in &held {
         let key_columns = key_columns(table);
+        let stored = &Local::of(connection, table)?.key(table, key)?;
         for reference in referring(references, table) {
             let others = match reference.child_table(schema) {
                 Some(child) => reference
-                    .children(connection, child, &key_columns, key)?
+                    .children(connection, child, &key_columns, stored)?
                     .iter()
                     .any(|one| !all.contains(&(child.id, one))),
-                None => reference.has_child(connection, &key_columns, key)?,
+                None => reference.has_child(connection, &key_columns, stored)?,
             };
             if others {
                 return Err(strangers(reference, "deleted"));
             }
         }
     }
-    held.iter()
-        .try_for_each(|(table, key)| execute(connection, &delete_one(table), table, key))
+    held.iter().try_for_each(|(table, key)| {
+        let stored = Local::of(connection, table)?.key(table, key)?;
+        execute(connection, &delete_one(table), table, &stored)
+    })
 }
 
 /// Refuses puts after which a reference would act on rows that are not among the effects.
@@ -97,8 +108,10 @@ pub(super) fn check_updates(
                 .iter()
                 .filter(|(id, _)| *id == table.id)
                 .filter_map(|(_, effect)| effect.row());
+            let local = Local::of(connection, table)?;
             for row in rows {
-                let children = reference.followers(connection, schema, table, row)?;
+                let row = local.row(table, row)?;
+                let children = reference.followers(connection, schema, table, &row)?;
                 if children.is_empty() {
                     continue;
                 }

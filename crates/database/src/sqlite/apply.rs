@@ -12,6 +12,7 @@ use rusqlite::params_from_iter;
 use super::SqliteDatabase;
 use super::actions::{check_updates, delete_free, delete_held, key_columns};
 use super::error::{failure, mismatch, on};
+use super::local::Local;
 use super::put::put_rows;
 use super::sql::{columns, places, quoted, select_row};
 use super::stored::{Stored, bound, row_at};
@@ -92,14 +93,17 @@ impl SqliteDatabase {
                     || reference.parent.eq_ignore_ascii_case(&table.name)
             });
         if concerned {
+            let local = Local::of(&self.connection, table)?;
             let key_columns: Arc<[String]> = key_columns(table).into();
             let touched = &mut self.applying()?.touched;
             let room = TOUCHED.saturating_sub(touched.len());
-            touched.extend(keys.take(room).map(|key| Touched {
-                table: table.name.clone(),
-                key_columns: Arc::clone(&key_columns),
-                key,
-            }));
+            for key in keys.take(room) {
+                touched.push(Touched {
+                    table: table.name.clone(),
+                    key_columns: Arc::clone(&key_columns),
+                    key: local.key(table, &key)?,
+                });
+            }
         }
         Ok(())
     }
@@ -109,13 +113,18 @@ impl SqliteDatabase {
             .connection
             .prepare_cached(&select_row(table))
             .map_err(on(&table.name))?;
+        let local = Local::of(&self.connection, table)?;
         let mut found = BTreeMap::new();
         for key in keys {
+            // What the column cannot hold, it does not hold.
+            let Ok(stored) = local.key(table, key) else {
+                continue;
+            };
             let mut rows = select
-                .query(params_from_iter(bound(key)))
+                .query(params_from_iter(bound(&stored)))
                 .map_err(on(&table.name))?;
             if let Some(row) = rows.next().map_err(on(&table.name))?
-                && let Ok(row) = row_at(table, row, 0)?
+                && let Ok(row) = row_at(&local, table, row, 0)?
             {
                 found.insert(key.clone(), row);
             }
@@ -150,6 +159,8 @@ impl SqliteDatabase {
         limit: usize,
         passed: usize,
     ) -> DbResult<Vec<Result<Row, Unreadable>>> {
+        let local = Local::of(&self.connection, table)?;
+        let after = after.map(|key| local.key(table, key)).transpose()?;
         let key = columns("t", table.key_columns());
         let beyond = match after {
             Some(_) => format!("WHERE ({key}) > ({}) ", places(table.key.len())),
@@ -165,13 +176,13 @@ impl SqliteDatabase {
             .prepare_cached(&select)
             .map_err(on(&table.name))?;
         let place = [limit, passed].map(|count| Value::Int(count.try_into().unwrap_or(i64::MAX)));
-        let after = after.into_iter().flat_map(bound);
+        let after = after.iter().flat_map(bound);
         let mut rows = select
             .query(params_from_iter(after.chain(place.iter().map(Stored))))
             .map_err(on(&table.name))?;
         let mut page = Vec::new();
         while let Some(row) = rows.next().map_err(on(&table.name))? {
-            page.push(row_at(table, row, 0)?);
+            page.push(row_at(&local, table, row, 0)?);
         }
         Ok(page)
     }

@@ -12,11 +12,13 @@ use branchline_core::change::{Effect, Key, Row};
 use branchline_core::identity::Micros;
 use branchline_core::port::{Backlog, DatabaseError, DbResult, First, Portion, Taken, Unreadable};
 use branchline_core::schema::{Schema, Table, TableId};
+use branchline_core::value::canonical;
 use rusqlite::params_from_iter;
 
 use super::SqliteDatabase;
 use super::error::{failure, on};
 use super::image;
+use super::local::Local;
 use super::sql::{NOW, key_slots, list, places, quoted, select_row};
 use super::stored::{Copied, bound, key_at, row_at};
 use super::triggers;
@@ -102,7 +104,7 @@ impl SqliteDatabase {
         );
         let mut all = self.connection.prepare_cached(&all).map_err(failure)?;
         let mut rows = all.query([]).map_err(failure)?;
-        let mut selects: BTreeMap<TableId, (&Table, String)> = BTreeMap::new();
+        let mut selects: BTreeMap<TableId, (&Table, Local, String)> = BTreeMap::new();
         let (mut page, mut fetched) = (Page::default(), 0);
         while let Some(row) = rows.next().map_err(failure)? {
             if !image::is_image(row)? {
@@ -111,14 +113,15 @@ impl SqliteDatabase {
                 }
                 fetched += 1;
                 let id: TableId = row.get(1).map_err(failure)?;
-                let (table, select) = match selects.entry(id) {
+                let (table, local, select) = match selects.entry(id) {
                     Entry::Occupied(known) => known.into_mut(),
                     Entry::Vacant(new) => {
                         let table = schema.table(id).ok_or_else(|| outside(id))?;
-                        new.insert((table, select_row(table)))
+                        let local = Local::of(&self.connection, table)?;
+                        new.insert((table, local, select_row(table)))
                     }
                 };
-                match self.taken(table, select, row)? {
+                match self.taken(local, table, select, row)? {
                     Some(Ok(taken)) => page.changes.push(taken),
                     Some(Err(unreadable)) => page.unreadable.push(unreadable),
                     None => {}
@@ -133,12 +136,13 @@ impl SqliteDatabase {
     /// read: no other office ever heard of it.
     fn taken(
         &self,
+        local: &Local,
         table: &Table,
         select: &str,
         captured: &rusqlite::Row<'_>,
     ) -> DbResult<Option<Result<Taken, Unreadable>>> {
-        let key = key_at(table, captured, KEY_AT)?;
-        let effect = match (self.present(table, select, captured)?, key) {
+        let key = key_at(local, table, captured, KEY_AT)?;
+        let effect = match (self.present(local, table, select, captured)?, key) {
             (Some(Err(unreadable)), _) => return Ok(Some(Err(unreadable))),
             (Some(Ok(row)), _) => Effect::Put(row),
             (None, Ok(key)) => Effect::Delete(key),
@@ -169,6 +173,7 @@ impl SqliteDatabase {
     /// canonical form.
     fn present(
         &self,
+        local: &Local,
         table: &Table,
         select: &str,
         captured: &rusqlite::Row<'_>,
@@ -185,7 +190,7 @@ impl SqliteDatabase {
             .query(params_from_iter(stored))
             .map_err(on(&table.name))?;
         match rows.next().map_err(on(&table.name))? {
-            Some(row) => row_at(table, row, 0).map(Some),
+            Some(row) => row_at(local, table, row, 0).map(Some),
             None => Ok(None),
         }
     }
@@ -219,8 +224,10 @@ impl SqliteDatabase {
         table: &Table,
         keys: Option<&[Key]>,
     ) -> DbResult<BTreeSet<Key>> {
-        let wanted: Option<BTreeSet<&Key>> = keys.map(|keys| keys.iter().collect());
-        if wanted.as_ref().is_some_and(BTreeSet::is_empty) {
+        // A key may come in another spelling than stands here.
+        let wanted: Option<BTreeMap<Key, &Key>> =
+            keys.map(|keys| keys.iter().map(|key| (folded(table, key), key)).collect());
+        if wanted.as_ref().is_some_and(BTreeMap::is_empty) {
             return Ok(BTreeSet::new());
         }
         let select = format!(
@@ -230,12 +237,16 @@ impl SqliteDatabase {
         );
         let mut select = self.connection.prepare_cached(&select).map_err(failure)?;
         let mut rows = select.query([table.id]).map_err(failure)?;
+        let local = Local::of(&self.connection, table)?;
         let mut found = BTreeSet::new();
         while let Some(row) = rows.next().map_err(failure)? {
             // One that cannot be read has the name under which it will be reported.
-            let key = key_at(table, row, 0)?.unwrap_or_else(|unreadable| unreadable.key);
-            if wanted.as_ref().is_none_or(|wanted| wanted.contains(&key)) {
-                found.insert(key);
+            let key = key_at(&local, table, row, 0)?.unwrap_or_else(|unreadable| unreadable.key);
+            match &wanted {
+                None => drop(found.insert(key)),
+                Some(wanted) => {
+                    found.extend(wanted.get(&folded(table, &key)).map(|it| (*it).clone()))
+                }
             }
         }
         Ok(found)
@@ -258,8 +269,11 @@ impl SqliteDatabase {
             places(table.key.len())
         );
         let mut one = self.connection.prepare_cached(&one).map_err(failure)?;
+        let local = Local::of(&self.connection, table)?;
         for key in keys {
-            one.execute(params_from_iter(bound(key))).map_err(failure)?;
+            let stored = local.key(table, key)?;
+            one.execute(params_from_iter(bound(&stored)))
+                .map_err(failure)?;
         }
         Ok(())
     }
@@ -279,6 +293,14 @@ impl SqliteDatabase {
             })
             .map_err(failure)
     }
+}
+
+/// The key in the one spelling that comparisons use.
+fn folded(table: &Table, key: &Key) -> Key {
+    let values = table.key_columns().zip(&key.0);
+    Key(values
+        .map(|(column, value)| canonical(&column.kind, value).into_owned())
+        .collect())
 }
 
 /// The numbers of the schema's tables, for `IN`.

@@ -1,5 +1,7 @@
 //! Branchline's own tables, shared tables that do not exist yet, and the removal of everything that is ours.
 
+use std::collections::BTreeSet;
+
 use branchline_core::port::{DatabaseError, DbResult};
 use branchline_core::schema::{Column, ForeignKey, Schema, Table};
 use branchline_core::value::Type;
@@ -65,8 +67,35 @@ pub(super) fn uninstall(connection: &Connection) -> DbResult<()> {
     })
 }
 
+/// Refuses names that differ in letter case alone, which is nothing here.
+fn check_names(schema: &Schema) -> DbResult<()> {
+    let mut tables = BTreeSet::new();
+    for table in &schema.tables {
+        if !tables.insert(table.name.to_ascii_lowercase()) {
+            return Err(mismatch(
+                &table.name,
+                "another table's name differs from its name in letter case alone, which SQLite does not tell apart; rename one at the head, or leave it out",
+            ));
+        }
+        let mut columns = BTreeSet::new();
+        for column in &table.columns {
+            if !columns.insert(column.name.to_ascii_lowercase()) {
+                return Err(mismatch(
+                    &table.name,
+                    format!(
+                        "another column's name differs from `{}` in letter case alone, which SQLite does not tell apart; rename one at the head, or leave the table out",
+                        column.name
+                    ),
+                ));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// See [`branchline_core::port::Database::create_tables`].
 pub(super) fn create_tables(connection: &Connection, schema: &Schema) -> DbResult<Vec<String>> {
+    check_names(schema)?;
     let mut ordered = schema.clone();
     ordered.sort_parents_first();
     let mut created = Vec::new();

@@ -6,7 +6,7 @@
 use branchline_core::value::Type;
 
 /// Decimals of up to this many digits survive a column of NUMERIC affinity, which keeps floats.
-const EXACT_DIGITS: u16 = 15;
+pub(super) const EXACT_DIGITS: u16 = 15;
 
 /// Why a declared type cannot be shared, and what to declare instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,7 +19,9 @@ pub(super) struct Unsuitable {
 pub(super) fn logical(declared: &str) -> Result<Type, Unsuitable> {
     let upper = declared.trim().to_ascii_uppercase();
     let (words, numbers) = split(&upper);
-    let first = numbers.first().copied();
+    let first = numbers
+        .first()
+        .and_then(|&number| u32::try_from(number).ok());
     Ok(match words.as_str() {
         "BOOLEAN" | "BOOL" => Type::Bool,
         "FLOAT4" => Type::Float32,
@@ -36,6 +38,7 @@ pub(super) fn logical(declared: &str) -> Result<Type, Unsuitable> {
         "UUID" | "UUID_TEXT" => Type::Uuid,
         "JSON" | "JSON_TEXT" => Type::Json,
         "JSONB" | "JSONB_TEXT" => Type::Jsonb,
+        "INET" | "INET_TEXT" => Type::Inet,
         "ARRAY_TEXT" => Type::Array(Box::new(Type::Text { max: None })),
         "CHAR" | "CHARACTER" | "NCHAR" | "NATIVE CHARACTER" => match first {
             Some(length) => Type::Char { length },
@@ -53,7 +56,7 @@ pub(super) fn logical(declared: &str) -> Result<Type, Unsuitable> {
 }
 
 /// `VARCHAR(20) BINARY` without its parentheses, and the numbers within them.
-fn split(upper: &str) -> (String, Vec<u32>) {
+fn split(upper: &str) -> (String, Vec<i32>) {
     let (before, rest) = upper.split_once('(').unwrap_or((upper, ""));
     let (inside, after) = rest.split_once(')').unwrap_or((rest, ""));
     let words: Vec<&str> = before
@@ -67,7 +70,7 @@ fn split(upper: &str) -> (String, Vec<u32>) {
     (words.join(" "), numbers)
 }
 
-fn limits(numbers: &[u32]) -> Option<(u16, i16)> {
+fn limits(numbers: &[i32]) -> Option<(u16, i16)> {
     let precision = u16::try_from(*numbers.first()?).ok()?;
     let scale = i16::try_from(numbers.get(1).copied().unwrap_or(0)).ok()?;
     Some((precision, scale))
@@ -140,6 +143,79 @@ pub(super) fn declaration(kind: &Type) -> String {
         Type::Jsonb => "JSONB_TEXT".into(),
         Type::Enum { .. } => "ENUM_TEXT".into(),
         Type::Array(_) => "ARRAY_TEXT".into(),
+        Type::Inet => "INET_TEXT".into(),
+    }
+}
+
+/// How a column spells values of the plan's type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    AsItTravels,
+    /// A UUID in `char(32)`.
+    WithoutHyphens,
+    /// A time, or a moment in UTC without its zone; six digits of a second always, or where they are not all zero.
+    Moment {
+        digits: bool,
+    },
+    /// An interval in an integer column.
+    Micros,
+    /// A decimal in a column of NUMERIC affinity.
+    Number,
+}
+
+/// How a column declared so spells values of the plan's type.
+pub(super) fn form(plan: &Type, declared: &str) -> Form {
+    let upper = declared.trim().to_ascii_uppercase();
+    let (words, numbers) = split(&upper);
+    let first = numbers.first().copied();
+    let ours = words.ends_with("_TEXT");
+    match (plan, logical(declared)) {
+        (
+            Type::Uuid,
+            Ok(
+                Type::Char {
+                    length: 32..=35, ..
+                }
+                | Type::Text {
+                    max: Some(32..=35), ..
+                },
+            ),
+        ) => Form::WithoutHyphens,
+        (Type::TimestampTz, Ok(Type::Timestamp)) if ours => Form::Moment { digits: false },
+        (Type::Timestamp | Type::TimestampTz, Ok(Type::Timestamp))
+        | (Type::Time, Ok(Type::Time))
+            if !ours =>
+        {
+            Form::Moment {
+                digits: first == Some(6),
+            }
+        }
+        (Type::Interval, Ok(Type::Int64)) => Form::Micros,
+        (Type::Decimal { .. }, _) if matches!(words.as_str(), "DECIMAL" | "NUMERIC" | "DEC") => {
+            Form::Number
+        }
+        _ => Form::AsItTravels,
+    }
+}
+
+/// Whether a column declared so serves for one of the plan's type; if not, why.
+pub(super) fn serves(plan: &Type, declared: &str) -> Result<(), String> {
+    match logical(declared) {
+        Ok(found) if compatible(plan, &found) => Ok(()),
+        Ok(found) => Err(format!("is {found} here and {plan} in the plan")),
+        Err(reason) => match (plan, form(plan, declared)) {
+            // Without limits of its own it takes what the plan limits to the digits that are exact.
+            (
+                Type::Decimal {
+                    limits: Some((0..=EXACT_DIGITS, _)),
+                },
+                Form::Number,
+            ) if !declared.contains('(') => Ok(()),
+            _ => Err(format!(
+                "cannot be shared: {}; {}",
+                reason.problem, reason.advice
+            )),
+        },
     }
 }
 
@@ -148,13 +224,14 @@ pub(super) fn declaration(kind: &Type) -> String {
 /// Column types here say less than the plan's: all integers are 64-bit, enums and intervals are text.
 pub fn compatible(plan: &Type, found: &Type) -> bool {
     use Type::{
-        Array, Bool, Bytes, Char, Date, Decimal, Float32, Float64, Int16, Int32, Int64, Json,
-        Jsonb, Text, Time, TimeTz, Timestamp, TimestampTz,
+        Array, Bool, Bytes, Char, Date, Decimal, Float32, Float64, Int16, Int32, Int64, Interval,
+        Json, Jsonb, Text, Time, TimeTz, Timestamp, TimestampTz,
     };
     match (plan, found) {
         _ if plan == found => true,
         (Bool | Int16 | Int32 | Int64, Int16 | Int32 | Int64)
-        | (Float32 | Float64, Float32 | Float64) => true,
+        | (Float32 | Float64, Float32 | Float64)
+        | (Interval, Int64) => true,
         (
             Decimal { limits: Some(plan) },
             Decimal {
@@ -192,6 +269,9 @@ mod tests {
             Type::Decimal {
                 limits: Some((40, 10)),
             },
+            Type::Decimal {
+                limits: Some((5, -2)),
+            },
             Type::Text { max: None },
             Type::Text { max: Some(20) },
             Type::Char { length: 5 },
@@ -206,8 +286,14 @@ mod tests {
             Type::Json,
             Type::Jsonb,
             Type::Array(Box::new(Type::Text { max: None })),
+            Type::Inet,
         ];
         for kind in kinds {
+            assert_eq!(
+                form(&kind, &declaration(&kind)),
+                Form::AsItTravels,
+                "{kind}"
+            );
             assert_eq!(logical(&declaration(&kind)), Ok(kind.clone()), "{kind}");
         }
     }

@@ -12,12 +12,22 @@ use branchline_core::value::Type;
 use rusqlite::{Connection, params_from_iter};
 
 use super::error::{failure, is_taken, on};
+use super::local::Local;
 use super::sql::{all, list, places, quoted};
 use super::stored::Stored;
 
 /// Makes these rows of one table so.
 pub(super) fn put_rows(connection: &Connection, table: &Table, rows: &[&Row]) -> DbResult<()> {
-    let mut waiting = put_free(connection, table, rows)?;
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let local = Local::of(connection, table)?;
+    let rows = rows
+        .iter()
+        .map(|row| local.row(table, row))
+        .collect::<DbResult<Vec<_>>>()?;
+    let rows: Vec<&Row> = rows.iter().map(AsRef::as_ref).collect();
+    let mut waiting = put_free(connection, table, &rows)?;
     let mut broken_up = false;
     while let Some((error, rest)) = waiting {
         let before = rest.len();
@@ -75,7 +85,7 @@ fn upsert(table: &Table) -> String {
         format!("UPDATE SET {}", set.join(", "))
     };
     format!(
-        "INSERT OR ABORT INTO {} ({}) VALUES ({}) ON CONFLICT ({}) DO {existing}",
+        "INSERT OR ABORT INTO {} AS t ({}) VALUES ({}) ON CONFLICT ({}) DO {existing}",
         quoted(&table.name),
         list(table.columns.iter().map(|column| quoted(&column.name))),
         places(table.columns.len()),

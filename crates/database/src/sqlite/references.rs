@@ -7,6 +7,7 @@ use rusqlite::{Connection, OptionalExtension, params_from_iter};
 
 use super::apply::Touched;
 use super::error::failure;
+use super::local::Local;
 use super::sql::{all, columns, quoted};
 use super::stored::{Stored, bound, key_at};
 
@@ -128,9 +129,10 @@ impl Reference {
         let mut rows = select
             .query(params_from_iter(bound(key)))
             .map_err(failure)?;
+        let local = Local::of(connection, child)?;
         let mut found = Vec::new();
         while let Some(row) = rows.next().map_err(failure)? {
-            found.push(key_at(child, row, 0)?.unwrap_or_else(|unreadable| unreadable.key));
+            found.push(key_at(&local, child, row, 0)?.unwrap_or_else(|unreadable| unreadable.key));
         }
         Ok(found)
     }
@@ -203,11 +205,14 @@ impl Reference {
         let mut rows = select
             .query(params_from_iter(row.0.iter().map(Stored)))
             .map_err(failure)?;
+        let local = child
+            .map(|child| Local::of(connection, child))
+            .transpose()?;
         let mut followers = Vec::new();
         while let Some(row) = rows.next().map_err(failure)? {
-            followers.push(match child {
-                Some(child) => {
-                    let key = key_at(child, row, 0)?;
+            followers.push(match child.zip(local.as_ref()) {
+                Some((child, local)) => {
+                    let key = key_at(local, child, row, 0)?;
                     Some((child.id, key.unwrap_or_else(|unreadable| unreadable.key)))
                 }
                 None => None,

@@ -3,10 +3,11 @@
 use branchline_core::change::{Key, Row};
 use branchline_core::port::{DbResult, Unreadable};
 use branchline_core::schema::{Column, Table};
-use branchline_core::value::{Type, Value};
+use branchline_core::value::{Type, Value, canonical, interval_of_micros, is_spelled};
 use rusqlite::types::{ToSql, ToSqlOutput, ValueRef};
 
 use super::error::failure;
+use super::local::Local;
 
 /// Characters shown of a text that cannot be read.
 const SHOWN: usize = 40;
@@ -46,6 +47,7 @@ impl ToSql for Copied<'_> {
 /// Reads the table's columns, in row order, from a statement's row starting at column `from`; or says which one
 /// cannot be read.
 pub(super) fn row_at(
+    local: &Local,
     table: &Table,
     row: &rusqlite::Row<'_>,
     from: usize,
@@ -54,7 +56,7 @@ pub(super) fn row_at(
     for (at, column) in table.columns.iter().enumerate() {
         let stored = row.get_ref(from + at).map_err(failure)?;
         let read = if table.is_key(at) {
-            key_value(&column.kind, stored)
+            key_value(local, table, column, stored)
         } else {
             value(&column.kind, stored)
         };
@@ -62,7 +64,7 @@ pub(super) fn row_at(
             Ok(value) => values.push(value),
             Err(reason) => {
                 let key = table.key.iter().map(|&at| from + usize::from(at));
-                return unreadable(table, column, row, key, &reason).map(Err);
+                return unreadable(local, table, column, row, key, &reason).map(Err);
             }
         }
     }
@@ -71,17 +73,19 @@ pub(super) fn row_at(
 
 /// Reads a key from a statement's row starting at column `from`; or says which part of it cannot be read.
 pub(super) fn key_at(
+    local: &Local,
     table: &Table,
     row: &rusqlite::Row<'_>,
     from: usize,
 ) -> DbResult<Result<Key, Unreadable>> {
     let mut values = Vec::with_capacity(table.key.len());
     for (at, column) in table.key_columns().enumerate() {
-        match key_value(&column.kind, row.get_ref(from + at).map_err(failure)?) {
+        let stored = row.get_ref(from + at).map_err(failure)?;
+        match key_value(local, table, column, stored) {
             Ok(value) => values.push(value),
             Err(reason) => {
                 let key = from..from + table.key.len();
-                return unreadable(table, column, row, key, &reason).map(Err);
+                return unreadable(local, table, column, row, key, &reason).map(Err);
             }
         }
     }
@@ -89,6 +93,7 @@ pub(super) fn key_at(
 }
 
 fn unreadable(
+    local: &Local,
     table: &Table,
     column: &Column,
     row: &rusqlite::Row<'_>,
@@ -98,7 +103,8 @@ fn unreadable(
     let mut values = Vec::with_capacity(table.key.len());
     for (at, column) in key.zip(table.key_columns()) {
         let stored = row.get_ref(at).map_err(failure)?;
-        values.push(key_value(&column.kind, stored).unwrap_or_else(|_| as_it_stands(stored)));
+        values
+            .push(key_value(local, table, column, stored).unwrap_or_else(|_| as_it_stands(stored)));
     }
     Ok(Unreadable {
         table: table.id,
@@ -107,10 +113,17 @@ fn unreadable(
     })
 }
 
-fn key_value(kind: &Type, stored: ValueRef<'_>) -> Result<Value, String> {
+fn key_value(
+    local: &Local,
+    table: &Table,
+    column: &Column,
+    stored: ValueRef<'_>,
+) -> Result<Value, String> {
+    let kind = &column.kind;
     match value(kind, stored)? {
         Value::Null => Err(format!("is NULL where the plan says {kind}")),
-        value => Ok(value),
+        value if local.is_found_again(table, &column.name, &value, stored) => Ok(value),
+        _ => Err(misfit(kind, stored).replacen(" where", ", not as keys are spelled here,", 1)),
     }
 }
 
@@ -147,12 +160,13 @@ pub(super) fn value(kind: &Type, stored: ValueRef<'_>) -> Result<Value, String> 
                 text
             };
             let legal = match kind {
-                // The same spellings as PostgreSQL's, of any length.
-                Type::Decimal { .. } => text.parse::<f64>().is_ok(),
                 Type::Enum { labels, .. } => labels.iter().any(|label| label == text),
-                _ => true,
+                kind => is_spelled(kind, text),
             };
-            legal.then(|| Value::Text(text.to_owned()))
+            legal.then(|| travelling(kind, text))
+        }
+        (Type::Interval, ValueRef::Integer(micros)) => {
+            Some(Value::Text(interval_of_micros(micros)))
         }
         (Type::Decimal { limits }, stored) => {
             decimal(stored, limits.map_or(0, |(_, scale)| scale)).map(Value::Text)
@@ -172,6 +186,21 @@ pub(super) fn value(kind: &Type, stored: ValueRef<'_>) -> Result<Value, String> 
     match value {
         Some(value) if kind.holds(&value) => Ok(value),
         _ => Err(misfit(kind, stored)),
+    }
+}
+
+/// A legal text as it travels: JSON, arrays and plain decimals as they are written.
+fn travelling(kind: &Type, text: &str) -> Value {
+    let as_written = match kind {
+        Type::Decimal { .. } => text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'.' | b'-')),
+        Type::Json | Type::Jsonb | Type::Array(_) => true,
+        _ => false,
+    };
+    let value = Value::Text(text.to_owned());
+    if as_written {
+        value
+    } else {
+        canonical(kind, &value).into_owned()
     }
 }
 

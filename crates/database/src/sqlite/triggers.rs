@@ -13,7 +13,7 @@ use branchline_core::schema::{Schema, Table, TableId};
 use rusqlite::{Connection, OptionalExtension};
 
 use super::catalog::Live;
-use super::declared::{compatible, logical};
+use super::declared::serves;
 use super::error::{failure, mismatch};
 use super::image;
 use super::sql::{KEY_COLUMNS, NOW, all, key_slots, list, quoted};
@@ -149,20 +149,8 @@ fn check(table: &Table, live: &Live) -> DbResult<()> {
         let Some(found) = live.column(&column.name).filter(|found| !found.generated) else {
             return refuse(format!("column `{}` is missing", column.name));
         };
-        match logical(&found.declared) {
-            Err(reason) => {
-                return refuse(format!(
-                    "column `{}`: {}; {}",
-                    column.name, reason.problem, reason.advice
-                ));
-            }
-            Ok(kind) if !compatible(&column.kind, &kind) => {
-                return refuse(format!(
-                    "column `{}` is {kind} here and {} in the plan",
-                    column.name, column.kind
-                ));
-            }
-            Ok(_) => {}
+        if let Err(why) = serves(&column.kind, &found.declared) {
+            return refuse(format!("column `{}` {why}", column.name));
         }
     }
     let (plan, found) = (

@@ -108,6 +108,7 @@ impl Office for MysqlOffice {
             (Type::Enum { labels: a, .. }, Type::Enum { labels: b, .. }) => a == b,
             (Type::Jsonb, Type::Json) => true,
             (_, Type::Text { max: None }) if as_text => true,
+            (Type::Inet, Type::Text { .. }) => true,
             (a, b) => a == b,
         }
     }

@@ -1,5 +1,6 @@
 //! What the triggers note, whatever the statement and the session are.
 
+use branchline_core::change::Key;
 use branchline_core::port::{Database, Purpose};
 use branchline_core::value::Value;
 use mysql_async::prelude::Queryable;
@@ -211,6 +212,23 @@ async fn rows_that_no_other_engine_can_hold_are_told() {
     assert_eq!(shop.take_with_unreadable().await, (vec![], vec![]));
     let rows = shop.see("SELECT COUNT(*) FROM t").await;
     assert_eq!(rows, [Some("7".into())]);
+    // Whoever reads past them sees the others, and an inspection tells.
+    let rows: Vec<Value> = (shop.rows("t").await.into_iter())
+        .map(|row| row.0[0].clone())
+        .collect();
+    assert_eq!(rows, [Value::Int(6)]);
+    let keys = (1..=7).map(|id| Key(vec![Value::Int(id)]));
+    let table = shop.table("t").clone();
+    let read = shop.db.read(&table, &keys.collect::<Vec<_>>()).await;
+    assert_eq!(read.unwrap().len(), 1);
+    let found = shop.db.inspect().await.unwrap();
+    assert!(
+        found.findings.iter().any(|finding| !finding.fatal
+            && finding.problem.contains("stay at this office: 6")
+            && finding.problem.contains("key 1")),
+        "{:?}",
+        found.findings
+    );
 }
 
 /// The application's rights are its own tables'; the capture is not among them.

@@ -179,6 +179,7 @@ pub fn kinds() -> Vec<Type> {
         },
         Type::Array(Box::new(Type::Int32)),
         Type::Array(Box::new(Type::Text { max: None })),
+        Type::Inet,
     ]
 }
 

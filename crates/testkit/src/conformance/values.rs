@@ -36,6 +36,7 @@ fn ordinary(kind: &Type) -> Vec<Value> {
             "[]",
             r#""x""#,
         ]),
+        Type::Inet => texts(&["10.0.0.1", "2001:db8::1"]),
         Type::Enum { labels, .. } => labels.iter().map(text).collect(),
         Type::Array(of) if **of == Type::Int32 => texts(&["{}", "{1,2,NULL}", "{{1,2},{3,4}}"]),
         Type::Array(_) => texts(&["{}", r#"{"a,b","c\"d",NULL,"NULL"}"#]),
@@ -127,6 +128,7 @@ fn extreme(kind: &Type) -> Vec<Value> {
             r#"{"deep": [[[[[[1]]]]]]}"#,
             r#""\u00e9""#,
         ]),
+        Type::Inet => texts(&["0.0.0.0/0", "192.168.0.0/16", "::", "::ffff:1.2.3.4/100"]),
         Type::Bool | Type::Enum { .. } | Type::Array(_) => vec![],
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use branchline_core::books::{self, CONFLICTS, IdentityBook, SeatBook};
-use branchline_core::branch::{Branch, Enrolment};
+use branchline_core::branch::{Branch, Enrolment, Promotion, Renewal};
 use branchline_core::change::{Key, Row};
 use branchline_core::conflict::{ConflictRecord, Reason};
 use branchline_core::ed25519_dalek::SigningKey;
@@ -17,6 +17,7 @@ use branchline_core::output::{Notice, Output, To};
 use branchline_core::port::{Database, Extent, Purpose};
 use branchline_core::retention::Retention;
 use branchline_core::schema::{Column, Counter, Direction, Schema, Table, TableId};
+use branchline_core::succession::Offer;
 use branchline_core::value::{Type, Value};
 use branchline_testkit::conformance::Op;
 use branchline_testkit::sim::office::{Disk, Image, Place, Store, run};
@@ -135,6 +136,8 @@ pub struct Company {
     wire: VecDeque<(End, Arc<Vec<u8>>)>,
     sessions: u8,
     retention: Retention,
+    /// What the head's key is made of.
+    head_secret: u8,
 }
 
 fn identity(name: &str, head: bool, secret: u8) -> IdentityBook {
@@ -170,6 +173,7 @@ impl Company {
             wire: VecDeque::new(),
             sessions: 0,
             retention: Retention::default(),
+            head_secret: 1,
         };
         for number in 1..=branches {
             company.join(number);
@@ -178,6 +182,27 @@ impl Company {
     }
 
     fn join(&mut self, number: u8) {
+        let at = self.begin_to_join(number);
+        self.settle();
+        let state = self.branches[at].branch.state();
+        assert!(state.joining.is_none(), "the branch has joined");
+    }
+
+    /// A branch that is let in, and whose first copy is not complete.
+    pub fn join_in_part(&mut self, number: u8) {
+        let at = self.begin_to_join(number);
+        for _ in 0..100 {
+            self.step();
+            if self.branches[at].branch.state().joining.is_some()
+                && !self.branches[at].branch.schema().tables.is_empty()
+            {
+                return;
+            }
+        }
+        panic!("it never began");
+    }
+
+    fn begin_to_join(&mut self, number: u8) -> usize {
         let name = OfficeName::new(format!("b{number}")).unwrap();
         let secret = [100 + number; 32];
         on!(self.at_head, db => seats::invite(db, &name, secret, Micros(i64::MAX)))
@@ -187,7 +212,7 @@ impl Company {
             identity: identity(name.as_str(), false, 1 + number),
             incarnation: Incarnation([1 + number; 16]),
             head_name: OfficeName::new("ho").unwrap(),
-            head_key: SigningKey::from_bytes(&[1; 32]).verifying_key().to_bytes(),
+            head_key: self.head_key(),
             secret,
         };
         let mut disk = Disk::new(Place::Memory, name.as_str());
@@ -197,10 +222,117 @@ impl Company {
             Branch::found(db, &enrolment).await.unwrap();
             Branch::load(db, session).await.unwrap()
         });
-        let at = self.seat(name, disk, branch);
-        self.settle();
-        let state = self.branches[at].branch.state();
-        assert!(state.joining.is_none(), "the branch has joined");
+        self.seat(name, disk, branch)
+    }
+
+    fn head_key(&self) -> [u8; 32] {
+        let key = SigningKey::from_bytes(&[self.head_secret; 32]);
+        key.verifying_key().to_bytes()
+    }
+
+    /// The head and its database are gone for good; this branch is to be the head. Returns why not, if not.
+    pub fn try_promoting(&mut self, at: usize) -> Result<Promotion, String> {
+        self.cut(at);
+        let now = self.now;
+        let head = identity("ho", true, self.head_secret + 100);
+        let session = self.session();
+        let promotion = on!(self.branches[at].disk, db => async {
+            let branch = Branch::load(db, session).await.unwrap();
+            branch.promote(db, now, &head).await.unwrap()
+        })?;
+        let mut office = self.branches.remove(at);
+        self.head_secret += 100;
+        self.wire.clear();
+        std::mem::swap(&mut self.at_head, &mut office.disk);
+        for office in &mut self.branches {
+            office.up = false;
+            office.branch.link_down();
+        }
+        self.start_head();
+        Ok(promotion)
+    }
+
+    pub fn promote(&mut self, at: usize) -> Promotion {
+        self.try_promoting(at).unwrap()
+    }
+
+    /// A branch takes a code of the head that is new to it.
+    pub fn join_again(&mut self, at: usize) -> Renewal {
+        let name = self.branches[at].name.clone();
+        let secret = [self.sessions; 32];
+        let (head, now) = (&mut self.head, self.now);
+        let log = on!(self.at_head, db => async {
+            seats::invite(db, &name, secret, now.plus_millis(60_000)).await.unwrap().unwrap();
+            head.load_seat(db, &name).await.unwrap();
+            head.log_incarnation()
+        });
+        let offer = Offer {
+            head_name: OfficeName::new("ho").unwrap(),
+            head_key: self.head_key(),
+            secret,
+            log: Some(log),
+        };
+        let renewal = on!(self.branches[at].disk, db => Branch::renew(db, &offer)).unwrap();
+        self.branches[at].up = true;
+        self.restart_branch(at);
+        renewal
+    }
+
+    /// What lets a branch in, as the head has it.
+    pub fn join_secret_of(&mut self, at: usize) -> SeatBook {
+        self.seat_book(at)
+    }
+
+    /// The head, restored to before it knew the branch's key, is given that again.
+    pub fn let_in(&mut self, at: usize, known: SeatBook) {
+        let name = self.branches[at].name.clone();
+        let head = &mut self.head;
+        on!(self.at_head, db => async {
+            db.begin(Purpose::Apply).await.unwrap();
+            let record = books::seat_name(&name);
+            let seat = books::load::<SeatBook, _>(db, &record).await.unwrap();
+            if let Some(mut seat) = seat {
+                seat.public_key = known.public_key;
+                books::store(db, &record, &seat).await.unwrap();
+            }
+            db.commit().await.unwrap();
+            head.load_seat(db, &name).await.unwrap();
+        });
+    }
+
+    /// A head that is no more this company's starts from this image: its application writes, it hears what a branch said
+    /// lately, and all branches hear it. Returns what it noticed.
+    pub fn old_head_speaks(&mut self, image: &Image, ops: &[Op]) -> Vec<Notice> {
+        let mut disk = Disk::new(Place::Memory, "old head");
+        disk.restore(image);
+        let mut now = self.now;
+        disk.write_now(&self.schema, ops, now).unwrap();
+        let mut head = on!(disk, db => Head::load(db, Wiring::Fanout, now)).unwrap();
+        head.link_up(None);
+        for (_, bytes) in &self.heard {
+            on!(disk, db => head.arrived(db, now, bytes, 1)).unwrap();
+        }
+        for _ in 0..5 {
+            now = now.plus_millis(6_000);
+            on!(disk, db => async {
+                head.tick(db, now).await.unwrap();
+                while head.work(db, now).await.unwrap() {}
+            });
+        }
+        let mut notices = Vec::new();
+        while let Some(output) = head.output() {
+            match output {
+                Output::Notice(notice) => notices.push(notice),
+                Output::Send(_, bytes) => {
+                    for office in &mut self.branches {
+                        on!(office.disk, db => office.branch.arrived(db, now, &bytes, 1)).unwrap();
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.flush();
+        notices
     }
 
     fn session(&mut self) -> [u8; 16] {

@@ -1,0 +1,209 @@
+//! How this database's columns spell the plan's values.
+//!
+//! A column that Branchline made keeps a value as it travels. One that a framework made has the framework's own spelling,
+//! which its queries count on: a UUID without hyphens in `char(32)`, a moment in UTC without its zone in `datetime`, an
+//! interval as microseconds in `bigint`. Keys have one spelling each, or a row would not be found again.
+
+use std::borrow::Cow;
+
+use branchline_core::change::{Key, Row};
+use branchline_core::port::{DatabaseError, DbResult};
+use branchline_core::schema::{Column, Table};
+use branchline_core::value::{Type, Value, canonical, micros_of_interval};
+use rusqlite::Connection;
+use rusqlite::types::ValueRef;
+
+use super::catalog::Live;
+use super::declared::{EXACT_DIGITS, Form, form};
+use super::error::mismatch;
+
+/// How one column spells its values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Spelling {
+    form: Form,
+    key: bool,
+}
+
+/// How a table's columns spell the plan's values, in the plan's order.
+#[derive(Debug)]
+pub(super) struct Local(Vec<Spelling>);
+
+impl Local {
+    /// Looks at the table as it is declared now.
+    pub(super) fn of(connection: &Connection, table: &Table) -> DbResult<Self> {
+        let live = Live::find(connection, &table.name)?;
+        let spelling = |(at, column): (usize, &Column)| {
+            let here = live.as_ref().and_then(|live| live.column(&column.name));
+            Spelling {
+                form: here.map_or(Form::AsItTravels, |here| form(&column.kind, &here.declared)),
+                key: table.is_key(at),
+            }
+        };
+        Ok(Self(
+            table.columns.iter().enumerate().map(spelling).collect(),
+        ))
+    }
+
+    /// A row as it is stored here.
+    pub(super) fn row<'r>(&self, table: &Table, row: &'r Row) -> DbResult<Cow<'r, Row>> {
+        let mut changed: Option<Row> = None;
+        for ((at, spelling), column) in self.0.iter().enumerate().zip(&table.columns) {
+            let Some(value) = row.0.get(at) else { continue };
+            if let Cow::Owned(spelled) = spelling.of(table, column, value)? {
+                let row = changed.get_or_insert_with(|| row.clone());
+                if let Some(place) = row.0.get_mut(at) {
+                    *place = spelled;
+                }
+            }
+        }
+        Ok(changed.map_or(Cow::Borrowed(row), Cow::Owned))
+    }
+
+    /// A key as it is stored here.
+    pub(super) fn key(&self, table: &Table, key: &Key) -> DbResult<Key> {
+        let columns = table.key.iter().zip(table.key_columns()).zip(&key.0);
+        let values = columns.map(|((&at, column), value)| match self.0.get(usize::from(at)) {
+            Some(spelling) => spelling.of(table, column, value).map(Cow::into_owned),
+            None => Ok(value.clone()),
+        });
+        values.collect::<DbResult<_>>().map(Key)
+    }
+
+    /// Whether a value read from a key column stands there in the one spelling under which it is looked up.
+    pub(super) fn is_found_again(
+        &self,
+        table: &Table,
+        name: &str,
+        value: &Value,
+        stored: ValueRef<'_>,
+    ) -> bool {
+        let mut columns = self.0.iter().zip(&table.columns);
+        let Some((spelling, column)) = columns.find(|(_, column)| column.name == name) else {
+            return false;
+        };
+        match (spelling.of(table, column, value).as_deref(), stored) {
+            (Ok(Value::Text(spelled)), ValueRef::Text(text)) => spelled.as_bytes() == text,
+            // Numbers are equal whatever class they are stored in.
+            (Ok(_), _) => true,
+            (Err(_), _) => false,
+        }
+    }
+}
+
+impl Spelling {
+    fn of<'v>(self, table: &Table, column: &Column, value: &'v Value) -> DbResult<Cow<'v, Value>> {
+        let Value::Text(sent) = value else {
+            return Ok(Cow::Borrowed(value));
+        };
+        if self.form == Form::AsItTravels && !self.key {
+            return Ok(Cow::Borrowed(value));
+        }
+        let one = canonical(&column.kind, value);
+        let Value::Text(text) = one.as_ref() else {
+            return Ok(one);
+        };
+        let spelled = match self.form {
+            Form::AsItTravels => match &column.kind {
+                Type::Decimal {
+                    limits: Some((_, scale)),
+                } => Some(with_scale(text, *scale)),
+                Type::Json | Type::Jsonb => Some(sent.clone()),
+                _ => return Ok(one),
+            },
+            Form::WithoutHyphens => Some(text.replace('-', "")),
+            Form::Moment { digits } => Some(moment(text, digits)),
+            Form::Micros => match micros_of_interval(text) {
+                Some(micros) => return Ok(Cow::Owned(Value::Int(micros))),
+                None => None,
+            },
+            Form::Number => (significant(text) <= usize::from(EXACT_DIGITS)).then(|| sent.clone()),
+        };
+        spelled
+            .map(|text| Cow::Owned(Value::Text(text)))
+            .ok_or_else(|| unfit(table, column, self.form, text))
+    }
+}
+
+fn unfit(table: &Table, column: &Column, form: Form, text: &str) -> DatabaseError {
+    let why = match form {
+        Form::Micros => {
+            "the column counts microseconds, and this is not days with a time of less than a day"
+                .to_owned()
+        }
+        _ => format!("SQLite keeps {EXACT_DIGITS} digits in such a column"),
+    };
+    let shown: String = text.chars().take(60).collect();
+    mismatch(
+        &table.name,
+        format!(
+            "a value of column `{}` does not fit this database unaltered: `{shown}`: {why}",
+            column.name
+        ),
+    )
+}
+
+/// A moment or time of day as frameworks write it: without a zone, and with six digits of a second or none.
+fn moment(text: &str, digits: bool) -> String {
+    let (body, era) = match text.strip_suffix(" BC") {
+        Some(body) => (body, " BC"),
+        None => (text, ""),
+    };
+    let local = match body.strip_suffix("+00") {
+        Some(local) if local.contains(':') => local,
+        _ => body,
+    };
+    match local.split_once('.') {
+        Some((whole, fraction)) => format!("{whole}.{fraction:0<6}{era}"),
+        None if digits && local.contains(':') => format!("{local}.000000{era}"),
+        None => format!("{local}{era}"),
+    }
+}
+
+/// A decimal in its one spelling with exactly this many digits after the point, if it has no more.
+fn with_scale(text: &str, scale: i16) -> String {
+    let scale = usize::try_from(scale).unwrap_or(0);
+    match text.split_once('.') {
+        _ if scale == 0 || !text.ends_with(|c: char| c.is_ascii_digit()) => text.to_owned(),
+        Some((whole, fraction)) => format!("{whole}.{fraction:0<scale$}"),
+        None => format!("{text}.{}", "0".repeat(scale)),
+    }
+}
+
+fn significant(text: &str) -> usize {
+    let digits: String = text.chars().filter(char::is_ascii_digit).collect();
+    digits.trim_start_matches('0').trim_end_matches('0').len()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_spelled_as_frameworks_do() {
+        let cases = [
+            ("2024-01-02 03:04:05+00", false, "2024-01-02 03:04:05"),
+            (
+                "2024-01-02 03:04:05.5+00",
+                false,
+                "2024-01-02 03:04:05.500000",
+            ),
+            ("2024-01-02 03:04:05", true, "2024-01-02 03:04:05.000000"),
+            ("12:30:00.5", false, "12:30:00.500000"),
+            ("infinity", true, "infinity"),
+            ("0044-03-15 12:00:00+00 BC", false, "0044-03-15 12:00:00 BC"),
+        ];
+        for (text, digits, spelled) in cases {
+            assert_eq!(moment(text, digits), spelled);
+        }
+    }
+
+    #[test]
+    fn decimals_of_keys_have_all_their_digits() {
+        assert_eq!(with_scale("1.5", 2), "1.50");
+        assert_eq!(with_scale("7", 2), "7.00");
+        assert_eq!(with_scale("7", 0), "7");
+        assert_eq!(with_scale("NaN", 2), "NaN");
+        assert_eq!(significant("-0.00123450"), 5);
+        assert_eq!(significant("1200"), 2);
+    }
+}
