@@ -60,6 +60,9 @@ pub(crate) fn names_of(table: &Table, places: &[u16]) -> Vec<String> {
     places.iter().filter_map(at).collect()
 }
 
+/// What columns are called now, or that they are gone, by number.
+pub(crate) type Known = BTreeMap<ColumnId, Option<String>>;
+
 /// What the present columns of a table become.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Columns {
@@ -73,21 +76,31 @@ pub(crate) struct Columns {
 
 impl Columns {
     /// Matches a present table with the two versions. `same` tells whether a column of the second type serves for one
-    /// planned with the first.
+    /// planned with the first; `known`, what columns are called now, where that is known for certain.
     pub(crate) fn of(
         former: Option<&Table>,
         to: &Table,
         live: &Table,
+        known: &Known,
         same: impl Fn(&Type, &Type) -> bool,
     ) -> Self {
         let here = |name: &str| live.columns.iter().find(|column| column.name == name);
         let before = |id: ColumnId| former?.columns.iter().find(|column| column.id == id);
         let mut sources: Vec<Option<String>> = vec![None; to.columns.len()];
         let mut claimed = BTreeSet::new();
+        for (column, source) in to.columns.iter().zip(&mut sources) {
+            if let Some(Some(name)) = known.get(&column.id)
+                && here(name).is_some()
+                && claimed.insert(name.clone())
+            {
+                *source = Some(name.clone());
+            }
+        }
         // First what kept its name, then what has its new name surely, then what may still have its old one.
         for round in 0..3 {
             for (column, source) in to.columns.iter().zip(&mut sources) {
-                let Some(before) = before(column.id) else {
+                let Some(before) = before(column.id).filter(|one| !known.contains_key(&one.id))
+                else {
                     continue;
                 };
                 let wanted = match round {
@@ -126,9 +139,12 @@ impl Columns {
         let drops = former
             .into_iter()
             .flat_map(|former| &former.columns)
-            .filter(|column| goes(column.id) && here(&column.name).is_some())
-            .filter(|column| !claimed.contains(&column.name))
-            .map(|column| column.name.clone())
+            .filter(|column| goes(column.id))
+            .filter_map(|column| match known.get(&column.id) {
+                Some(name) => name.clone(),
+                None => Some(column.name.clone()),
+            })
+            .filter(|name| here(name).is_some() && !claimed.contains(name))
             .collect();
         Self {
             sources,
@@ -271,18 +287,7 @@ pub(crate) fn mark(id: TableId) -> String {
 
 /// What is remembered.
 pub(crate) fn marked(table: &Table) -> Vec<u8> {
-    // All of the definition: a version that changes a type or an index only must not pass for the one before.
-    let columns = table.columns.iter().map(|column| {
-        let (kind, default) = (&column.kind, &column.default);
-        (column.id, &column.name, kind, column.nullable, default)
-    });
-    let columns: Vec<_> = columns.collect();
-    let lists = (&table.key, &table.unique, &table.indexes);
-    let told = format!(
-        "{:?} {columns:?} {lists:?} {:?}",
-        table.name, table.foreign_keys
-    );
-    Digest::of(told.as_bytes()).0.to_vec()
+    Digest::of(format!("{table:?}").as_bytes()).0.to_vec()
 }
 
 /// Notes to set or to clear.
@@ -479,7 +484,13 @@ mod tests {
         for (from, to, live, sources, drops, found) in cases {
             let live: Vec<_> = live.iter().map(|name| (0, *name)).collect();
             let to = table(to);
-            let columns = Columns::of(Some(&table(from)), &to, &table(&live), |a, b| a == b);
+            let columns = Columns::of(
+                Some(&table(from)),
+                &to,
+                &table(&live),
+                &Known::new(),
+                |a, b| a == b,
+            );
             let expected = Columns {
                 sources: sources.iter().map(|name| name.map(str::to_owned)).collect(),
                 drops: drops.iter().map(|name| (*name).to_owned()).collect(),

@@ -23,6 +23,7 @@ mod ddl;
 mod delete;
 mod encoding;
 mod error;
+mod evolve;
 mod layout;
 mod literal;
 mod misfits;
@@ -30,6 +31,8 @@ mod park;
 mod put;
 mod read;
 mod references;
+mod rekey;
+mod shape;
 mod take;
 mod tls;
 mod types;
@@ -40,8 +43,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use branchline_core::change::{Effect, Key, Row};
 use branchline_core::identity::Digest;
 use branchline_core::port::{
-    Backlog, Database, DatabaseError, DbResult, Entry, Evolution, Extent, Inspection, Portion,
-    Purpose,
+    Backlog, Database, DbResult, Entry, Evolution, Extent, Inspection, Portion, Purpose,
 };
 use branchline_core::schema::{Schema, Table, TableId};
 
@@ -127,18 +129,16 @@ impl Database for MysqlDatabase {
     async fn install(&mut self, schema: &Schema) -> DbResult<()> {
         capture::install(self, schema).await
     }
-    async fn shape(&mut self, _schema: &Schema) -> DbResult<Digest> {
-        Ok(Digest::default())
+    async fn shape(&mut self, schema: &Schema) -> DbResult<Digest> {
+        shape::shape(self, schema).await
     }
     async fn evolve(
         &mut self,
-        _from: &Schema,
-        _to: &Schema,
-        _dropped: &[TableId],
+        from: &Schema,
+        to: &Schema,
+        dropped: &[TableId],
     ) -> DbResult<Evolution> {
-        Err(DatabaseError::Other(
-            "schema evolution is not there yet".into(),
-        ))
+        evolve::evolve(self, from, to, dropped).await
     }
     async fn missing_capture(&mut self, schema: &Schema) -> DbResult<Vec<TableId>> {
         capture::missing(self, schema).await

@@ -131,6 +131,17 @@ async fn found(db: &mut MysqlDatabase) -> DbResult<BTreeMap<String, (String, Str
         .collect())
 }
 
+/// The tables that have a trigger of ours for their own rows, by number.
+pub(super) async fn captured_tables(db: &mut MysqlDatabase) -> DbResult<BTreeMap<TableId, String>> {
+    let mut tables = BTreeMap::new();
+    for (name, (table, _, _)) in found(db).await? {
+        let number = name.strip_prefix("branchline_");
+        let number = number.and_then(|rest| rest.strip_suffix("_insert")?.parse().ok());
+        tables.extend(number.map(|number| (number, table)));
+    }
+    Ok(tables)
+}
+
 fn stands(found: &BTreeMap<String, (String, String, String)>, wanted: &Trigger) -> bool {
     found.get(&wanted.name).is_some_and(|(table, event, body)| {
         *table == wanted.table && event == wanted.event && *body == wanted.body

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use branchline_core::port::{DbResult, Finding, Inspection};
-use branchline_core::schema::{Column, ForeignKey, Schema, Table};
+use branchline_core::port::{DatabaseError, DbResult, Finding, Inspection};
+use branchline_core::schema::{Column, ForeignKey, Schema, Table, TableId};
 use branchline_core::value::Type;
 
 use super::capture::ours;
@@ -19,6 +19,7 @@ use super::types::{logical, serves};
 #[derive(Clone, Debug)]
 pub(super) struct Reference {
     pub(super) child: String,
+    pub(super) name: String,
     pub(super) columns: Vec<String>,
     pub(super) parent: String,
     pub(super) parent_columns: Vec<String>,
@@ -48,6 +49,7 @@ pub(super) async fn foreign_keys(db: &mut MysqlDatabase) -> DbResult<Vec<Referen
         {
             let reference = Reference {
                 child,
+                name: name.clone(),
                 columns: Vec::new(),
                 parent: row.text(3),
                 parent_columns: Vec::new(),
@@ -72,12 +74,13 @@ fn action(rule: &str) -> String {
     }
 }
 
-/// A unique index.
-struct Index {
-    name: String,
-    columns: Vec<String>,
-    /// It covers only the beginning of a column, or an expression.
-    partial: bool,
+/// An index.
+pub(super) struct Index {
+    pub(super) name: String,
+    pub(super) columns: Vec<String>,
+    pub(super) unique: bool,
+    /// It covers only the beginning of a column, or an expression; or it is of another kind.
+    pub(super) partial: bool,
 }
 
 pub(super) async fn inspect(db: &mut MysqlDatabase) -> DbResult<Inspection> {
@@ -145,6 +148,18 @@ pub(super) async fn inspect(db: &mut MysqlDatabase) -> DbResult<Inspection> {
                 })
             })
             .collect();
+        let own = |key: &Reference| key.child == name;
+        let mut plain: Vec<Vec<u16>> = Vec::new();
+        for index in indexes.get(&name).into_iter().flatten() {
+            // The index that a foreign key brings with it belongs to the key.
+            let bound = keys
+                .iter()
+                .any(|key| own(key) && key.columns == index.columns);
+            let place = places(&columns, &index.columns);
+            if !index.unique && !index.partial && !bound {
+                plain.extend(place.filter(|place| !plain.contains(place)));
+            }
+        }
         if !look.findings.iter().any(|finding| finding.fatal) {
             found.tables.push(Table {
                 id: 0,
@@ -159,7 +174,7 @@ pub(super) async fn inspect(db: &mut MysqlDatabase) -> DbResult<Inspection> {
                 counters: Vec::new(),
                 before: false,
                 columns_ever: 0,
-                indexes: Vec::new(),
+                indexes: plain,
             });
         }
         found.findings.append(&mut look.findings);
@@ -167,11 +182,12 @@ pub(super) async fn inspect(db: &mut MysqlDatabase) -> DbResult<Inspection> {
     Ok(found)
 }
 
-async fn indexes(db: &mut MysqlDatabase) -> DbResult<BTreeMap<String, Vec<Index>>> {
+pub(super) async fn indexes(db: &mut MysqlDatabase) -> DbResult<BTreeMap<String, Vec<Index>>> {
     let rows = db
         .rows(
-            "SELECT TABLE_NAME, INDEX_NAME, COLUMN_NAME, SUB_PART IS NOT NULL OR COLUMN_NAME IS NULL
-             FROM information_schema.STATISTICS WHERE TABLE_SCHEMA = DATABASE() AND NON_UNIQUE = 0
+            "SELECT TABLE_NAME, INDEX_NAME, COLUMN_NAME, SUB_PART IS NOT NULL OR COLUMN_NAME IS NULL OR INDEX_TYPE <> 'BTREE',
+                    NON_UNIQUE = 0
+             FROM information_schema.STATISTICS WHERE TABLE_SCHEMA = DATABASE()
              ORDER BY TABLE_NAME, INDEX_NAME, SEQ_IN_INDEX",
         )
         .await?;
@@ -183,6 +199,7 @@ async fn indexes(db: &mut MysqlDatabase) -> DbResult<BTreeMap<String, Vec<Index>
             of_table.push(Index {
                 name,
                 columns: Vec::new(),
+                unique: row.is(4),
                 partial: false,
             });
         }
@@ -309,7 +326,7 @@ impl Look {
         columns: &[Column],
     ) -> (Vec<u16>, Vec<Vec<u16>>) {
         let (mut key, mut unique) = (None, Vec::new());
-        for index in indexes {
+        for index in indexes.iter().filter(|index| index.unique) {
             let of_index = |here: &&Declared| index.columns.contains(&here.name);
             let parts: Vec<&Declared> = declared.iter().filter(of_index).collect();
             if index.name == "PRIMARY" {
@@ -391,8 +408,20 @@ impl Look {
 
 /// Whether this office's tables can hold what the plan's tables hold, and the other way round.
 pub(super) async fn compatible(db: &mut MysqlDatabase, schema: &Schema) -> DbResult<()> {
+    match misfits(db, schema).await?.into_iter().next() {
+        Some((_, error)) => Err(error),
+        None => Ok(()),
+    }
+}
+
+/// The tables of a schema that are not so here, and why.
+pub(super) async fn misfits(
+    db: &mut MysqlDatabase,
+    schema: &Schema,
+) -> DbResult<Vec<(TableId, DatabaseError)>> {
     let found = inspect(db).await?;
     let declared = declared(db, None).await?;
+    let mut misfits = Vec::new();
     for planned in &schema.tables {
         let Some(local) = found.tables.iter().find(|table| table.name == planned.name) else {
             let fatal = found
@@ -402,12 +431,15 @@ pub(super) async fn compatible(db: &mut MysqlDatabase, schema: &Schema) -> DbRes
             let why = fatal.map_or("the table does not exist here".to_owned(), |f| {
                 format!("{} {}", f.problem, f.advice)
             });
-            return Err(mismatch(&planned.name, why));
+            misfits.push((planned.id, mismatch(&planned.name, why)));
+            continue;
         };
         let here = declared.get(&planned.name).map_or(&[][..], Vec::as_slice);
-        table_compatible(planned, local, here).map_err(|why| mismatch(&planned.name, why))?;
+        if let Err(why) = table_compatible(planned, local, here) {
+            misfits.push((planned.id, mismatch(&planned.name, why)));
+        }
     }
-    Ok(())
+    Ok(misfits)
 }
 
 fn table_compatible(planned: &Table, local: &Table, declared: &[Declared]) -> Result<(), String> {

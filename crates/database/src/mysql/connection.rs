@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use branchline_core::identity::Digest;
 use branchline_core::port::{DatabaseError, DbResult, Purpose};
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Row, Value};
@@ -101,6 +102,8 @@ pub struct MysqlDatabase {
     pub(super) flavour: Flavour,
     version: String,
     layouts: HashMap<String, Arc<Layout>>,
+    /// How the shared tables were defined when they were last looked at.
+    shape: Option<Digest>,
     open: Option<Purpose>,
     /// The open transaction can only be rolled back.
     spoilt: bool,
@@ -123,6 +126,7 @@ impl MysqlDatabase {
             flavour: session.flavour,
             version: session.version,
             layouts: HashMap::new(),
+            shape: None,
             open: None,
             spoilt: false,
             whole_rollback: session.whole_rollback,
@@ -284,6 +288,37 @@ impl MysqlDatabase {
     /// Forgets what was looked up about tables: they may have changed.
     pub(super) fn forget_layouts(&mut self) {
         self.layouts.clear();
+    }
+
+    /// Forgets what was looked up about tables if they are not defined as they were.
+    pub(super) fn seen(&mut self, shape: Digest) {
+        if self
+            .shape
+            .replace(shape)
+            .is_some_and(|before| before != shape)
+        {
+            self.forget_layouts();
+        }
+    }
+
+    /// Begins the taking transaction anew, so that it holds the definitions of these tables before it has a snapshot.
+    pub(super) async fn touch(&mut self, tables: &[&String]) -> DbResult<()> {
+        let mut sql = String::from(
+            "ROLLBACK; SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; START TRANSACTION",
+        );
+        for table in tables {
+            sql.push_str(&format!(
+                "; SELECT 1 FROM {} LIMIT 0",
+                super::ddl::ident(table)
+            ));
+        }
+        match self.execute(sql).await {
+            // One that has gone meanwhile.
+            Err(DatabaseError::Mismatch { message, .. } | DatabaseError::Other(message)) => {
+                Err(DatabaseError::Busy(message))
+            }
+            other => other,
+        }
     }
 
     pub(super) fn purpose(&self) -> Option<Purpose> {

@@ -28,7 +28,7 @@ pub(super) fn ident(name: &str) -> String {
 }
 
 /// A list of the columns at these indexes, quoted.
-fn columns(table: &Table, at: &[u16]) -> String {
+pub(super) fn columns(table: &Table, at: &[u16]) -> String {
     let found = at
         .iter()
         .filter_map(|&at| table.columns.get(usize::from(at)));
@@ -55,10 +55,7 @@ pub(super) async fn create_tables(
             "REPLACE INTO branchline_created (name) VALUES ({note})"
         ))
         .await?;
-        let dialect = Dialect {
-            flavour: db.flavour,
-            uuid: db.mariadb_from(10, 7),
-        };
+        let dialect = Dialect::of(db);
         patiently(db, &table.name, &dialect.create(table)).await?;
         created.push(table.name.clone());
     }
@@ -121,7 +118,9 @@ pub(super) async fn add_foreign_keys(db: &mut MysqlDatabase, schema: &Schema) ->
                     && other.parent_columns == key.parent_columns
             });
             if !stands && exists(db, &key.parent).await? {
-                patiently(db, &table.name, &foreign_key(table, key)).await?;
+                let add = foreign_key(table, key);
+                let sql = format!("ALTER TABLE {} {add}", ident(&table.name));
+                patiently(db, &table.name, &sql).await?;
             }
         }
         db.execute(format!(
@@ -134,7 +133,7 @@ pub(super) async fn add_foreign_keys(db: &mut MysqlDatabase, schema: &Schema) ->
     Ok(())
 }
 
-async fn exists(db: &mut MysqlDatabase, name: &str) -> DbResult<bool> {
+pub(super) async fn exists(db: &mut MysqlDatabase, name: &str) -> DbResult<bool> {
     let sql = format!(
         "SELECT 1 FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = {}",
         text_literal(name)
@@ -142,52 +141,68 @@ async fn exists(db: &mut MysqlDatabase, name: &str) -> DbResult<bool> {
     Ok(!db.rows(sql).await?.is_empty())
 }
 
-struct Dialect {
+/// The places of columns that indexes or references need.
+pub(super) fn indexed(table: &Table) -> BTreeSet<usize> {
+    (table.key.iter())
+        .chain(table.unique.iter().flatten())
+        .chain(table.indexes.iter().flatten())
+        .chain(table.foreign_keys.iter().flat_map(|key| &key.columns))
+        .map(|&at| usize::from(at))
+        .collect()
+}
+
+pub(super) struct Dialect {
     flavour: Flavour,
     /// Whether there is a type for UUIDs.
     uuid: bool,
 }
 
 impl Dialect {
-    fn create(&self, table: &Table) -> String {
-        let indexed: BTreeSet<usize> = (table.key.iter())
-            .chain(table.unique.iter().flatten())
-            .chain(table.foreign_keys.iter().flat_map(|key| &key.columns))
-            .map(|&at| usize::from(at))
-            .collect();
+    pub(super) fn of(db: &MysqlDatabase) -> Self {
+        Self {
+            flavour: db.flavour,
+            uuid: db.mariadb_from(10, 7),
+        }
+    }
+
+    /// The column at this place in `CREATE TABLE`.
+    pub(super) fn column(&self, table: &Table, at: usize) -> String {
+        let Some(column) = table.columns.get(at) else {
+            return String::new();
+        };
+        let (kind, check) =
+            self.declaration(&column.kind, &column.name, indexed(table).contains(&at));
+        let null = if column.nullable && !table.is_key(at) {
+            " NULL"
+        } else {
+            " NOT NULL"
+        };
+        let whole = matches!(column.kind, Type::Int16 | Type::Int32 | Type::Int64);
+        let first = table
+            .key
+            .first()
+            .is_some_and(|&first| usize::from(first) == at);
+        let generated = if column.generated_key && whole && first {
+            " AUTO_INCREMENT"
+        } else {
+            ""
+        };
+        let default = match &column.default {
+            Some(value) if !column.generated_key => self.default(&column.kind, &kind, value),
+            _ => String::new(),
+        };
+        format!(
+            "{} {kind}{null}{default}{generated}{check}",
+            ident(&column.name)
+        )
+    }
+
+    pub(super) fn create(&self, table: &Table) -> String {
         let mut parts: Vec<String> = table
             .columns
             .iter()
             .enumerate()
-            .map(|(at, column)| {
-                let (kind, check) =
-                    self.declaration(&column.kind, &column.name, indexed.contains(&at));
-                let null = if column.nullable && !table.is_key(at) {
-                    " NULL"
-                } else {
-                    " NOT NULL"
-                };
-                let whole = matches!(column.kind, Type::Int16 | Type::Int32 | Type::Int64);
-                let first = table
-                    .key
-                    .first()
-                    .is_some_and(|&first| usize::from(first) == at);
-                let generated = if column.generated_key && whole && first {
-                    " AUTO_INCREMENT"
-                } else {
-                    ""
-                };
-                let default = match &column.default {
-                    Some(value) if !column.generated_key => {
-                        self.default(&column.kind, &kind, value)
-                    }
-                    _ => String::new(),
-                };
-                format!(
-                    "{} {kind}{null}{default}{generated}{check}",
-                    ident(&column.name)
-                )
-            })
+            .map(|(at, _)| self.column(table, at))
             .collect();
         parts.push(format!("PRIMARY KEY ({})", columns(table, &table.key)));
         parts.extend(
@@ -196,6 +211,12 @@ impl Dialect {
                 .iter()
                 .map(|unique| format!("UNIQUE ({})", columns(table, unique))),
         );
+        parts.extend(
+            table
+                .indexes
+                .iter()
+                .map(|index| format!("INDEX ({})", columns(table, index))),
+        );
         format!(
             "CREATE TABLE IF NOT EXISTS {} ({}) ENGINE = InnoDB ROW_FORMAT = DYNAMIC DEFAULT CHARACTER SET utf8mb4",
             ident(&table.name),
@@ -203,7 +224,7 @@ impl Dialect {
         )
     }
 
-    fn default(&self, kind: &Type, declared: &str, value: &Value) -> String {
+    pub(super) fn default(&self, kind: &Type, declared: &str, value: &Value) -> String {
         let canonical = canonical(kind, value).into_owned();
         let value = match (kind, canonical) {
             (Type::TimestampTz, Value::Text(text)) => {
@@ -232,7 +253,7 @@ impl Dialect {
     }
 
     /// The type in `CREATE TABLE`, and a check besides. Texts are told apart byte by byte, as the other engines do.
-    fn declaration(&self, kind: &Type, name: &str, indexed: bool) -> (String, String) {
+    pub(super) fn declaration(&self, kind: &Type, name: &str, indexed: bool) -> (String, String) {
         let collation = match self.flavour {
             Flavour::MariaDb => "CHARACTER SET utf8mb4 COLLATE utf8mb4_nopad_bin",
             Flavour::MySql => "CHARACTER SET utf8mb4 COLLATE utf8mb4_0900_bin",
@@ -292,7 +313,7 @@ impl Dialect {
     }
 }
 
-fn foreign_key(table: &Table, key: &ForeignKey) -> String {
+pub(super) fn foreign_key(table: &Table, key: &ForeignKey) -> String {
     let parents: Vec<String> = key.parent_columns.iter().map(|name| ident(name)).collect();
     // There is no SET DEFAULT here; without an action it is only stricter.
     let action = |when: &str, action: &str| match action.to_ascii_uppercase().as_str() {
@@ -300,8 +321,7 @@ fn foreign_key(table: &Table, key: &ForeignKey) -> String {
         _ => String::new(),
     };
     format!(
-        "ALTER TABLE {} ADD FOREIGN KEY ({}) REFERENCES {} ({}){}{}",
-        ident(&table.name),
+        "ADD FOREIGN KEY ({}) REFERENCES {} ({}){}{}",
         columns(table, &key.columns),
         ident(&key.parent),
         parents.join(", "),

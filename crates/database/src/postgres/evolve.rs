@@ -17,7 +17,7 @@ use super::catalog;
 use super::connection::PostgresDatabase;
 use super::ddl::{self, ident, names, relation};
 use super::{install, literal, rekey, retype};
-use crate::lineage::{self, Columns, Stop, Tried, filling, in_order, stop};
+use crate::lineage::{self, Columns, Known, Stop, Tried, filling, in_order, stop};
 
 /// A shared table on its way.
 pub(super) struct Step<'s> {
@@ -133,6 +133,7 @@ async fn attempt(
         .filter(|table| refused.contains_key(&table.id));
     let keeps: BTreeSet<TableId> = keeps.map(|table| table.id).collect();
     install::install_here(db, &goal, &keeps).await?;
+    install::note_origins(db, &goal, &looked).await?;
     let found = steps.iter().flat_map(|step| {
         step.columns
             .found
@@ -187,12 +188,39 @@ async fn step<'s>(
     } else {
         from.table(to.id)
     };
+    let known = known(db, to.id, looked, live).await?;
     Ok(Step {
         former,
         to,
         live: live.clone(),
-        columns: Columns::of(former, to, live, catalog::same),
+        columns: Columns::of(former, to, live, &known, catalog::same),
     })
+}
+
+/// What the columns of a table are called now, by what the catalogue called them when it was last looked after.
+async fn known(
+    db: &mut PostgresDatabase,
+    id: TableId,
+    looked: &Inspection,
+    live: &Table,
+) -> DbResult<Known> {
+    let noted = books::meta(db, &install::origin(id)).await?;
+    let noted: Option<install::Noted> = noted.and_then(|bytes| minicbor::decode(&bytes).ok());
+    let origin = looked.origins.get(&live.name);
+    let (Some((oid, numbers)), Some(origin)) = (noted, origin) else {
+        return Ok(Known::new());
+    };
+    if oid != origin.table {
+        return Ok(Known::new());
+    }
+    let name = |number| {
+        let at = origin.columns.iter().position(|one| *one == number)?;
+        live.columns.get(at).map(|column| column.name.clone())
+    };
+    Ok(numbers
+        .into_iter()
+        .map(|(column, number)| (column, name(number)))
+        .collect())
 }
 
 async fn drop_tables(

@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use branchline_core::port::{DatabaseError, DbResult};
-use branchline_core::schema::{Schema, Table, TableId};
+use branchline_core::port::{DatabaseError, DbResult, Inspection};
+use branchline_core::schema::{Column, Schema, Table, TableId};
 use tokio_postgres::types::Type as Wire;
 
 use super::books::get;
@@ -155,7 +155,45 @@ pub(super) async fn install(db: &mut PostgresDatabase, schema: &Schema) -> DbRes
     for (table, sql) in work {
         patiently(db, &table, &sql).await?;
     }
-    drop_unused(db).await
+    drop_unused(db).await?;
+    db.open_catalogue().await?;
+    note_origins(db, schema, &inspection).await?;
+    db.close(true).await
+}
+
+/// A table's `oid`, and its columns' numbers in the plan with their `attnum`.
+pub(super) type Noted = (u64, Vec<(u32, u64)>);
+
+/// Under which name a table's [`Noted`] is remembered.
+pub(super) fn origin(id: TableId) -> String {
+    format!("origin.{id}")
+}
+
+/// Remembers what the catalogue calls the tables and their columns: a rename leaves that as it is.
+pub(super) async fn note_origins(
+    db: &mut PostgresDatabase,
+    schema: &Schema,
+    found: &Inspection,
+) -> DbResult<()> {
+    for table in &schema.tables {
+        let here = found.tables.iter().find(|here| here.name == table.name);
+        let (Some(here), Some(origin)) = (here, found.origins.get(&table.name)) else {
+            continue;
+        };
+        let number = |column: &Column| {
+            let at = here
+                .columns
+                .iter()
+                .position(|one| one.name == column.name)?;
+            Some((column.id, *origin.columns.get(at)?))
+        };
+        let columns = table.columns.iter().filter(|column| column.id != 0);
+        let noted: Noted = (origin.table, columns.filter_map(number).collect());
+        let bytes = minicbor::to_vec(noted)
+            .map_err(|error| DatabaseError::Other(format!("a note cannot be encoded: {error}")))?;
+        super::books::set_meta(db, &self::origin(table.id), Some(&bytes)).await?;
+    }
+    Ok(())
 }
 
 /// The tables that have a trigger of ours, by the number that it notes.

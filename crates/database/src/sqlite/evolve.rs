@@ -17,7 +17,7 @@ use super::error::{failure, on};
 use super::inspect;
 use super::sql::{places, quoted};
 use super::{books, ddl, rebuild, rekey, triggers};
-use crate::lineage::{self, Columns, Stop, Tried, in_order, stop};
+use crate::lineage::{self, Columns, Known, Stop, Tried, in_order, stop};
 
 /// A shared table on its way.
 pub(super) struct Step<'s> {
@@ -192,7 +192,7 @@ fn step<'s>(
         former,
         to,
         live: live.clone(),
-        columns: Columns::of(former, to, live, compatible),
+        columns: Columns::of(former, to, live, &Known::new(), compatible),
     })
 }
 
