@@ -394,10 +394,16 @@ fn match_columns(
             .columns
             .iter()
             .all(|column| now.columns.iter().any(|one| one.name == column.name));
+    // A column that was made anew under the name of one that was dropped takes its place; two that swapped their names did
+    // not.
+    let same = |before: &Origin, after: &Origin| {
+        let mut columns = after.columns.iter();
+        columns.all(|origin| before.columns.contains(origin))
+    };
     if let (Some(before), Some(after)) = origins
         && before.table == after.table
         && before.columns.len() == was.columns.len()
-        && !unchanged
+        && (!unchanged || same(before, after))
     {
         for (at, origin) in before.columns.iter().enumerate() {
             if let Some(place) = after.columns.iter().position(|one| one == origin) {

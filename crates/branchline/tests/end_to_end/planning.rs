@@ -175,8 +175,31 @@ fn rules_of_a_table_that_went_while_the_head_was_down_lock_nobody_out() {
         .unwrap();
     assert_eq!(stock["counters"][0]["column"], "amount", "{stock}");
     settle(&head, &[&branch], SOON);
+    // The list names it as it was called: it stays shared, and keeps its rules.
+    at_head.run("ALTER TABLE stock RENAME TO inventory");
+    at_head.run("UPDATE inventory SET amount = 4 WHERE id = 1");
+    let mut at_branch = Db::open(&branch.database);
+    wait_for(
+        &mut at_branch,
+        "SELECT amount FROM inventory WHERE id = 1",
+        "4",
+    );
     head.stop();
-    at_head.run("DROP TABLE stock");
+    head.run();
+    at_branch.run("UPDATE inventory SET amount = 5 WHERE id = 1");
+    wait_for(
+        &mut at_head,
+        "SELECT amount FROM inventory WHERE id = 1",
+        "5",
+    );
+    let shown = head.json(&["plan", "show"]);
+    assert_eq!(sorted(names(&shown, "tables")), ["inventory", "item"]);
+    assert_eq!(shown["would_remove"], json!([]), "{shown}");
+    let tables = shown["tables"].as_array().unwrap();
+    let inventory = tables.iter().find(|table| table["name"] == "inventory");
+    assert_eq!(inventory.unwrap()["counters"][0]["column"], "amount");
+    head.stop();
+    at_head.run("DROP TABLE inventory");
     for _ in 0..2 {
         head.run();
         wait_until("the table is gone", SOON, || {
