@@ -29,7 +29,7 @@ from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ["django>=4.2,<5.3", "psycopg[binary]", "pymysql", "django-oscar==4.2.*", "wiki==0.13.*"]
-PATIENCE = 180
+PATIENCE = 900
 
 SETTINGS = """
 import os

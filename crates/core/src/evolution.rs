@@ -58,11 +58,14 @@ impl Renamed {
     }
 }
 
+/// Says by which rules a table is shared; nothing where it is not.
+pub type RulesOf = dyn Fn(&Table) -> Option<Rules> + Send + Sync;
+
 /// The head's plan: which tables are shared, by which rules, and what a changed table means.
 #[derive(Clone)]
 pub struct Plan {
     /// The rules of a table, or nothing where it is not shared.
-    pub rules: Arc<dyn Fn(&Table) -> Option<Rules> + Send + Sync>,
+    pub rules: Arc<RulesOf>,
     /// What a changed table means.
     pub follow: Follow,
 }
