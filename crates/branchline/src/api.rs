@@ -2,7 +2,7 @@
 //!
 //! It has no login: it listens on a loopback address only, and refuses what a web page could send (requests with an
 //! `Origin`, or for another host name), so that a browser on the same machine is no way in. What ends the office
-//! (`stop`, `leave`), changes rows (`settle`, `repair`) or shows them (`history`) also wants the token from a file beside
+//! (`stop`, `leave`), changes tables or what is shared (`plan`, `schema`), changes rows (`settle`, `repair`) or shows them (`history`) also wants the token from a file beside
 //! the configuration that only its owner can read.
 
 use std::net::SocketAddr;
@@ -14,6 +14,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use branchline_core::evolution::Renamed;
 use branchline_core::identity::OfficeName;
 use branchline_core::message::Keep;
 use serde::{Deserialize, Serialize};
@@ -70,6 +71,27 @@ pub struct RowOf {
     pub key: Vec<String>,
 }
 
+/// The body of `POST /api/schema/rename`.
+#[derive(Deserialize, Serialize)]
+pub struct NewName {
+    /// The table, by its name before.
+    pub table: String,
+    /// The column by its name before; none where the table itself was renamed.
+    pub column: Option<String>,
+    /// The name now.
+    pub to: String,
+}
+
+impl From<NewName> for Renamed {
+    fn from(said: NewName) -> Self {
+        Self {
+            table: said.table,
+            column: said.column,
+            to: said.to,
+        }
+    }
+}
+
 #[derive(Deserialize)]
 struct Patience {
     timeout: Option<u64>,
@@ -96,6 +118,9 @@ pub async fn serve(
         .route("/api/history", post(history))
         .route("/api/leave", post(leave))
         .route("/api/repair", post(repair))
+        .route("/api/plan", post(apply_plan))
+        .route("/api/schema/accept", post(accept_schema))
+        .route("/api/schema/rename", post(say_renamed))
         .route("/api/stop", post(stop_office))
         .layer(axum::middleware::from_fn_with_state(token, with_token));
     let routes = Router::new()
@@ -242,6 +267,20 @@ async fn reload(State(office): State<Handle>, UrlPath(name): UrlPath<String>) ->
         Ok(name) => respond(office.ask(Ask::Reload(name)).await),
         Err(error) => respond(Err(Failure::new(USAGE, error.to_string()))),
     }
+}
+
+async fn apply_plan(State(office): State<Handle>, Query(patience): Query<Patience>) -> Response {
+    let deadline = deadline(&patience);
+    respond(office.ask(Ask::ApplyPlan { deadline }).await)
+}
+
+async fn accept_schema(State(office): State<Handle>, Query(patience): Query<Patience>) -> Response {
+    let deadline = deadline(&patience);
+    respond(office.ask(Ask::AcceptSchema { deadline }).await)
+}
+
+async fn say_renamed(State(office): State<Handle>, Json(said): Json<NewName>) -> Response {
+    respond(office.ask(Ask::SayRenamed(said.into())).await)
 }
 
 async fn leave(State(office): State<Handle>) -> Response {

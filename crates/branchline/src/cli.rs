@@ -16,9 +16,11 @@ mod init;
 mod invite;
 mod join;
 mod leave;
+mod plan;
 mod promote;
 mod reach;
 mod run;
+mod schema;
 
 /// Keeps the databases of a head office and its branch offices the same, two ways, over links that fail.
 ///
@@ -76,6 +78,10 @@ enum Command {
     Holds(conflicts::Holds),
     /// Show how a row came to be what it is.
     History(history::History),
+    /// Show what is shared; share more or fewer tables.
+    Plan(plan::PlanArguments),
+    /// Show the schema version; say what was renamed; let a change of the tables pass.
+    Schema(schema::SchemaArguments),
     /// Say what in this database, broker or plan will hurt, and how to mend it.
     Doctor,
     /// Make this branch the head, where the head and all its backups are gone.
@@ -132,6 +138,8 @@ pub async fn run(arguments: Arguments) -> Outcome<u8> {
         Command::Conflicts(conflicts) => conflicts.run(&context).await,
         Command::Holds(holds) => holds.run(&context).await,
         Command::History(history) => history.run(&context).await,
+        Command::Plan(plan) => plan.run(&context).await,
+        Command::Schema(schema) => schema.run(&context).await,
         Command::Doctor => doctor::run(&context).await,
         Command::Promote(promote) => promote.run(&context).await,
         Command::Remove(remove) => remove.run(&context).await,

@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use branchline_core::evolution::Follow;
 use branchline_core::identity::OfficeName;
 use branchline_core::retention::Retention;
-use branchline_core::schema::{self, ConflictRule, Counter, Direction, InsertRule, Schema, Table};
-use branchline_core::value::Type;
 use branchline_database::AnyDatabase;
 use branchline_transport::amqp::QueueKind;
 use serde::Deserialize;
 
 use crate::exit::{Failure, Outcome, io};
+use crate::plan::rules::{Rules, TableSection};
+use crate::plan::{PlanSettings, TableList};
 
 /// The fanout exchange that branches publish to.
 pub const HEAD_EXCHANGE: &str = "HEAD_EXCHANGE";
@@ -46,7 +47,35 @@ struct ConfigFile {
     #[serde(default)]
     retention: RetentionSection,
     #[serde(default)]
+    plan: PlanSection,
+    #[serde(default)]
     tables: BTreeMap<String, TableSection>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PlanSection {
+    tables: Option<String>,
+    schema: Option<FollowWord>,
+}
+
+/// What a changed table means, as a word.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum FollowWord {
+    Follow,
+    Ask,
+    Refuse,
+}
+
+impl From<FollowWord> for Follow {
+    fn from(word: FollowWord) -> Self {
+        match word {
+            FollowWord::Follow => Self::Follow,
+            FollowWord::Ask => Self::Ask,
+            FollowWord::Refuse => Self::Refuse,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -156,91 +185,6 @@ impl Mode {
     }
 }
 
-/// The rules of one table, as far as they were written down.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TableSection {
-    direction: Option<Direction>,
-    conflict: Option<ConflictRule>,
-    insert: Option<InsertRule>,
-    counters: Option<Vec<String>>,
-    floor: Option<BTreeMap<String, i64>>,
-    before: Option<bool>,
-}
-
-/// The rules of the plan.
-#[derive(Clone, Debug, Default)]
-pub struct Rules(BTreeMap<String, TableSection>);
-
-impl Rules {
-    /// The rules of one table: its own over those of `*`. Columns that it does not have are left out; see
-    /// [`Rules::check`].
-    pub fn of(&self, table: &Table) -> schema::Rules {
-        let (own, all) = (self.0.get(&table.name), self.0.get("*"));
-        let pick = |section: Option<&TableSection>| section.cloned().unwrap_or_default();
-        let (own, all) = (pick(own), pick(all));
-        let floors = own.floor.or(all.floor).unwrap_or_default();
-        let named = own.counters.or(all.counters).unwrap_or_default();
-        let columns = table.columns.iter().zip(0..);
-        let counters = columns.filter(|(column, _)| named.contains(&column.name));
-        let counters = counters.map(|(column, at)| Counter {
-            column: at,
-            floor: floors.get(&column.name).copied(),
-        });
-        schema::Rules {
-            direction: own.direction.or(all.direction).unwrap_or_default(),
-            conflict: own.conflict.or(all.conflict).unwrap_or_default(),
-            insert: own.insert.or(all.insert).unwrap_or_default(),
-            counters: counters.collect(),
-            before: own.before.or(all.before).unwrap_or_default(),
-        }
-    }
-
-    /// Whether every table and column that the rules name is there and can do what they say.
-    pub fn check(&self, schema: &Schema) -> Outcome<()> {
-        for (name, section) in self.0.iter().filter(|(name, _)| *name != "*") {
-            let Some(table) = schema.table_named(name) else {
-                return Err(Failure::usage(format!(
-                    "[tables.{name}]: table `{name}` is not shared; see the tables that `branchline status --json` lists, or leave the section out"
-                )));
-            };
-            let counters = section.counters.iter().flatten();
-            let floors = section.floor.iter().flatten().map(|(column, _)| column);
-            for column in counters.clone().chain(floors.clone()) {
-                check_counter(table, column)?;
-            }
-            for column in floors {
-                if !counters.clone().any(|counter| counter == column) {
-                    return Err(Failure::usage(format!(
-                        "[tables.{name}]: `floor` names `{column}`, which `counters` does not"
-                    )));
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-fn check_counter(table: &Table, column: &str) -> Outcome<()> {
-    let name = &table.name;
-    let Some(at) = table.columns.iter().position(|c| c.name == column) else {
-        return Err(Failure::usage(format!(
-            "[tables.{name}]: table `{name}` has no column `{column}`"
-        )));
-    };
-    let kind = table.columns.get(at).map(|column| &column.kind);
-    let adds_up = matches!(
-        kind,
-        Some(Type::Int16 | Type::Int32 | Type::Int64 | Type::Decimal { .. })
-    );
-    if table.is_key(at) || !adds_up {
-        return Err(Failure::usage(format!(
-            "[tables.{name}]: `{column}` cannot be a counter: it must be a whole number or a decimal outside the key"
-        )));
-    }
-    Ok(())
-}
-
 /// How envelopes travel.
 #[derive(Clone)]
 pub enum TransportSettings {
@@ -312,8 +256,8 @@ pub struct Settings {
     pub api: std::net::SocketAddr,
     /// When data moves.
     pub mode: Mode,
-    /// The plan's rules.
-    pub rules: Rules,
+    /// What is shared, and how (head).
+    pub plan: PlanSettings,
     /// How long what may be asked for again is kept.
     pub retention: Retention,
 }
@@ -373,7 +317,16 @@ fn check(file: &Path, typed: ConfigFile) -> Outcome<Settings> {
         api,
         mode: typed.sync.mode,
         retention: typed.retention.checked()?,
-        rules: Rules(typed.tables),
+        plan: plan(typed.plan, typed.tables)?,
+    })
+}
+
+fn plan(typed: PlanSection, tables: BTreeMap<String, TableSection>) -> Outcome<PlanSettings> {
+    let list = typed.tables.as_deref().map(TableList::parse).transpose();
+    Ok(PlanSettings {
+        tables: list.map_err(|failure| failure.at("plan.tables"))?,
+        follow: typed.schema.map(Follow::from).unwrap_or_default(),
+        rules: Rules::new(tables),
     })
 }
 
@@ -467,13 +420,41 @@ pub fn write_private(path: &Path, text: &str) -> Outcome<()> {
     std::fs::rename(&draft, path).map_err(io(doing()))
 }
 
-/// The text of a new configuration file.
+/// Writes another list of shared tables into a configuration file; everything else there stays, comments too.
+pub fn set_table_list(path: &Path, list: &str) -> Outcome<()> {
+    let text = std::fs::read_to_string(path)
+        .map_err(io(format_args!("cannot read {}", path.display())))?;
+    write_private(path, &with_table_list(path, &text, list)?)
+}
+
+fn with_table_list(path: &Path, text: &str, list: &str) -> Outcome<String> {
+    let mut document: toml_edit::DocumentMut = text
+        .parse()
+        .map_err(|_| Failure::usage(format!("the configuration {} is no TOML", path.display())))?;
+    let plan = document
+        .entry("plan")
+        .or_insert_with(|| toml_edit::Item::Table(toml_edit::Table::new()));
+    let Some(plan) = plan.as_table_like_mut() else {
+        return Err(Failure::usage(format!(
+            "configuration {}: `plan` is no table",
+            path.display()
+        )));
+    };
+    let mut value = toml_edit::Value::from(list);
+    if let Some(known) = plan.get("tables").and_then(toml_edit::Item::as_value) {
+        *value.decor_mut() = known.decor().clone();
+    }
+    plan.insert("tables", toml_edit::Item::Value(value));
+    Ok(document.to_string())
+}
+
+/// The text of a new configuration file; a head's has the tables that it shares.
 pub fn compose(
     name: &OfficeName,
     role: RoleName,
     database: &str,
     transport: &[(&str, String)],
-    head: bool,
+    tables: Option<&str>,
 ) -> String {
     let quote = |text: &str| toml_edit::Value::from(text).to_string();
     let role = if role == RoleName::Head {
@@ -495,7 +476,13 @@ pub fn compose(
         "\n[api]\nlisten = \"127.0.0.1:0\"          # for commands beside `run`; 0: a free port\n\n\
          [sync]\nmode = \"live\"                   # live | manual\n",
     );
-    if head {
+    if let Some(tables) = tables {
+        text.push_str(&format!(
+            "\n# Which tables are shared (names and patterns with *, separated by commas; ! excludes), and what a changed\n\
+             # table means. `branchline plan` shows, adds and removes.\n\
+             [plan]\ntables = {}\nschema = \"follow\"               # follow | ask | refuse\n",
+            quote(tables)
+        ));
         text.push_str(
             "\n# The plan's rules, for all tables and for single ones ([tables.NAME]).\n[tables.\"*\"]\n\
              direction = \"both\"              # both | up | down\n\
@@ -523,7 +510,7 @@ mod tests {
             RoleName::Head,
             "postgres://u:p@h/d",
             &[("listen", "127.0.0.1:7443".into())],
-            true,
+            Some("*,!audit_*"),
         );
         let settings = parse(&text).unwrap_or_else(|failure| panic!("{failure}"));
         assert_eq!(settings.database, "postgres://u:p@h/d");
@@ -531,7 +518,9 @@ mod tests {
             settings.transport,
             TransportSettings::Listen { .. }
         ));
-        assert_eq!(settings.rules.of(&named("any")), schema::Rules::default());
+        let tables = settings.plan.tables.unwrap();
+        assert!(tables.choose("sales") && !tables.choose("audit_log"));
+        assert_eq!(settings.plan.follow, Follow::Follow);
     }
 
     #[test]
@@ -543,83 +532,17 @@ mod tests {
     }
 
     #[test]
-    fn a_tables_own_rule_goes_before_the_rule_for_all() {
-        let text = "[office]\nname = \"HO\"\nrole = \"head\"\ndatabase = \"sqlite:a\"\n[transport]\nlisten = \"127.0.0.1:1\"\n\
-                    [tables.\"*\"]\nconflict = \"head\"\n[tables.price]\ndirection = \"down\"";
-        let settings = parse(text).unwrap_or_else(|failure| panic!("{failure}"));
-        assert_eq!(
-            settings.rules.of(&named("price")),
-            schema::Rules {
-                direction: Direction::Down,
-                conflict: ConflictRule::Head,
-                ..schema::Rules::default()
-            }
+    fn the_list_of_tables_is_replaced_and_all_else_stays() {
+        let text = "# mine\n[office]\nname = \"HO\" # here\n\n[plan] # what is shared\ntables = \"a\"   # and why\nschema = \"ask\"\n";
+        let edit = |text: &str| with_table_list(Path::new("test.toml"), text, "a,\"b\"").unwrap();
+        let edited = edit(text);
+        assert_eq!(edited, text.replace("\"a\"", "'a,\"b\"'"));
+        let without = "[office]\nname = \"HO\"\n";
+        let edited = edit(without);
+        assert!(
+            edited.starts_with(without) && edited.contains("[plan]\ntables = "),
+            "{edited}"
         );
-    }
-
-    fn named(name: &str) -> Table {
-        let column = |name: &str, kind| schema::Column {
-            name: name.into(),
-            kind,
-            nullable: false,
-            default: None,
-            generated_key: false,
-            id: 0,
-        };
-        let mut table = Table {
-            id: 1,
-            name: name.into(),
-            columns: vec![
-                column("id", Type::Int64),
-                column("quantity", Type::Int32),
-                column("note", Type::Text { max: None }),
-            ],
-            key: vec![0],
-            unique: vec![],
-            foreign_keys: vec![],
-            direction: Direction::Both,
-            conflict: ConflictRule::Newest,
-            insert: InsertRule::Hold,
-            counters: vec![],
-            before: false,
-            columns_ever: 0,
-            indexes: Vec::new(),
-        };
-        table.set_rules(schema::Rules::default());
-        table
-    }
-
-    #[test]
-    fn counters_must_be_numbers_of_the_table() {
-        let text = |section: &str| {
-            format!(
-                "[office]\nname = \"HO\"\nrole = \"head\"\ndatabase = \"sqlite:a\"\n[transport]\nlisten = \"127.0.0.1:1\"\n[tables.stock]\n{section}"
-            )
-        };
-        let schema = Schema {
-            version: 1,
-            tables_ever: 0,
-            tables: vec![named("stock")],
-        };
-        let check = |section: &str| {
-            let settings = parse(&text(section)).unwrap_or_else(|failure| panic!("{failure}"));
-            settings.rules.check(&schema).map(|()| settings)
-        };
-        let settings = check("counters = [\"quantity\"]\nfloor = { quantity = 0 }")
-            .unwrap_or_else(|failure| panic!("{failure}"));
-        let counter = Counter {
-            column: 1,
-            floor: Some(0),
-        };
-        assert_eq!(settings.rules.of(&named("stock")).counters, [counter]);
-        for wrong in [
-            "counters = [\"note\"]",
-            "counters = [\"id\"]",
-            "counters = [\"amount\"]",
-            "floor = { quantity = 0 }",
-        ] {
-            assert!(check(wrong).is_err(), "{wrong}");
-        }
     }
 
     #[test]

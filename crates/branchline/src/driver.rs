@@ -5,33 +5,38 @@
 //! machine is read anew from the database, since the answer of a commit may have been lost.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use branchline_core::branch::Branch;
-use branchline_core::evolution::{Follow, Plan};
 use branchline_core::failure::{OfficeError, OfficeResult};
 use branchline_core::head::{Head, Wiring};
 use branchline_core::identity::{Micros, OfficeName};
 use branchline_core::output::{Notice, Output, To};
-use branchline_core::port::{Database, DatabaseError};
+use branchline_core::port::DatabaseError;
 use branchline_core::retention::Retention;
 use branchline_database::{AnyDatabase, AnyWatcher};
 use branchline_transport::{Destination, Event, Link, LinkError, Parcel, Receipt};
 use tokio::sync::{broadcast, mpsc};
 
-use crate::config::{Mode, Rules};
+use crate::config::Mode;
+use crate::plan::PlanSettings;
 use crate::request::{Request, Waiting};
 
 mod answer;
 mod question;
+mod reshape;
 mod status;
 mod upkeep;
 
+use reshape::Reshaping;
 pub use upkeep::Upkeep;
 
 /// How often the machine is told that time has passed.
 const TICK: Duration = Duration::from_millis(50);
+/// How often the tables are looked at while nothing is written: changing them wakes nobody.
+const LOOK: Duration = Duration::from_secs(1);
 /// How long to wait after a failed step, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// How many events are taken in before the machine works again.
@@ -65,8 +70,10 @@ pub struct Parts {
     pub mode: Mode,
     /// How long what may be asked for again is kept.
     pub retention: Retention,
-    /// The plan's rules (head).
-    pub rules: Rules,
+    /// The configuration file, where the plan stands (head).
+    pub config: PathBuf,
+    /// What is shared, and how (head).
+    pub plan: PlanSettings,
     /// Requests of people.
     pub requests: mpsc::Receiver<Request>,
     /// What happens, for whoever listens.
@@ -84,6 +91,9 @@ pub struct Driver {
     next_token: u64,
     link: LinkView,
     upkeep: Upkeep,
+    reshaping: Reshaping,
+    /// When the tables were last looked at for their own sake.
+    looked: Instant,
     waiting: Vec<Waiting>,
     trouble: Trouble,
     engine: (String, String),
@@ -128,7 +138,8 @@ impl Driver {
         let session = random()?;
         let (_, is_head) = branchline_core::office::Identity::load(&mut parts.db).await?;
         let engine = parts.db.describe().await?;
-        let machine = load(&mut parts, is_head, session).await?;
+        let mut reshaping = Reshaping::default();
+        let machine = load(&mut parts, &mut reshaping, is_head, session).await?;
         let direct = parts.wiring == Wiring::Direct;
         let upkeep = std::mem::replace(&mut parts.upkeep, Upkeep::new(None));
         Ok(Self {
@@ -145,6 +156,8 @@ impl Driver {
                 since: (is_head && direct).then(SystemTime::now),
                 ..LinkView::default()
             },
+            reshaping,
+            looked: Instant::now(),
             waiting: Vec::new(),
             trouble: Trouble::default(),
             engine,
@@ -327,6 +340,10 @@ impl Driver {
             return;
         }
         self.keep_queues(false);
+        if self.looked.elapsed() > LOOK {
+            self.looked = Instant::now();
+            self.wake();
+        }
         let db = &mut self.parts.db;
         let outcome = match &mut self.machine {
             Machine::Head(head) => head.tick(db, now()).await,
@@ -363,7 +380,8 @@ impl Driver {
 
     /// Reads the machine anew: what it remembered may no longer be what the database says.
     async fn reload(&mut self) -> OfficeResult<()> {
-        self.machine = load(&mut self.parts, self.is_head, self.session).await?;
+        let (parts, reshaping) = (&mut self.parts, &mut self.reshaping);
+        self.machine = load(parts, reshaping, self.is_head, self.session).await?;
         self.ask_comparisons_again();
         for (receipt, _) in std::mem::take(&mut self.receipts).into_values() {
             self.parts.link.sender.settle(receipt);
@@ -424,6 +442,7 @@ impl Driver {
 
     fn heed(&mut self, notice: Notice) {
         crate::telemetry::log(&notice);
+        self.note_reshape(&notice);
         self.note_for_waiting(&notice);
         // Nobody listening is fine.
         drop(self.parts.notices.send(notice));
@@ -439,15 +458,17 @@ impl AsRef<[u8]> for SharedBytes {
     }
 }
 
-async fn load(parts: &mut Parts, is_head: bool, session: [u8; 16]) -> OfficeResult<Machine> {
+async fn load(
+    parts: &mut Parts,
+    reshaping: &mut Reshaping,
+    is_head: bool,
+    session: [u8; 16],
+) -> OfficeResult<Machine> {
     let moving = parts.mode == Mode::Live;
     Ok(if is_head {
         let mut head = Head::load(&mut parts.db, parts.wiring, now()).await?;
-        let rules = parts.rules.clone();
-        head.set_plan(Plan {
-            rules: Arc::new(move |table| (table.id != 0).then(|| rules.of(table))),
-            follow: Follow::default(),
-        });
+        reshaping.read_names(&mut parts.db).await?;
+        head.set_plan(reshaping.plan(&parts.plan));
         head.set_retention(parts.retention);
         head.set_moving(moving);
         Machine::Head(Box::new(head))
@@ -457,30 +478,8 @@ async fn load(parts: &mut Parts, is_head: bool, session: [u8; 16]) -> OfficeResu
         branch.set_retention(parts.retention);
         branch.set_store_and_forward(parts.wiring == Wiring::Fanout);
         if branch.state().joining.is_none() {
-            restore_capture(&mut parts.db, branch.schema()).await?;
             branch.set_moving(moving);
         }
         Machine::Branch(Box::new(branch))
     })
-}
-
-/// Puts capture back where it is missing (a rebuilt table drops its triggers).
-async fn restore_capture(
-    db: &mut AnyDatabase,
-    schema: &branchline_core::schema::Schema,
-) -> OfficeResult<()> {
-    let missing = db.missing_capture(schema).await?;
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let names: Vec<&str> = missing
-        .iter()
-        .filter_map(|id| schema.table(*id))
-        .map(|table| table.name.as_str())
-        .collect();
-    tracing::warn!(
-        "capture was missing on {}; it is put back, but writes made meanwhile were not seen: run `branchline verify`",
-        names.join(", ")
-    );
-    Ok(db.install(schema).await?)
 }

@@ -5,10 +5,10 @@ use std::net::ToSocketAddrs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use branchline_core::books;
 use branchline_core::head::Wiring;
 use branchline_core::output::Notice;
-use branchline_core::port::{Database, Purpose};
+use branchline_core::port::Database;
+use branchline_core::schema::Table;
 use branchline_database::AnyDatabase;
 use branchline_transport::Link;
 use branchline_transport::amqp::{AmqpSettings, Role};
@@ -18,6 +18,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use crate::config::{AmqpPlace, QUEUE_PREFIX, RoleName, Settings, TransportSettings};
 use crate::driver::{Driver, Parts, Upkeep};
 use crate::exit::{BUG, Failure, Outcome, USAGE, io};
+use crate::plan::outlook;
 use crate::request::{Answer, Ask, Request};
 
 /// How many requests may wait for the driver.
@@ -135,10 +136,9 @@ async fn open_driver(
     own(&mut db).await?;
     db.prepare().await?;
     if settings.role == RoleName::Head {
-        db.begin(Purpose::Read).await?;
-        let schema = books::newest_schema(&mut db).await;
-        db.rollback().await?;
-        settings.rules.check(&schema?.unwrap_or_default())?;
+        for told in check_rules(&mut db, settings).await? {
+            tracing::warn!("{told}");
+        }
     }
     let watcher = branchline_database::watch(&settings.database).await?;
     let broker = match (&settings.transport, settings.role) {
@@ -154,11 +154,21 @@ async fn open_driver(
         transport: settings.transport.kind(),
         mode: settings.mode,
         retention: settings.retention,
-        rules: settings.rules.clone(),
+        config: settings.file.clone(),
+        plan: settings.plan.clone(),
         requests,
         notices,
     };
     Ok(Driver::new(parts).await?)
+}
+
+/// Holds the plan's rules against the tables that were shared so far, and those that the database has now: who changed
+/// tables while the office was down is told, not locked out.
+pub async fn check_rules(db: &mut AnyDatabase, settings: &Settings) -> Outcome<Vec<String>> {
+    let (schema, former) = outlook::present(db).await?;
+    let found = db.inspect().await?;
+    let tables: Vec<&Table> = schema.tables.iter().chain(&found.tables).collect();
+    settings.plan.rules.check(&tables, &former)
 }
 
 /// Takes the database for this process. One that was just killed may still be going.

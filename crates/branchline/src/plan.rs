@@ -1,10 +1,71 @@
 //! Which tables are shared: patterns held against what the database has.
 
+use std::collections::BTreeSet;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use branchline_core::evolution::{Follow, Plan};
 use branchline_core::port::{Finding, Inspection};
 use branchline_core::schema::{Schema, Table};
 
-use crate::config::Rules;
 use crate::exit::{Failure, Outcome};
+
+pub mod former;
+pub mod list;
+pub mod outlook;
+pub mod rules;
+
+use former::Former;
+pub use list::TableList;
+use rules::Rules;
+
+/// What the head's configuration says of the plan.
+#[derive(Clone, Debug, Default)]
+pub struct PlanSettings {
+    /// Which tables are shared; where there is no list, those that are.
+    pub tables: Option<TableList>,
+    /// What a changed table means.
+    pub follow: Follow,
+    /// The rules.
+    pub rules: Rules,
+}
+
+/// Names that become known while the plan is in use.
+pub type Names = Arc<RwLock<Former>>;
+
+impl PlanSettings {
+    /// The plan for the head's machine. `named` are new tables that a person has just asked for: where the policy is not
+    /// to follow by itself, no others are added.
+    pub fn plan(&self, names: &Names, named: BTreeSet<String>) -> Plan {
+        let (settings, names) = (self.clone(), Arc::clone(names));
+        let rules = move |table: &Table| {
+            let former = names.read().unwrap_or_else(PoisonError::into_inner);
+            let asked = settings.follow == Follow::Follow || named.contains(&table.name);
+            (settings.shares(table, &former) && (table.id != 0 || asked))
+                .then(|| settings.rules.of(table, &former))
+        };
+        Plan {
+            rules: Arc::new(rules),
+            follow: self.follow,
+        }
+    }
+
+    /// The word for what a changed table means.
+    pub fn policy(&self) -> &'static str {
+        match self.follow {
+            Follow::Follow => "follow",
+            Follow::Ask => "ask",
+            Follow::Refuse => "refuse",
+        }
+    }
+
+    /// Whether a table is to be shared. A shared one stays so when it is renamed, unless its new name is excluded.
+    pub fn shares(&self, table: &Table, former: &Former) -> bool {
+        let Some(tables) = &self.tables else {
+            return table.id != 0;
+        };
+        !tables.excludes(&table.name) && former.names(table).any(|name| tables.choose(name))
+    }
+}
 
 /// Builds the first schema version from the tables that the list names.
 ///
@@ -15,7 +76,7 @@ pub fn choose(
     list: &str,
     rules: &Rules,
 ) -> Outcome<(Schema, Vec<Finding>)> {
-    let patterns = Patterns::parse(list)?;
+    let patterns = TableList::parse(list).map_err(|failure| failure.at("--tables"))?;
     let concerns = |finding: &&Finding| {
         finding
             .table
@@ -44,8 +105,8 @@ pub fn choose(
         .iter()
         .filter(|table| patterns.choose(&table.name))
         .collect();
-    for name in &patterns.exact {
-        if !chosen.iter().any(|table| table.name == *name) {
+    for name in patterns.exact() {
+        if !chosen.iter().any(|table| table.name == name) {
             let known: Vec<&str> = inspection
                 .tables
                 .iter()
@@ -73,14 +134,15 @@ pub fn choose(
             id: number,
             ..(*table).clone()
         };
-        table.set_rules(rules.of(&table));
+        table.set_rules(rules.of(&table, &Former::default()));
         table
             .foreign_keys
             .retain(|reference| names.contains(&reference.parent.as_str()));
         schema.tables.push(table);
     }
     schema.sort_parents_first();
-    rules.check(&schema)?;
+    let tables: Vec<&Table> = schema.tables.iter().collect();
+    rules.check(&tables, &Former::default())?;
     Ok((
         schema,
         findings
@@ -147,59 +209,8 @@ pub fn colliding_keys(engine: &str, schema: &Schema) -> Vec<Finding> {
     numbered.map(finding).collect()
 }
 
-struct Patterns {
-    exact: Vec<String>,
-    wild: Vec<String>,
-    excluded: Vec<String>,
-}
-
-impl Patterns {
-    fn parse(list: &str) -> Outcome<Self> {
-        let mut patterns = Self {
-            exact: vec![],
-            wild: vec![],
-            excluded: vec![],
-        };
-        for part in list
-            .split(',')
-            .map(str::trim)
-            .filter(|part| !part.is_empty())
-        {
-            match part.strip_prefix('!') {
-                Some(excluded) => patterns.excluded.push(excluded.to_string()),
-                None if part.contains('*') => patterns.wild.push(part.to_string()),
-                None => patterns.exact.push(part.to_string()),
-            }
-        }
-        if patterns.exact.is_empty() && patterns.wild.is_empty() {
-            return Err(Failure::usage(
-                "--tables names no table: use `*` for all, or names separated by commas",
-            ));
-        }
-        Ok(patterns)
-    }
-
-    fn choose(&self, table: &str) -> bool {
-        let within = |patterns: &[String]| patterns.iter().any(|pattern| matches(pattern, table));
-        (self.exact.iter().any(|name| name == table) || within(&self.wild))
-            && !within(&self.excluded)
-    }
-}
-
-/// Whether a name matches a pattern in which `*` stands for any text.
-fn matches(pattern: &str, name: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == name,
-        Some((front, rest)) => name.strip_prefix(front).is_some_and(|tail| {
-            let ends = tail.char_indices().map(|(at, _)| at).chain([tail.len()]);
-            ends.into_iter().any(|at| matches(rest, &tail[at..]))
-        }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
     #[test]
@@ -230,26 +241,6 @@ mod tests {
         ];
         for (finding, told) in cases {
             assert_eq!(tell(&finding), told);
-        }
-    }
-
-    #[test]
-    fn patterns_choose_and_exclude() {
-        let cases = [
-            ("*", "sales", true),
-            ("sales,stock", "stock", true),
-            ("sales,stock", "customers", false),
-            ("*,!audit_*", "audit_log", false),
-            ("shop_*", "shop_sales", true),
-            ("*_log", "audit_log", true),
-            ("*_log", "audit_logs", false),
-        ];
-        for (list, table, expected) in cases {
-            assert_eq!(
-                Patterns::parse(list).unwrap().choose(table),
-                expected,
-                "{list} {table}"
-            );
         }
     }
 }

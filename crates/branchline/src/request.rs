@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use branchline_core::evolution::Renamed;
 use branchline_core::identity::OfficeName;
 use branchline_core::message::Keep;
 use tokio::sync::oneshot;
@@ -60,6 +61,18 @@ pub enum Ask {
         /// When to give up.
         deadline: Instant,
     },
+    /// Read the plan in the configuration again, and share by it from now on.
+    ApplyPlan {
+        /// When to give up.
+        deadline: Instant,
+    },
+    /// Let the change of the tables pass that waits for a person.
+    AcceptSchema {
+        /// When to give up.
+        deadline: Instant,
+    },
+    /// A table or a column was renamed, or will be.
+    SayRenamed(Renamed),
     /// A branch was invited or removed: read its record again.
     Reload(OfficeName),
     /// Tell the head, remove everything from the database, and stop.
@@ -83,6 +96,8 @@ pub struct Waiting {
     pub asked_at: Option<Instant>,
     /// What the head replied.
     pub replied: Option<Result<serde_json::Value, String>>,
+    /// What changed meanwhile in the shared tables, in sentences.
+    pub changed: Vec<String>,
     /// An answer that has come.
     pub answer: Option<Answer>,
     /// When it was asked.
@@ -99,6 +114,7 @@ impl Waiting {
             asked: Vec::new(),
             asked_at: None,
             replied: None,
+            changed: Vec::new(),
             answer: None,
             since: Instant::now(),
         }

@@ -42,7 +42,7 @@ pub fn log(notice: &Notice) {
             tracing::info!("conflict {id} in table {table}: {reason}")
         }
         Notice::Settled { id } => tracing::info!("conflict {id} was settled"),
-        Notice::Reply(..) => {}
+        Notice::Reply(..) | Notice::Inspected(_) => {}
         Notice::Trouble(what) => tracing::warn!("{what}"),
         Notice::SchemaChanged { version, what } => {
             tracing::info!("the shared tables are at schema version {version} now: {what}");

@@ -11,9 +11,15 @@ use crate::change::{Change, Effect, Key, Row};
 use crate::conflict::ConflictRecord;
 use crate::failure::{OfficeError, OfficeResult};
 use crate::message::LogEntry;
-use crate::port::{Database, Entry, Inspection, Origin};
+use crate::office::conclude;
+use crate::port::{Database, Entry, Inspection, Origin, Purpose};
 use crate::schema::{Column, ColumnId, Rules, Schema, SchemaVersion, Table, TableId};
 use crate::value::{Value, convert, widens};
+
+/// The engine's own names of the head's tables and columns, as of the present version.
+pub(crate) const ORIGINS: &str = "origins";
+/// What a person said was renamed, until it is found.
+pub(crate) const RENAMED: &str = "renamed";
 
 /// How many rows are looked at at a time.
 const ROWS: usize = 1_000;
@@ -41,11 +47,25 @@ pub struct Renamed {
     pub to: String,
 }
 
+impl Renamed {
+    /// What a person said, in the open transaction.
+    pub(crate) async fn load<D: Database>(db: &mut D) -> OfficeResult<Vec<Self>> {
+        let known = books::load::<Vec<(String, Option<String>, String)>, D>(db, RENAMED).await?;
+        let known = known.unwrap_or_default().into_iter();
+        Ok(known
+            .map(|(table, column, to)| Self { table, column, to })
+            .collect())
+    }
+}
+
+/// Says by which rules a table is shared; nothing where it is not.
+pub type RulesOf = dyn Fn(&Table) -> Option<Rules> + Send + Sync;
+
 /// The head's plan: which tables are shared, by which rules, and what a changed table means.
 #[derive(Clone)]
 pub struct Plan {
     /// The rules of a table, or nothing where it is not shared.
-    pub rules: Arc<dyn Fn(&Table) -> Option<Rules> + Send + Sync>,
+    pub rules: Arc<RulesOf>,
     /// What a changed table means.
     pub follow: Follow,
 }
@@ -81,8 +101,31 @@ pub struct Next {
     pub doubtful: BTreeSet<TableId>,
     /// Shared tables that cannot be followed, with the reason: they stay as they were.
     pub stuck: Vec<(TableId, String)>,
-    /// What changed, in sentences.
+    /// What changed in the tables that were shared, in sentences.
     pub told: Vec<String>,
+    /// What the plan itself adds and takes out, in sentences: nobody need be asked about that again.
+    pub planned: Vec<String>,
+}
+
+impl Next {
+    /// All that changed, in sentences.
+    pub fn sentences(&self) -> Vec<String> {
+        [self.told.as_slice(), self.planned.as_slice()].concat()
+    }
+}
+
+/// What the head would do now by this plan, and what its tables are. Nothing is changed.
+pub async fn preview<D: Database>(db: &mut D, plan: &Plan) -> OfficeResult<(Next, Inspection)> {
+    db.begin(Purpose::Read).await?;
+    let outcome = async {
+        let present = books::newest_schema(db).await?.unwrap_or_default();
+        let origins: BTreeMap<String, Origin> = books::load(db, ORIGINS).await?.unwrap_or_default();
+        Ok((present, origins, Renamed::load(db).await?))
+    };
+    let outcome: OfficeResult<_> = outcome.await;
+    let (present, origins, renamed) = conclude(db, outcome).await?;
+    let found = db.inspect().await?;
+    Ok((follow(&present, &origins, &found, plan, &renamed), found))
 }
 
 /// Compares the present version with what the head's database has now.
@@ -114,7 +157,7 @@ pub fn follow(
     let old: BTreeSet<&str> = names.values().map(|table| table.name.as_str()).collect();
     for table in &found.tables {
         if !old.contains(table.name.as_str()) && (plan.rules)(table).is_some() {
-            next.told.push(format!("table `{}` is new", table.name));
+            next.planned.push(format!("table `{}` is new", table.name));
             next.add(table.clone(), plan);
         }
     }
@@ -225,7 +268,7 @@ impl Next {
             table.set_rules(rules);
             self.schema.tables.push(table);
         } else {
-            self.told
+            self.planned
                 .push(format!("table `{}` is no longer shared", table.name));
         }
     }
@@ -354,10 +397,16 @@ fn match_columns(
             .columns
             .iter()
             .all(|column| now.columns.iter().any(|one| one.name == column.name));
+    // A column that was made anew under the name of one that was dropped takes its place; two that swapped their names did
+    // not.
+    let same = |before: &Origin, after: &Origin| {
+        let mut columns = after.columns.iter();
+        columns.all(|origin| before.columns.contains(origin))
+    };
     if let (Some(before), Some(after)) = origins
         && before.table == after.table
         && before.columns.len() == was.columns.len()
-        && !unchanged
+        && (!unchanged || same(before, after))
     {
         for (at, origin) in before.columns.iter().enumerate() {
             if let Some(place) = after.columns.iter().position(|one| one == origin) {

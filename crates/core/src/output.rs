@@ -107,6 +107,8 @@ pub enum Notice {
     RefusedByHead(String),
     /// Something that a person should see to.
     Trouble(String),
+    /// The head looked at its tables since they, or the plan, had changed: what cannot be shared, or not safely.
+    Inspected(Vec<crate::port::Finding>),
     /// The shared tables changed.
     SchemaChanged {
         /// The new version.

@@ -205,6 +205,14 @@ fn describe(status: &serde_json::Value) -> String {
             lines.push(format!("problem: {}", text(problem)));
         }
     }
+    let waiting = status["schema_waiting"].as_array().into_iter().flatten();
+    let waiting: Vec<String> = waiting.map(text).collect();
+    if !waiting.is_empty() {
+        lines.push(format!(
+            "the tables changed, and nothing moves until that is let pass: {} (`branchline schema show`)",
+            waiting.join("; ")
+        ));
+    }
     if let Some(branches) = status["branches"].as_array() {
         let mut rows = table(&[
             "branch",

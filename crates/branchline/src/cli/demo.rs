@@ -20,11 +20,11 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::Context;
 use super::ask::explain;
-use crate::config::{Mode, RoleName, Rules, Settings, TransportSettings};
+use crate::config::{Mode, RoleName, Settings, TransportSettings};
 use crate::driver::{now, random};
 use crate::exit::{BUG, Failure, NO, Outcome, io};
 use crate::office::Office;
-use crate::plan;
+use crate::plan::{self, PlanSettings};
 use crate::request::Ask;
 use cable::Cable;
 use shop::Shop;
@@ -213,7 +213,7 @@ fn settings(
         transport,
         api: SocketAddr::from(([127, 0, 0, 1], 0)),
         mode: Mode::Live,
-        rules: Rules::default(),
+        plan: PlanSettings::default(),
         retention: branchline_core::retention::Retention::default(),
     }
 }
@@ -342,7 +342,7 @@ impl Company {
 async fn found_head(dir: &Path, name: &OfficeName) -> Outcome<[u8; 32]> {
     let mut db = AnyDatabase::open(&address(dir, name), false).await?;
     let inspection = db.inspect().await?;
-    let (schema, _) = plan::choose(&inspection, "*", &Rules::default())?;
+    let (schema, _) = plan::choose(&inspection, "*", &plan::rules::Rules::default())?;
     db.prepare().await?;
     let identity = IdentityBook {
         name: name.clone(),

@@ -6,10 +6,10 @@ use branchline_database::AnyDatabase;
 use branchline_transport::amqp::probe;
 
 use super::Context;
-use crate::config::{self, TransportSettings};
+use crate::config::{self, RoleName, TransportSettings};
 use crate::exit::{NO, Outcome};
-use crate::office::amqp_settings;
-use crate::plan;
+use crate::office::{amqp_settings, check_rules};
+use crate::plan::{self, outlook::Outlook};
 
 /// Looks and tells. Exit code 1 when something is wrong.
 pub async fn run(context: &Context) -> Outcome<u8> {
@@ -43,6 +43,19 @@ pub async fn run(context: &Context) -> Outcome<u8> {
             "level": "error", "where": name, "problem": "capture is missing or was altered: writes there are not seen",
             "advice": "start `branchline run` (it puts capture back), then run `branchline verify`",
         }));
+    }
+    if settings.role == RoleName::Head {
+        let outlook = Outlook::at_head(&mut db, &settings.plan).await?;
+        for finding in outlook.cannot(settings.plan.tables.as_ref()) {
+            findings.push(serde_json::json!({
+                "level": "warning", "where": finding.table, "problem": finding.problem, "advice": finding.advice,
+            }));
+        }
+        for told in check_rules(&mut db, &settings).await? {
+            findings.push(serde_json::json!({
+                "level": "warning", "where": null, "problem": told, "advice": "",
+            }));
+        }
     }
     if let TransportSettings::Amqp(place) = &settings.transport {
         for finding in probe(&amqp_settings(&settings, place)).await {

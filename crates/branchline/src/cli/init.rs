@@ -9,10 +9,10 @@ use clap::Args;
 
 use super::Context;
 use super::reach::{Reach, declare};
-use crate::config::{self, RoleName, Rules, write_private};
+use crate::config::{self, RoleName, write_private};
 use crate::driver::random;
 use crate::exit::{Failure, Outcome};
-use crate::plan;
+use crate::plan::{self, rules::Rules};
 
 /// The flags of `init`.
 #[derive(Debug, Args)]
@@ -109,7 +109,7 @@ impl Init {
             RoleName::Head,
             &absolute(&self.database)?,
             &transport,
-            true,
+            Some(&self.tables),
         ))
     }
 }

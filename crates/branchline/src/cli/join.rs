@@ -151,7 +151,7 @@ async fn enrol(db: &mut AnyDatabase, code: &JoinCode) -> Outcome<Renewal> {
 
 fn compose(code: &JoinCode, database: &str) -> String {
     let transport = transport_of(code);
-    config::compose(&code.branch, RoleName::Branch, database, &transport, false)
+    config::compose(&code.branch, RoleName::Branch, database, &transport, None)
 }
 
 fn transport_of(code: &JoinCode) -> Vec<(&'static str, String)> {

@@ -6,7 +6,7 @@ use branchline_core::head::{Head, Wiring};
 use branchline_core::identity::OfficeName;
 use branchline_core::office::Identity;
 use branchline_core::port::Database;
-use branchline_core::schema::Schema;
+use branchline_core::schema::{Schema, Table};
 use branchline_core::succession;
 use branchline_database::AnyDatabase;
 use clap::Args;
@@ -17,6 +17,7 @@ use crate::config::{self, RoleName, Settings, write_private};
 use crate::driver::{now, random};
 use crate::exit::{Failure, Outcome};
 use crate::office::{Lock, beside, own, read_file};
+use crate::plan::former::Former;
 use crate::rewrite;
 
 /// The flags of `promote`.
@@ -108,7 +109,8 @@ impl Promote {
         let transport = self.reach.transport(&context.config)?;
         let text = rewrite::as_head(&context.config, name, &transport, schema)?;
         let settings = config::parse(&context.config, &text)?;
-        settings.rules.check(schema)?;
+        let tables: Vec<&Table> = schema.tables.iter().collect();
+        settings.plan.rules.check(&tables, &Former::default())?;
         declare(&settings).await?;
         Ok(text)
     }

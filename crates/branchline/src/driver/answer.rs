@@ -59,6 +59,20 @@ impl Driver {
                 self.begin_waiting(ask, reply);
                 return;
             }
+            Ask::SayRenamed(said) => self.say_renamed(said).await,
+            Ask::ApplyPlan { .. } | Ask::AcceptSchema { .. } => {
+                let begun = match &ask {
+                    Ask::ApplyPlan { .. } => self.apply_plan().await,
+                    _ => self.accept_schema().await,
+                };
+                match begun {
+                    Ok(()) => {
+                        self.begin_waiting(ask, reply);
+                        return;
+                    }
+                    Err(failure) => Err(failure),
+                }
+            }
             Ask::Sync { .. } | Ask::Joined { .. } | Ask::Verify { .. } => {
                 self.begin_waiting(ask, reply);
                 return;
@@ -142,7 +156,9 @@ impl Driver {
             Ask::Sync { deadline }
             | Ask::Verify { deadline, .. }
             | Ask::Settle { deadline, .. }
-            | Ask::History { deadline, .. } => Some(*deadline),
+            | Ask::History { deadline, .. }
+            | Ask::ApplyPlan { deadline }
+            | Ask::AcceptSchema { deadline } => Some(*deadline),
             Ask::Joined { deadline } => *deadline,
             _ => None,
         };
@@ -164,6 +180,16 @@ impl Driver {
             }
             let late = deadline.is_some_and(|deadline| Instant::now() > deadline);
             return late.then(|| Err(self.unasked(waiting)));
+        }
+        if matches!(
+            waiting.ask,
+            Ask::ApplyPlan { .. } | Ask::AcceptSchema { .. }
+        ) {
+            let late = deadline.is_some_and(|deadline| Instant::now() > deadline);
+            return match self.reshaped(waiting) {
+                None if late => Some(Err(self.too_late(waiting).await)),
+                answer => answer,
+            };
         }
         let done = !matches!(waiting.ask, Ask::Verify { .. }) && self.is_even(waiting).await;
         if done {

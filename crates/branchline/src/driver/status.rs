@@ -30,7 +30,7 @@ impl Driver {
         let (connected, details) = match &mut self.machine {
             Machine::Head(head) => {
                 let last = head.last();
-                let branch = |b: branchline_core::head::BranchReport| {
+                let branch = |b: branchline_core::head::BranchReport, version: Option<u32>| {
                     let lag = last.0.saturating_sub(b.applied.0);
                     let seconds = if lag == 0 {
                         0
@@ -41,7 +41,7 @@ impl Driver {
                         "name": b.name, "joined": b.joined, "online": b.online,
                         "last_seen": (b.seen != Micros(0)).then(|| rfc3339(b.seen)),
                         "lag_changes": lag, "lag_seconds": seconds, "holds": b.holds,
-                        "clock_offset_ms": b.clock_offset_ms, "schema_version": head.schema().version,
+                        "clock_offset_ms": b.clock_offset_ms, "schema_version": version,
                         "applied": b.applied, "batches": b.cursor,
                     })
                 };
@@ -54,10 +54,18 @@ impl Driver {
                 let kept = self.parts.db.extent(LOG).await?;
                 let in_sync = head.is_even(&mut self.parts.db).await?;
                 let direct = self.parts.transport == "direct";
-                let branches: Vec<_> = reports.into_iter().map(branch).collect();
+                let mut branches = Vec::with_capacity(reports.len());
+                for report in reports {
+                    let version = match report.joined {
+                        true => Some(head.version_at(&mut self.parts.db, report.applied).await?),
+                        false => None,
+                    };
+                    branches.push(branch(report, version));
+                }
                 let details = json!({
                     "office": head.name(), "role": "head", "in_sync": in_sync, "applied": applied,
-                    "log": last, "log_kept": { "first": kept.first, "entries": kept.entries, "bytes": kept.bytes }, "holds": holds, "schema_version": head.schema().version, "branches": branches,
+                    "log": last, "log_kept": { "first": kept.first, "entries": kept.entries, "bytes": kept.bytes }, "holds": holds, "schema_version": head.schema().version,
+                    "schema_waiting": head.waiting_changes(), "branches": branches,
                     "outbox": { "batches": 0, "changes": 0, "bytes": 0, "oldest_seconds": oldest },
                 });
                 (direct || self.link.up, details)

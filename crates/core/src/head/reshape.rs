@@ -8,19 +8,17 @@ use super::writer::{HEAD, LogWriter, Tail};
 use super::{Head, Standing};
 use crate::books::{self, HeadBook};
 use crate::envelope;
-use crate::evolution::{Follow, Next, Renamed, Versions, follow, recapture_filled};
+use crate::evolution::{
+    Follow, Next, ORIGINS, RENAMED, Renamed, Versions, follow, recapture_filled,
+};
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{Digest, LogPosition, Micros};
 use crate::message::{Hello, LogBody, SchemaStep};
 use crate::office::conclude;
 use crate::output::{Notice, Output};
 use crate::port::{Database, DatabaseError, Entry, Evolution, Origin, Purpose};
-use crate::schema::{Schema, TableId};
+use crate::schema::{Schema, SchemaVersion, TableId};
 
-/// The engine's own names of the tables and columns, as of the present version.
-const ORIGINS: &str = "origins";
-/// What a person said was renamed, until it is found.
-const RENAMED: &str = "renamed";
 /// Whether a person lets the waiting change of the tables pass.
 const ACCEPTED: &str = "accepted";
 /// How soon the tables are looked at again while a change of them is not followed, in milliseconds.
@@ -59,6 +57,11 @@ impl Head {
     pub(super) async fn is_as_known<D: Database>(&self, db: &mut D) -> OfficeResult<bool> {
         let shape = db.shape(&self.schema).await?;
         Ok(self.catalogue.known == Some(shape))
+    }
+
+    /// Whether the present version is what the tables and the plan say, as far as is known, or a change waits for a person.
+    pub fn has_followed(&self) -> bool {
+        self.catalogue.known.is_some() || self.catalogue.waiting.is_some()
     }
 
     /// What changed in the tables and waits for a person, in sentences.
@@ -122,23 +125,16 @@ impl Head {
             let shape = db.shape(&self.schema).await?;
             let origins: BTreeMap<String, Origin> =
                 books::load(db, ORIGINS).await?.unwrap_or_default();
-            let renamed =
-                books::load::<Vec<(String, Option<String>, String)>, D>(db, RENAMED).await?;
+            let renamed = Renamed::load(db).await?;
             let accepted = books::load::<bool, D>(db, ACCEPTED).await?;
-            Ok((
-                shape,
-                origins,
-                renamed.unwrap_or_default(),
-                accepted == Some(true),
-            ))
+            Ok((shape, origins, renamed, accepted == Some(true)))
         };
         let outcome: OfficeResult<_> = outcome.await;
         let (before, origins, renamed, accepted) = conclude(db, outcome).await?;
-        let renamed: Vec<Renamed> = renamed
-            .into_iter()
-            .map(|(table, column, to)| Renamed { table, column, to })
-            .collect();
         let found = db.inspect().await?;
+        let findings = found.findings.clone();
+        self.outputs
+            .push_back(Output::Notice(Notice::Inspected(findings)));
         let mut next = follow(&self.schema, &origins, &found, &self.plan, &renamed);
         if self.is_fleeting(&next, now) {
             return Ok(false);
@@ -262,7 +258,7 @@ impl Head {
         if !step.fresh.is_empty() {
             self.appended = now;
             let version = step.next.schema.version;
-            let what = step.next.told.join("; ");
+            let what = step.next.sentences().join("; ");
             let notice = Notice::SchemaChanged { version, what };
             self.outputs.push_back(Output::Notice(notice));
             self.versions.add(step.next.schema.clone());
@@ -272,6 +268,25 @@ impl Head {
         self.schema = step.next.schema;
         self.catalogue.known = Some(step.shape);
         self.captured = true;
+    }
+
+    /// The schema version in which an office stands that has applied the log up to this place.
+    pub async fn version_at<D: Database>(
+        &self,
+        db: &mut D,
+        place: LogPosition,
+    ) -> OfficeResult<SchemaVersion> {
+        if place >= self.book.last {
+            return Ok(self.schema.version);
+        }
+        db.begin(Purpose::Read).await?;
+        let next = db.entries(books::LOG, place.0.saturating_add(1), 1).await;
+        let next = conclude(db, next.map_err(OfficeError::from)).await?;
+        match next.first() {
+            // An entry names the version before it.
+            Some(entry) => Ok(super::own_entry(&entry.bytes)?.schema),
+            None => Ok(self.schema.version),
+        }
     }
 
     /// A restored head takes a step of the schema back that it had lost: its tables become what the step says, unless
@@ -319,16 +334,7 @@ impl Head {
         standing: &Standing,
     ) -> OfficeResult<Option<Schema>> {
         let wanted = match standing {
-            Standing::GoBack(place, _) => {
-                db.begin(Purpose::Read).await?;
-                let next = db.entries(books::LOG, place.0.saturating_add(1), 1).await;
-                let next = conclude(db, next.map_err(OfficeError::from)).await?;
-                match next.first() {
-                    // An entry names the version before it.
-                    Some(entry) => super::own_entry(&entry.bytes)?.schema,
-                    None => self.schema.version,
-                }
-            }
+            Standing::GoBack(place, _) => self.version_at(db, *place).await?,
             Standing::BeyondHorizon => self.schema.version,
             _ if hello.schema == 0 => self.schema.version,
             _ => return Ok(None),
