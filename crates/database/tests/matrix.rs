@@ -9,6 +9,8 @@ mod frameworks;
 mod journey;
 #[path = "matrix/names.rs"]
 mod names;
+#[path = "matrix/page.rs"]
+mod page;
 #[path = "matrix/place.rs"]
 mod place;
 #[path = "matrix/samples.rs"]

@@ -270,6 +270,8 @@ fn postgres() -> Vec<Sample> {
                 "'null'",
                 "' [1 ,2 ] '",
                 "'1e400'",
+                "(repeat('[', 31) || repeat(']', 31))::json",
+                "(repeat('[', 40) || repeat(']', 40))::json",
             ],
         ),
         sample(
