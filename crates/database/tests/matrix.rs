@@ -17,3 +17,5 @@ mod place;
 mod samples;
 #[path = "matrix/shapes.rs"]
 mod shapes;
+#[path = "matrix/spellings.rs"]
+mod spellings;
