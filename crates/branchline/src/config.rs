@@ -564,6 +564,7 @@ mod tests {
             nullable: false,
             default: None,
             generated_key: false,
+            id: 0,
         };
         let mut table = Table {
             id: 1,
@@ -581,6 +582,8 @@ mod tests {
             insert: InsertRule::Hold,
             counters: vec![],
             before: false,
+            columns_ever: 0,
+            indexes: Vec::new(),
         };
         table.set_rules(schema::Rules::default());
         table
@@ -595,6 +598,7 @@ mod tests {
         };
         let schema = Schema {
             version: 1,
+            tables_ever: 0,
             tables: vec![named("stock")],
         };
         let check = |section: &str| {

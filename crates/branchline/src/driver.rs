@@ -5,9 +5,11 @@
 //! machine is read anew from the database, since the answer of a commit may have been lost.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use branchline_core::branch::Branch;
+use branchline_core::evolution::{Follow, Plan};
 use branchline_core::failure::{OfficeError, OfficeResult};
 use branchline_core::head::{Head, Wiring};
 use branchline_core::identity::{Micros, OfficeName};
@@ -429,7 +431,7 @@ impl Driver {
 }
 
 /// Bytes shared with the machine's memory of its log.
-struct SharedBytes(std::sync::Arc<Vec<u8>>);
+struct SharedBytes(Arc<Vec<u8>>);
 
 impl AsRef<[u8]> for SharedBytes {
     fn as_ref(&self) -> &[u8] {
@@ -442,9 +444,10 @@ async fn load(parts: &mut Parts, is_head: bool, session: [u8; 16]) -> OfficeResu
     Ok(if is_head {
         let mut head = Head::load(&mut parts.db, parts.wiring, now()).await?;
         let rules = parts.rules.clone();
-        head.set_rules(&mut parts.db, |table| rules.of(table))
-            .await?;
-        restore_capture(&mut parts.db, head.schema()).await?;
+        head.set_plan(Plan {
+            rules: Arc::new(move |table| (table.id != 0).then(|| rules.of(table))),
+            follow: Follow::default(),
+        });
         head.set_retention(parts.retention);
         head.set_moving(moving);
         Machine::Head(Box::new(head))

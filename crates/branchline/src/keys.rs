@@ -76,6 +76,7 @@ mod tests {
             nullable: false,
             default: None,
             generated_key: false,
+            id: 0,
         });
         let mut schema = Schema::default();
         schema.tables.push(Table {
@@ -90,6 +91,8 @@ mod tests {
             insert: Default::default(),
             counters: vec![],
             before: false,
+            columns_ever: 0,
+            indexes: Vec::new(),
         });
         schema
     }

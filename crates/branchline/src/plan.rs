@@ -63,6 +63,7 @@ pub fn choose(
         )));
     }
     let mut schema = Schema {
+        tables_ever: 0,
         version: 1,
         tables: Vec::with_capacity(chosen.len()),
     };

@@ -43,6 +43,10 @@ pub fn log(notice: &Notice) {
         }
         Notice::Settled { id } => tracing::info!("conflict {id} was settled"),
         Notice::Reply(..) => {}
+        Notice::Trouble(what) => tracing::warn!("{what}"),
+        Notice::SchemaChanged { version, what } => {
+            tracing::info!("the shared tables are at schema version {version} now: {what}");
+        }
         Notice::CopiedAnew(place) => tracing::warn!(
             "this branch was away for longer than the head's log goes back (it followed it up to {place}): the tables are copied anew; what was not sent yet is kept"
         ),

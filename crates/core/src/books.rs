@@ -170,6 +170,9 @@ pub struct BranchBook {
     /// Rows may differ from the head's without a change on the way: a comparison that repairs them is wanted.
     #[n(13)]
     pub compare: Option<bool>,
+    /// Tables that could not take a step of the schema, as they are here.
+    #[n(14)]
+    pub refused: Vec<crate::schema::Table>,
 }
 
 impl BranchBook {
@@ -182,9 +185,9 @@ impl BranchBook {
 /// How far a joining branch's first copy of the tables is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Joining {
-    /// Tables loaded whole, in schema order.
+    /// Tables loaded whole.
     #[n(0)]
-    pub tables_done: u32,
+    pub loaded: Vec<TableId>,
     /// The last key loaded of the table in work.
     #[n(1)]
     pub after: Option<crate::change::Key>,

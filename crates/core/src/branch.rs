@@ -10,10 +10,11 @@ use std::collections::{BTreeMap, VecDeque};
 use ed25519_dalek::VerifyingKey;
 
 use crate::books::{
-    self, BranchBook, IdentityBook, Joining, Note, OUTBOX, PublicKey, SCHEMAS, STAGED, SecretBytes,
+    self, BranchBook, IdentityBook, Joining, Note, OUTBOX, PublicKey, STAGED, SecretBytes,
 };
 use crate::change::{Base, Key};
 use crate::envelope;
+use crate::evolution::{Lift, Versions};
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::inbox::{Admission, Inbox, Slot};
@@ -28,12 +29,16 @@ use crate::retention::Retention;
 use crate::schema::{Schema, Table};
 
 mod anew;
+mod here;
 mod join;
 mod land;
 mod recall;
+mod step;
 mod take;
 mod unfit;
 mod verify;
+
+use here::{Differing, Here};
 
 /// The name of the branch's own record.
 const BRANCH: &str = "branch";
@@ -60,6 +65,14 @@ pub struct Branch {
     identity: Identity,
     session: [u8; 16],
     schema: Schema,
+    /// The versions in which what this branch sent may stand.
+    versions: Versions,
+    /// The fingerprint of the tables when they were last looked at.
+    shape: Option<Digest>,
+    /// How tables here differ from the plan's.
+    differing: Differing,
+    /// The schema changed in this piece of work.
+    stepped: bool,
     book: BranchBook,
     head_key: VerifyingKey,
     inbox: Inbox<LogEntry>,
@@ -166,6 +179,7 @@ impl Branch {
                 lineage: 0,
                 compare: None,
                 clock_offset: None,
+                refused: Vec::new(),
             };
             books::store(db, IDENTITY, &enrolment.identity).await?;
             books::store(db, BRANCH, &book).await
@@ -231,6 +245,10 @@ impl Branch {
             identity,
             session,
             schema,
+            versions: Versions::load(db).await?,
+            shape: None,
+            differing: Differing::new(),
+            stepped: false,
             head_key,
             inbox,
             staged,
@@ -271,11 +289,17 @@ impl Branch {
         Ok(())
     }
 
+    /// Notes the rows of a batch, by their keys in the present tables.
     fn claim(&mut self, batch: &Batch) {
+        let Some(was) = self.versions.get(batch.schema) else {
+            return;
+        };
         for change in &batch.changes {
-            if let Some(table) = self.schema.table(change.table) {
-                self.claims
-                    .insert(change.effect.key(table).digest(table), batch.number);
+            let (from, to) = (was.table(change.table), self.schema.table(change.table));
+            if let (Some(from), Some(to)) = (from, to)
+                && let Ok(key) = (Lift { from, to }).key(&change.effect.key(from))
+            {
+                self.claims.insert(key.digest(to), batch.number);
             }
         }
     }
@@ -452,6 +476,21 @@ impl Branch {
         bytes: &[u8],
         token: Token,
     ) -> OfficeResult<()> {
+        if self.differing.is_empty() {
+            return self.arrived_at(db, now, bytes, token).await;
+        }
+        let differing = self.differing.clone();
+        self.arrived_at(&mut Here { db, differing }, now, bytes, token)
+            .await
+    }
+
+    async fn arrived_at<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Micros,
+        bytes: &[u8],
+        token: Token,
+    ) -> OfficeResult<()> {
         let message = envelope::open(bytes).and_then(|opened| {
             if opened.origin != self.book.head_name {
                 return Err(envelope::EnvelopeError::Forged(opened.origin.to_string()));
@@ -513,10 +552,10 @@ impl Branch {
         token: Token,
     ) -> OfficeResult<()> {
         let known = self.book.head.is_some_and(|head| head == entry.head);
-        if !known || entry.schema > self.schema.version {
-            // Not yet let in, another head's log, or new rules in the plan: the greeting will sort it out.
+        if !known {
+            // Not yet let in, or another head's log: the greeting will sort it out.
             self.outputs.push_back(Output::Settle(token));
-            return if known { self.greet_again(now) } else { Ok(()) };
+            return Ok(());
         }
         let number = entry.position.0;
         if number == self.inbox.expected() {
@@ -598,20 +637,19 @@ impl Branch {
         }
         // A welcome that comes twice, or late, must not take back what was followed since.
         if welcome.beyond_horizon && welcome.last > self.book.cursor {
+            if let Some(schema) = welcome.schema.clone() {
+                self.jump(db, schema).await?;
+            }
             self.copy_anew(db, &welcome).await?;
         }
         if let Some((place, chain)) = welcome.rewind {
+            if let Some(schema) = welcome.schema.filter(|_| place <= self.book.cursor) {
+                self.jump(db, schema).await?;
+            }
             return self.rewind(db, now, place, chain).await;
         }
-        let first = self.book.head.is_none();
-        // The same welcome may come twice, and an older one late.
-        let newer = |schema: &Schema| schema.version > self.schema.version;
-        let welcome = Welcome {
-            schema: welcome.schema.filter(newer),
-            ..welcome
-        };
-        if first || welcome.schema.is_some() {
-            self.adopt_welcome(db, &welcome, first).await?;
+        if self.book.head.is_none() {
+            self.adopt_welcome(db, &welcome).await?;
         }
         self.link.welcomed = true;
         self.link.refused = None;
@@ -694,42 +732,33 @@ impl Branch {
         Ok(sent.is_none_or(|entry| envelope::chain(&entry.bytes) == welcome.chain))
     }
 
+    /// The first welcome: the head's log is followed from here on.
     async fn adopt_welcome<D: Database>(
         &mut self,
         db: &mut D,
         welcome: &Welcome,
-        first: bool,
     ) -> OfficeResult<()> {
-        let mut book = self.book.clone();
-        if first {
-            book.head = Some(welcome.head);
-            book.cursor = welcome.last;
-            book.log_chain = welcome.log_chain;
-            book.secret = None;
-        }
-        if let Some(schema) = welcome.schema.as_ref().filter(|_| self.is_prepared()) {
-            // Capture must keep what the new rules need before a batch is frozen under them.
-            db.install(schema).await?;
-        }
+        let book = BranchBook {
+            head: Some(welcome.head),
+            cursor: welcome.last,
+            log_chain: welcome.log_chain,
+            secret: None,
+            ..self.book.clone()
+        };
         db.begin(Purpose::Apply).await?;
         let outcome = async {
             if let Some(schema) = &welcome.schema {
-                let entry = Entry {
-                    number: schema.version.into(),
-                    bytes: books::encode(schema)?,
-                };
-                db.append(SCHEMAS, &[entry]).await?;
+                Versions::store(db, schema).await?;
             }
             books::store(db, BRANCH, &book).await
         };
         let outcome = outcome.await;
         conclude(db, outcome).await?;
-        if first {
-            let dropped = self.inbox.restart(book.cursor.0);
-            self.outputs.extend(dropped.into_iter().map(Output::Settle));
-        }
+        let dropped = self.inbox.restart(book.cursor.0);
+        self.outputs.extend(dropped.into_iter().map(Output::Settle));
         self.book = book;
         if let Some(schema) = &welcome.schema {
+            self.versions.add(schema.clone());
             self.schema = schema.clone();
         }
         Ok(())
@@ -840,6 +869,18 @@ impl Branch {
 
     /// Does one bounded piece of work. Returns whether there may be more.
     pub async fn work<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<bool> {
+        // Before anything is taken or lands it is known what of the tables here serves.
+        if self.shape.is_none() && self.book.head.is_some() && self.is_prepared() {
+            self.look(db).await?;
+        }
+        if self.differing.is_empty() {
+            return self.work_on(db, now).await;
+        }
+        let differing = self.differing.clone();
+        self.work_on(&mut Here { db, differing }, now).await
+    }
+
+    async fn work_on<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<bool> {
         if self.book.head.is_none() || self.link.refused.is_some() {
             return Ok(false);
         }
@@ -848,10 +889,16 @@ impl Branch {
         if self.is_prepared() {
             if self.captured && self.moving && self.may_freeze() {
                 more |= self.take(db, now).await?;
+                if std::mem::take(&mut self.stepped) {
+                    return Ok(true);
+                }
             }
             if self.moving {
                 self.retry_unfit(db, now).await?;
                 more |= self.land(db).await?;
+                if std::mem::take(&mut self.stepped) {
+                    return Ok(true);
+                }
                 if self.reused {
                     self.reincarnate(db, now).await?;
                 }

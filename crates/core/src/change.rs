@@ -135,4 +135,7 @@ pub struct Change {
     /// The row as the office's application found it, where the table's rule needs it.
     #[n(5)]
     pub before: Option<Row>,
+    /// Columns of which the office says nothing, since its table lacks them: what stands there in the row is no value.
+    #[n(6)]
+    pub absent: Vec<u16>,
 }

@@ -5,7 +5,7 @@ use minicbor::{Decode, Encode};
 use crate::change::{Base, Key, Row};
 use crate::identity::{Micros, OfficeName};
 use crate::message::{Keep, Settled};
-use crate::schema::{ConflictRule, Direction, InsertRule, Table};
+use crate::schema::{ConflictRule, Direction, InsertRule, SchemaVersion, Table, TableId};
 
 mod merge;
 
@@ -91,6 +91,9 @@ pub enum Reason {
     /// The row was changed at a head that was then restored from a backup, and changed again before that came back.
     #[n(12)]
     Restored,
+    /// The row was written under an earlier version of its table, and something of it has no place any more.
+    #[n(13)]
+    SchemaChanged,
 }
 
 impl Reason {
@@ -110,6 +113,7 @@ impl Reason {
             Self::Repaired => "repaired",
             Self::Unreadable => "unreadable",
             Self::Restored => "restored",
+            Self::SchemaChanged => "schema-changed",
         }
     }
 
@@ -145,6 +149,9 @@ impl Reason {
             }
             Self::Unreadable => {
                 "the row holds something that is no value of its column, so it cannot be sent; it is sent when it is mended"
+            }
+            Self::SchemaChanged => {
+                "the branch wrote this row before it knew that the table had changed; what has no place any more is kept here"
             }
             Self::Restored => {
                 "the head's database was restored from a backup and this row changed before what it had lost came back; the later change stands"
@@ -262,6 +269,9 @@ pub struct ConflictRecord {
     /// What a person needs to know besides, in a sentence: which columns, what the database said.
     #[n(14)]
     pub detail: Option<String>,
+    /// The schema version that the rows stand in, and the table's number.
+    #[n(15)]
+    pub shape: (SchemaVersion, TableId),
 }
 
 /// How a conflict ended.

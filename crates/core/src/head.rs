@@ -10,8 +10,10 @@ use std::collections::{BTreeMap, VecDeque};
 use ed25519_dalek::VerifyingKey;
 
 use crate::books::{self, HeadBook, SeatBook, seat_name};
+use crate::change::Effect;
 use crate::conflict::rfc3339;
 use crate::envelope::{self, EnvelopeError};
+use crate::evolution::{Plan, Versions};
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::inbox::{Admission, Inbox, Slot};
@@ -23,9 +25,9 @@ use crate::office::{
     BATCH_CHANGES, Identity, PORTIONS_PER_TAKE, conclude, cut_by_weight, part_with_giants,
 };
 use crate::output::{Notice, Output, To, Token, offset_ms};
-use crate::port::{Database, Entry, First, Purpose};
+use crate::port::{Database, First, Purpose};
 use crate::retention::Retention;
-use crate::schema::{Direction, Rules, Schema, Table};
+use crate::schema::{Direction, Schema, SchemaVersion};
 
 mod chunks;
 mod clones;
@@ -37,6 +39,7 @@ mod lanes;
 mod recall;
 mod recent;
 mod repair;
+mod reshape;
 pub mod seats;
 mod verify;
 mod writer;
@@ -46,6 +49,7 @@ pub use lanes::Wiring;
 use recall::Standing;
 use recent::Recent;
 pub use recent::own_entry;
+use reshape::Catalogue;
 use writer::{HEAD, LogWriter, Tail};
 
 /// How often positions are announced while nothing else is said, in milliseconds.
@@ -69,6 +73,10 @@ const QUESTIONS: usize = 64;
 pub struct Head {
     identity: Identity,
     schema: Schema,
+    /// All schema versions in which rows of the log and of branches still stand.
+    versions: Versions,
+    plan: Plan,
+    catalogue: Catalogue,
     book: HeadBook,
     seats: BTreeMap<OfficeName, Seat>,
     recent: Recent,
@@ -164,13 +172,16 @@ pub struct BranchReport {
 }
 
 impl Head {
-    /// Makes this database a head: writes its identity and an empty log. The schema's version must be 1.
+    /// Makes this database a head: writes its identity and an empty log. The schema's version must be 1; columns without
+    /// a number get one.
     pub async fn found<D: Database>(
         db: &mut D,
         identity: &books::IdentityBook,
         incarnation: Incarnation,
         schema: &Schema,
     ) -> OfficeResult<()> {
+        let mut schema = schema.clone();
+        schema.number();
         db.begin(Purpose::Apply).await?;
         let outcome = async {
             let book = HeadBook {
@@ -181,11 +192,7 @@ impl Head {
             };
             books::store(db, crate::office::IDENTITY, identity).await?;
             books::store(db, HEAD, &book).await?;
-            let entry = Entry {
-                number: schema.version.into(),
-                bytes: books::encode(schema)?,
-            };
-            Ok(db.append(books::SCHEMAS, &[entry]).await?)
+            Versions::store(db, &schema).await
         };
         let outcome = outcome.await;
         conclude(db, outcome).await
@@ -217,6 +224,9 @@ impl Head {
         let mut head = Self {
             identity,
             schema,
+            versions: Versions::load(db).await?,
+            plan: Plan::default(),
+            catalogue: Catalogue::default(),
             recent: Recent::new(book.last),
             tail: Tail::default(),
             lanes: lanes::Lanes::new(wiring, published),
@@ -284,33 +294,11 @@ impl Head {
         self.book.last
     }
 
-    /// Gives the tables the plan's rules. What branches need to know of them (directions, and which rows capture must
-    /// keep as they were) becomes a new schema version, which branches take with the next greeting.
-    pub async fn set_rules<D: Database>(
-        &mut self,
-        db: &mut D,
-        rules: impl Fn(&Table) -> Rules + Send,
-    ) -> OfficeResult<()> {
-        let mut schema = self.schema.clone();
-        let mut told = false;
-        for table in &mut schema.tables {
-            let former = table.clone();
-            table.set_rules(rules(table));
-            told |= former.direction != table.direction
-                || former.keeps_before() != table.keeps_before();
-        }
-        if told {
-            schema.version += 1;
-            let entry = Entry {
-                number: schema.version.into(),
-                bytes: books::encode(&schema)?,
-            };
-            db.begin(Purpose::Apply).await?;
-            let outcome = db.append(books::SCHEMAS, &[entry]).await;
-            conclude(db, outcome.map_err(OfficeError::from)).await?;
-        }
-        self.schema = schema;
-        Ok(())
+    /// Sets which tables are shared and by which rules, and what a changed table means. It takes effect with the next
+    /// piece of work that may add to the log: what branches need to know of it becomes a schema version there.
+    pub fn set_plan(&mut self, plan: Plan) {
+        self.plan = plan;
+        self.catalogue = Catalogue::default();
     }
 
     /// The application may have written something.
@@ -514,7 +502,7 @@ impl Head {
             );
             return Ok(());
         }
-        if let Some(problem) = misfit(&batch, &self.schema) {
+        if let Some(problem) = misfit(&batch, &self.versions, self.schema.version) {
             self.drop_envelope(
                 token,
                 format!("batch {} of {origin} was refused: {problem}", batch.number),
@@ -647,7 +635,7 @@ impl Head {
             cursor: book.cursor,
             chain: book.chain,
             last: self.book.last,
-            schema: (hello.schema != self.schema.version).then(|| self.schema.clone()),
+            schema: self.schema_for(db, &hello, &standing).await?,
             clock: now,
             log_chain: self.book.chain,
             rewind,
@@ -681,7 +669,7 @@ impl Head {
         for (name, recalled) in given_back {
             more |= self.take_back(db, now, &name, recalled).await?;
         }
-        if self.moving && !self.settling_in(now) {
+        if self.moving && !self.settling_in(now) && self.reconcile(db, now).await? {
             let waiting: Vec<OfficeName> = self
                 .seats
                 .iter()
@@ -741,8 +729,16 @@ impl Head {
     /// Takes what the head's own application wrote into the log. Returns whether more waits.
     async fn take<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<bool> {
         db.begin(Purpose::Take).await?;
-        let outcome = self.take_portions(db, now).await;
-        let taken = conclude(db, outcome).await?;
+        let outcome = match self.is_as_known(db).await {
+            Ok(true) => self.take_portions(db, now).await.map(Some),
+            Ok(false) => Ok(None),
+            Err(error) => Err(error),
+        };
+        let Some(taken) = conclude(db, outcome).await? else {
+            // The tables changed: what it means comes first.
+            self.catalogue.forget();
+            return self.reconcile(db, now).await;
+        };
         self.captured = taken.more;
         if !taken.fresh.is_empty() {
             self.appended = now;
@@ -912,23 +908,24 @@ enum Question {
 }
 
 /// What in a batch does not fit the shared tables, if anything (P12).
-fn misfit(batch: &Batch, schema: &Schema) -> Option<String> {
-    // Versions differ in rules only, so that rows of an earlier one have the present shape.
-    if batch.schema > schema.version {
+fn misfit(batch: &Batch, versions: &Versions, present: SchemaVersion) -> Option<String> {
+    let written = batch.schema;
+    let Some(schema) = versions.get(written).filter(|_| written <= present) else {
         return Some(format!(
-            "it was written under schema version {}, the head is at {}",
-            batch.schema, schema.version
+            "it was written under schema version {written}, the head is at {present}"
         ));
-    }
-    batch
-        .changes
-        .iter()
-        .find_map(|change| match schema.table(change.table) {
-            None => Some(format!("table number {} is not shared", change.table)),
-            Some(table) if !change.effect.fits(table) => Some(format!(
-                "a row does not have the shape of table `{}`",
-                table.name
-            )),
-            Some(_) => None,
-        })
+    };
+    batch.changes.iter().find_map(|change| {
+        let Some(table) = schema.table(change.table) else {
+            return Some(format!("table number {} is not shared", change.table));
+        };
+        // A column that the office lacks holds no value: it is filled in before the row is looked at.
+        let known = change.absent.is_empty() || table.columns.len() == row_width(&change.effect);
+        (!known || (change.absent.is_empty() && !change.effect.fits(table)))
+            .then(|| format!("a row does not have the shape of table `{}`", table.name))
+    })
+}
+
+fn row_width(effect: &Effect) -> usize {
+    effect.row().map_or(0, |row| row.0.len())
 }

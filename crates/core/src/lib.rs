@@ -21,6 +21,7 @@ pub mod branch;
 pub mod change;
 pub mod conflict;
 pub mod envelope;
+pub mod evolution;
 pub mod failure;
 pub mod head;
 pub mod identity;

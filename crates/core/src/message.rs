@@ -313,6 +313,23 @@ pub enum LogBody {
     /// All offices digest their tables here.
     #[n(1)]
     Barrier(#[n(0)] Barrier),
+    /// The shared tables changed: entries after this one stand in another version.
+    #[n(2)]
+    Schema(#[n(0)] SchemaStep),
+}
+
+/// A new schema version, in its place between the data before and the data after (P10).
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct SchemaStep {
+    /// The version.
+    #[n(0)]
+    pub schema: Schema,
+    /// Tables that were dropped at the head, not only taken out of the plan.
+    #[n(1)]
+    pub dropped: Vec<TableId>,
+    /// Rows may differ between offices without a change on the way: branches have themselves compared and repaired.
+    #[n(2)]
+    pub compare: bool,
 }
 
 /// Accepted changes and, where they answer a branch's batch, its verdicts.
@@ -425,6 +442,10 @@ pub enum Source {
     /// It was held before: the branch sent it in this batch of this incarnation.
     #[n(2)]
     Held(#[n(0)] OfficeName, #[n(1)] Incarnation, #[n(2)] BatchNumber),
+    /// As `Sender`, but written under an earlier schema version: columns that it says nothing of were filled in, so that
+    /// the sender takes it like any other change.
+    #[n(3)]
+    Lifted,
 }
 
 /// A verdict that is not plain acceptance.

@@ -105,6 +105,15 @@ pub enum Notice {
     },
     /// The head refused this branch; a person must act.
     RefusedByHead(String),
+    /// Something that a person should see to.
+    Trouble(String),
+    /// The shared tables changed.
+    SchemaChanged {
+        /// The new version.
+        version: crate::schema::SchemaVersion,
+        /// What changed, in sentences.
+        what: String,
+    },
     /// A comparison ended.
     Verified(crate::verify::Verification),
     /// The outcome of a comparison that a branch had asked for, as JSON.

@@ -12,8 +12,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 
 use crate::change::{Effect, Key, Row};
-use crate::identity::Micros;
-use crate::schema::{Schema, Table, TableId};
+use minicbor::{Decode, Encode};
+
+use crate::identity::{Digest, Micros};
+use crate::schema::{ColumnId, Schema, Table, TableId};
 
 /// What a transaction is for; an adapter chooses its isolation by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +125,29 @@ pub struct Inspection {
     pub tables: Vec<Table>,
     /// Tables that cannot be shared, or not safely.
     pub findings: Vec<Finding>,
+    /// What the engine itself calls the tables and columns, where it has lasting names for them, by table name.
+    pub origins: BTreeMap<String, Origin>,
+}
+
+/// The engine's own lasting names of a table and its columns, which survive renaming (PostgreSQL: `oid` and `attnum`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Origin {
+    /// The table.
+    #[n(0)]
+    pub table: u64,
+    /// Its columns, in the order of the inspected table's.
+    #[n(1)]
+    pub columns: Vec<u64>,
+}
+
+/// What [`Database::evolve`] found and could not do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Evolution {
+    /// Tables that were left as they were, with the reason in a sentence: a cast that fails, a check that rows break.
+    pub refused: Vec<(TableId, String)>,
+    /// New columns of tables that were there before, which the application had added already: what it wrote to them has
+    /// not been sent.
+    pub found: Vec<(TableId, ColumnId)>,
 }
 
 /// Something in a database that will hurt.
@@ -281,6 +306,29 @@ pub trait Database: Send {
     /// Installs capture on the schema's tables and removes it from tables no longer in it. Idempotent. Writes that
     /// commit after this returns are captured.
     fn install(&mut self, schema: &Schema) -> impl Future<Output = DbResult<()>> + Send;
+    /// A fingerprint of how the schema's tables are defined, and of which other tables there are. Equal fingerprints mean
+    /// equal inspections of what concerns the schema. In a `Take` transaction it must be asked first: it is that of the
+    /// snapshot, and what defines the schema's tables does not change until the transaction ends (PostgreSQL, MariaDB: their
+    /// definitions are locked, so that an `ALTER` waits; one that holds the lock makes this [`DatabaseError::Busy`]).
+    /// Branchline's own tables, triggers and functions do not count. Cheap: asked at every take.
+    fn shape(&mut self, schema: &Schema) -> impl Future<Output = DbResult<Digest>> + Send;
+    /// Turns the tables of `from` into those of `to` by the engine's own DDL, and installs capture for `to`. Needs an open
+    /// [`Purpose::Load`] transaction, in which it becomes true with the books; where DDL commits by itself (MariaDB) it ends that
+    /// transaction and opens another one.
+    ///
+    /// Tables and columns of the two versions are the same where their numbers are. What the database really has counts,
+    /// not `from`: a step that the application has made already, or that a crash cut off, is not made twice. Tables that
+    /// only `to` has are created (as by `create_tables`); of those that only `from` has, the ones named in `dropped` are
+    /// dropped, the others only lose their capture. Columns renamed, added, dropped, retyped, nullability, defaults, unique
+    /// constraints, foreign keys, indexes, key columns and enum labels follow. Rows keep their values; a new column holds
+    /// its default. What cannot be done to a table leaves that table whole as it was, and the others go on.
+    /// Captured writes stay captured.
+    fn evolve(
+        &mut self,
+        from: &Schema,
+        to: &Schema,
+        dropped: &[TableId],
+    ) -> impl Future<Output = DbResult<Evolution>> + Send;
     /// The tables of the schema whose capture is missing, disabled or altered.
     fn missing_capture(
         &mut self,

@@ -11,6 +11,10 @@ pub type SchemaVersion = u32;
 /// The number of a table, given by the head, never used again for another table.
 pub type TableId = u32;
 
+/// The number of a column within its table, given by the head and counted from 1, never used again for another column.
+/// It stays when the column is renamed or retyped, so that rows of one schema version can be read under another (trap 18).
+pub type ColumnId = u32;
+
 /// All shared tables at one schema version.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Schema {
@@ -20,6 +24,9 @@ pub struct Schema {
     /// The tables, parents before children where their foreign keys allow it.
     #[n(1)]
     pub tables: Vec<Table>,
+    /// The highest number ever given to a table.
+    #[n(2)]
+    pub tables_ever: TableId,
 }
 
 /// Which way a table's changes go.
@@ -115,6 +122,12 @@ pub struct Table {
     /// Keep the row that a change was made on also where no rule needs it, so that a person can go back to it.
     #[n(10)]
     pub before: bool,
+    /// The highest number ever given to a column.
+    #[n(11)]
+    pub columns_ever: ColumnId,
+    /// Indexes besides the key and the unique constraints, as indexes into `columns`. Only those over plain columns.
+    #[n(12)]
+    pub indexes: Vec<Vec<u16>>,
 }
 
 /// How a table's changes travel and are decided; the plan sets it.
@@ -161,6 +174,9 @@ pub struct Column {
     /// Whether the database generates values for it (identity, serial, AUTOINCREMENT).
     #[n(4)]
     pub generated_key: bool,
+    /// Its number; 0 until the head gives one.
+    #[n(5)]
+    pub id: ColumnId,
 }
 
 /// A foreign key between two shared tables.
@@ -192,6 +208,26 @@ impl Schema {
     /// The table with this name.
     pub fn table_named(&self, name: &str) -> Option<&Table> {
         self.tables.iter().find(|table| table.name == name)
+    }
+
+    /// Gives numbers to tables and columns that have none.
+    pub fn number(&mut self) {
+        let highest = self.tables.iter().map(|table| table.id).max();
+        self.tables_ever = self.tables_ever.max(highest.unwrap_or(0));
+        for table in &mut self.tables {
+            if table.id == 0 {
+                self.tables_ever += 1;
+                table.id = self.tables_ever;
+            }
+            let highest = table.columns.iter().map(|column| column.id).max();
+            table.columns_ever = table.columns_ever.max(highest.unwrap_or(0));
+            for column in &mut table.columns {
+                if column.id == 0 {
+                    table.columns_ever += 1;
+                    column.id = table.columns_ever;
+                }
+            }
+        }
     }
 
     /// Puts parents before children. Tables in a cycle keep their relative order.

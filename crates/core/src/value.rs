@@ -9,9 +9,11 @@ use serde::{Deserialize, Serialize};
 
 mod array;
 mod canonical;
+mod convert;
 mod spelling;
 pub use canonical::canonical;
 pub(crate) use canonical::feed;
+pub use convert::{convert, widens};
 pub use spelling::{interval_of_micros, is_spelled, micros_of_interval};
 
 /// A column's value. Which variant is used follows from the column's [`Type`]; see [`Type::holds`].

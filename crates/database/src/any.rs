@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use branchline_core::change::{Effect, Key, Row};
+use branchline_core::identity::Digest;
 use branchline_core::port::{
-    Backlog, Database, DatabaseError, DbResult, Entry, Extent, Inspection, Portion, Purpose,
+    Backlog, Database, DatabaseError, DbResult, Entry, Evolution, Extent, Inspection, Portion,
+    Purpose,
 };
 use branchline_core::schema::{Schema, Table, TableId};
 
@@ -151,6 +153,8 @@ dispatch! {
     fn inspect(&mut self) -> Inspection;
     fn prepare(&mut self) -> ();
     fn install(&mut self, schema: &Schema) -> ();
+    fn shape(&mut self, schema: &Schema) -> Digest;
+    fn evolve(&mut self, from: &Schema, to: &Schema, dropped: &[TableId]) -> Evolution;
     fn missing_capture(&mut self, schema: &Schema) -> Vec<TableId>;
     fn create_tables(&mut self, schema: &Schema) -> Vec<String>;
     fn add_foreign_keys(&mut self, schema: &Schema) -> ();

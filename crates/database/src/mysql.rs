@@ -38,8 +38,10 @@ mod watch;
 use std::collections::{BTreeMap, BTreeSet};
 
 use branchline_core::change::{Effect, Key, Row};
+use branchline_core::identity::Digest;
 use branchline_core::port::{
-    Backlog, Database, DbResult, Entry, Extent, Inspection, Portion, Purpose,
+    Backlog, Database, DatabaseError, DbResult, Entry, Evolution, Extent, Inspection, Portion,
+    Purpose,
 };
 use branchline_core::schema::{Schema, Table, TableId};
 
@@ -124,6 +126,19 @@ impl Database for MysqlDatabase {
     }
     async fn install(&mut self, schema: &Schema) -> DbResult<()> {
         capture::install(self, schema).await
+    }
+    async fn shape(&mut self, _schema: &Schema) -> DbResult<Digest> {
+        Ok(Digest::default())
+    }
+    async fn evolve(
+        &mut self,
+        _from: &Schema,
+        _to: &Schema,
+        _dropped: &[TableId],
+    ) -> DbResult<Evolution> {
+        Err(DatabaseError::Other(
+            "schema evolution is not there yet".into(),
+        ))
     }
     async fn missing_capture(&mut self, schema: &Schema) -> DbResult<Vec<TableId>> {
         capture::missing(self, schema).await

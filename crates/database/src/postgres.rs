@@ -14,6 +14,7 @@
 //! watermarks over ids.
 
 mod apply;
+mod bonds;
 mod books;
 mod capture;
 mod catalog;
@@ -21,6 +22,7 @@ mod connection;
 mod ddl;
 mod delete;
 mod error;
+mod evolve;
 mod install;
 mod layout;
 mod literal;
@@ -28,6 +30,9 @@ mod net;
 mod park;
 mod reads;
 mod references;
+mod rekey;
+mod retype;
+mod shape;
 mod take;
 mod tls;
 mod triggers;
@@ -37,8 +42,9 @@ mod watch;
 use std::collections::{BTreeMap, BTreeSet};
 
 use branchline_core::change::{Effect, Key, Row};
+use branchline_core::identity::Digest;
 use branchline_core::port::{
-    Backlog, Database, DbResult, Entry, Extent, Inspection, Portion, Purpose,
+    Backlog, Database, DbResult, Entry, Evolution, Extent, Inspection, Portion, Purpose,
 };
 use branchline_core::schema::{Schema, Table, TableId};
 
@@ -117,6 +123,17 @@ impl Database for PostgresDatabase {
     }
     async fn install(&mut self, schema: &Schema) -> DbResult<()> {
         install::install(self, schema).await
+    }
+    async fn shape(&mut self, schema: &Schema) -> DbResult<Digest> {
+        shape::shape(self, schema).await
+    }
+    async fn evolve(
+        &mut self,
+        from: &Schema,
+        to: &Schema,
+        dropped: &[TableId],
+    ) -> DbResult<Evolution> {
+        evolve::evolve(self, from, to, dropped).await
     }
     async fn missing_capture(&mut self, schema: &Schema) -> DbResult<Vec<TableId>> {
         install::missing(self, schema).await

@@ -8,7 +8,7 @@
 //! `branchline_applying` first, which silences the capture triggers, and removes it before the commit (`apply`).
 //!
 //! **One writer.** SQLite has one write lock. `Take` and `Apply` hold it from `begin` to `commit`, so nothing can
-//! change between the look at the capture and the commit; they must be short.
+//! change between the look at the capture and the commit; they must be short, and leave gaps (`courtesy`).
 //!
 //! **Deliberately absent.** The journal mode is the application's and is never changed. No function or extension
 //! needs loading by the application; its library may be as old as SQLite 3.24. No `OR REPLACE`, which deletes rows.
@@ -21,15 +21,21 @@ mod books;
 mod capture;
 mod catalog;
 mod connection;
+mod courtesy;
 mod ddl;
 mod declared;
+mod definition;
 mod error;
+mod evolve;
 mod image;
 mod inspect;
 mod local;
 mod misfits;
 mod put;
+mod rebuild;
 mod references;
+mod rekey;
+mod shape;
 mod sql;
 mod stored;
 mod triggers;
@@ -38,8 +44,9 @@ mod watch;
 use std::collections::{BTreeMap, BTreeSet};
 
 use branchline_core::change::{Effect, Key, Row};
+use branchline_core::identity::Digest;
 use branchline_core::port::{
-    Backlog, Database, DbResult, Entry, Extent, Inspection, Portion, Purpose,
+    Backlog, Database, DbResult, Entry, Evolution, Extent, Inspection, Portion, Purpose,
 };
 use branchline_core::schema::{Schema, Table, TableId};
 
@@ -147,6 +154,17 @@ impl Database for SqliteDatabase {
         self.catalogue_write(|connection| triggers::install(connection, schema))
     }
 
+    async fn shape(&mut self, schema: &Schema) -> DbResult<Digest> {
+        self.shape_of(schema)
+    }
+    async fn evolve(
+        &mut self,
+        from: &Schema,
+        to: &Schema,
+        dropped: &[TableId],
+    ) -> DbResult<Evolution> {
+        self.follow(from, to, dropped)
+    }
     async fn missing_capture(&mut self, schema: &Schema) -> DbResult<Vec<TableId>> {
         self.catalogue_read(|connection| triggers::missing(connection, schema))
     }

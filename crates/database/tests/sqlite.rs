@@ -3,6 +3,8 @@
 
 #[path = "sqlite/before.rs"]
 mod before;
+#[path = "sqlite/beside.rs"]
+mod beside;
 #[path = "sqlite/catalogue.rs"]
 mod catalogue;
 #[path = "sqlite/office.rs"]

@@ -17,6 +17,7 @@ pub mod before;
 pub mod books;
 pub mod capture;
 pub mod catalogue;
+pub mod evolution;
 pub mod reading;
 pub mod references;
 pub mod sample;
@@ -50,6 +51,14 @@ pub trait Application: Send {
     fn commit(&mut self) -> impl Future<Output = Result<(), String>> + Send;
     /// Rolls back.
     fn roll_back(&mut self) -> impl Future<Output = ()> + Send;
+    /// The application's own DDL, which turns one table into another: these statements, by dialect (`None`: in all), as the
+    /// owner of the tables. An office without SQL matches the columns by their numbers.
+    fn define(
+        &mut self,
+        from: &Table,
+        to: &Table,
+        statements: &[(Option<sql::Dialect>, String)],
+    ) -> impl Future<Output = ()> + Send;
     /// Does to a table what makes its capture go away (drops a trigger, rebuilds the table).
     fn break_capture(&mut self, table: &Table) -> impl Future<Output = ()> + Send;
 }
@@ -340,6 +349,26 @@ macro_rules! conformance_tests {
             books: rows_and_books_commit_together,
             books: a_dropped_handle_undoes_all,
             books: a_new_transaction_undoes_one_left_open,
+            evolution: the_shape_changes_with_what_defines_the_tables,
+            evolution: columns_come_and_go_and_rows_keep_their_values,
+            evolution: columns_swap_their_names,
+            evolution: tables_are_renamed_in_chains_and_swap_their_names,
+            evolution: columns_become_other_types,
+            evolution: keys_become_another_type_with_their_references,
+            evolution: keys_change_their_columns,
+            evolution: constraints_and_indexes_follow,
+            evolution: tables_come_go_and_stay_without_capture,
+            evolution: what_cannot_follow_stays_whole_and_the_others_go_on,
+            evolution: what_the_application_did_already_is_not_done_twice,
+            evolution: captured_writes_are_taken_in_the_new_shape,
+            evolution: captured_keys_follow_their_columns,
+            evolution: rows_before_follow_their_columns,
+            evolution: notes_follow_their_rows,
+            evolution: an_alter_by_the_application_captures_nothing,
+            evolution: the_application_renames_columns_and_goes_on_writing,
+            evolution: the_application_retypes_columns_and_goes_on_writing,
+            evolution: the_application_drops_columns_and_goes_on_writing,
+            evolution: the_application_renames_a_table_and_goes_on_writing,
             values: ordinary_values_of_every_type_come_back_as_they_were,
             values: extreme_values_come_back_as_they_were_or_are_refused,
             values: what_the_application_wrote_is_taken_in_canonical_form,

@@ -4,6 +4,7 @@
 //! test with a sentence.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+pub mod cable;
 pub mod conformance;
 pub mod memory;
 pub mod servers;

@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 mod application;
 mod capture;
+mod evolve;
 mod port;
 mod state;
 

@@ -10,4 +10,5 @@ mod identity {
     mod horizon;
     mod restored_branch;
     mod restored_head;
+    mod schema_steps;
 }

@@ -41,6 +41,7 @@ fn schema(tables: u32) -> Schema {
         nullable: false,
         default: None,
         generated_key: false,
+        id: 0,
     };
     let table = |id: TableId| Table {
         id,
@@ -57,9 +58,12 @@ fn schema(tables: u32) -> Schema {
         insert: Default::default(),
         counters: Vec::new(),
         before: false,
+        columns_ever: 0,
+        indexes: Vec::new(),
     };
     Schema {
         version: 1,
+        tables_ever: 0,
         tables: (1..=tables).map(table).collect(),
     }
 }

@@ -179,6 +179,10 @@ impl Demo {
                 let end = Instant::now() + length;
                 while Instant::now() < end {
                     view.draw(company, shops).await;
+                    if shops.iter().any(|(_, shop)| shop.has_failed()) {
+                        cable.heal();
+                        return Ok(true);
+                    }
                     tokio::select! {
                         () = tokio::time::sleep(DRAW) => {}
                         _ = tokio::signal::ctrl_c() => {

@@ -74,7 +74,7 @@ impl Driver {
                     "applied": { "head": state.cursor }, "known_log": state.known_last, "holds": holds,
                     "log_kept": { "first": kept.first, "entries": kept.entries, "bytes": kept.bytes },
                     "schema_version": branch.schema().version,
-                    "joining": state.joining.as_ref().map(|j| json!({ "tables": j.tables_done, "rows": j.rows })),
+                    "joining": state.joining.as_ref().map(|j| json!({ "tables": j.loaded.len(), "rows": j.rows })),
                     "clock_offset_ms": state.clock_offset_ms, "refused": state.refused,
                     "outbox": {
                         "batches": unanswered, "changes": branch.unanswered_rows(), "bytes": bytes,

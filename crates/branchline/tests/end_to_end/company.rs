@@ -220,7 +220,7 @@ impl Company {
 }
 
 /// A seed of one's own by the environment, to reproduce a run.
-fn seed() -> u64 {
+pub fn seed() -> u64 {
     std::env::var("BRANCHLINE_TEST_SEED")
         .ok()
         .and_then(|text| text.parse().ok())

@@ -8,6 +8,7 @@
 mod bad_input;
 mod company;
 mod conflicts;
+mod crowd;
 mod joining;
 mod journal;
 mod leaving;
@@ -18,3 +19,4 @@ mod reports;
 mod settling;
 mod sql;
 mod three_ways;
+mod torture;

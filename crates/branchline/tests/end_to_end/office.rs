@@ -283,6 +283,21 @@ impl Office {
         PathBuf::from(format!("{}.{extension}", self.config.display()))
     }
 
+    /// The most memory that the running process ever held, in MiB.
+    #[track_caller]
+    pub fn peak_memory(&self) -> u64 {
+        let child = self.running.as_ref().expect("it runs");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kilobytes = peak.and_then(|text| text.trim().strip_suffix(" kB"));
+        kilobytes
+            .expect("the system tells")
+            .trim()
+            .parse::<u64>()
+            .unwrap()
+            / 1024
+    }
+
     /// `kill -9`.
     pub fn kill(&mut self) {
         let mut child = self.running.take().expect("it runs");

@@ -27,28 +27,40 @@ impl Db {
     /// Connects to the database of an office.
     #[track_caller]
     pub fn open(url: &str) -> Self {
+        Self::try_open(url).unwrap_or_else(|error| panic!("{url}: {error}"))
+    }
+
+    /// Connects, or says why not.
+    pub fn try_open(url: &str) -> Result<Self, String> {
         if let Some(path) = url.strip_prefix("sqlite:") {
-            let connection = rusqlite::Connection::open(path).unwrap();
-            connection.busy_timeout(BUSY).unwrap();
-            connection
-                .execute_batch("PRAGMA foreign_keys = ON")
-                .unwrap();
-            return Self::Sqlite(connection);
+            let open = || {
+                let connection = rusqlite::Connection::open(path)?;
+                connection.busy_timeout(BUSY)?;
+                connection.execute_batch("PRAGMA foreign_keys = ON")?;
+                Ok(connection)
+            };
+            return open()
+                .map(Self::Sqlite)
+                .map_err(|error: rusqlite::Error| error.to_string());
         }
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap();
         if url.starts_with("mysql:") {
-            let conn = runtime.block_on(mysql_async::Conn::from_url(url)).unwrap();
-            return Self::Mysql { runtime, conn };
+            return match runtime.block_on(mysql_async::Conn::from_url(url)) {
+                Ok(conn) => Ok(Self::Mysql { runtime, conn }),
+                Err(error) => Err(error.to_string()),
+            };
         }
         let client = runtime.block_on(async {
-            let (client, connection) = tokio_postgres::connect(url, NoTls).await.unwrap();
+            let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
             tokio::spawn(connection);
-            client
+            Ok(client)
         });
-        Self::Postgres { runtime, client }
+        client
+            .map(|client| Self::Postgres { runtime, client })
+            .map_err(|error: tokio_postgres::Error| error.to_string())
     }
 
     /// Runs statements as one transaction.
@@ -79,7 +91,8 @@ impl Db {
                 runtime.block_on(async {
                     let done = conn.query_drop(all).await;
                     if done.is_err() {
-                        conn.query_drop("ROLLBACK").await.unwrap();
+                        // A connection that is gone has rolled back.
+                        drop(conn.query_drop("ROLLBACK").await);
                     }
                     done.map_err(|error| error.to_string())
                 })

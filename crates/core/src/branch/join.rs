@@ -24,14 +24,17 @@ const ASK_AGAIN_MS: i64 = 5_000;
 impl Branch {
     /// Whether log entries for this table are landed already.
     pub(super) fn is_loading_or_loaded(&self, table: &Table) -> bool {
-        self.book.joining.as_ref().is_none_or(|joining| {
-            let done = usize::try_from(joining.tables_done).unwrap_or(usize::MAX);
-            self.schema
-                .tables
-                .iter()
-                .take(done.saturating_add(1))
-                .any(|known| known.id == table.id)
-        })
+        let loading = self.loading().is_some_and(|loading| loading.id == table.id);
+        loading || self.is_loaded(table)
+    }
+
+    /// The table whose turn it is.
+    fn loading(&self) -> Option<&Table> {
+        self.book.joining.as_ref()?;
+        self.schema
+            .tables
+            .iter()
+            .find(|table| !self.is_loaded(table))
     }
 
     /// Creates missing tables, installs capture, and captures the rows that are here already.
@@ -68,10 +71,7 @@ impl Branch {
 
     fn wanted(&self) -> Option<ChunkRequest> {
         let joining = self.book.joining.as_ref()?;
-        let table = self
-            .schema
-            .tables
-            .get(usize::try_from(joining.tables_done).ok()?)?;
+        let table = self.loading()?;
         Some(ChunkRequest {
             table: table.id,
             after: joining.after.clone(),
@@ -128,7 +128,7 @@ impl Branch {
             joining.rows += chunk.rows.len() as u64;
             joining.settled = joining.settled.max(chunk.settled);
             if chunk.last {
-                joining.tables_done += 1;
+                joining.loaded.push(table.id);
                 joining.after = None;
             } else {
                 joining.after = chunk.rows.last().map(|row| table.key_of(row));

@@ -90,6 +90,9 @@ impl Branch {
 
     /// Lands whole units that wait. Returns whether anything was done.
     pub(super) async fn land<D: Database>(&mut self, db: &mut D) -> OfficeResult<bool> {
+        if let Some(step) = self.next_step() {
+            return self.take_step(db, step).await;
+        }
         let Some((mut run, mut barrier)) = self.whole_units(CHANGES_PER_TRANSACTION) else {
             return self.stage_parts(db).await;
         };
@@ -147,6 +150,7 @@ impl Branch {
         let mut changes = 0;
         for (index, slot) in self.inbox.slots().enumerate() {
             match &slot.message.body {
+                LogBody::Schema(_) => return whole,
                 LogBody::Barrier(barrier) => return Some((index + 1, Some(barrier.clone()))),
                 LogBody::Changes(body) => {
                     changes += body.changes.len() + body.verdicts.len() + body.settlements.len();
@@ -293,6 +297,12 @@ impl Landing<'_> {
             return Err(OfficeError::Books(format!(
                 "log entry {} does not follow {}",
                 entry.position, self.book.cursor
+            )));
+        }
+        if entry.schema != self.branch.schema.version {
+            return Err(OfficeError::Books(format!(
+                "log entry {} stands in schema version {}, this office is at {}",
+                entry.position, entry.schema, self.branch.schema.version
             )));
         }
         self.book.cursor = entry.position;
@@ -480,10 +490,10 @@ impl Landing<'_> {
     }
 
     fn verdict(&mut self, verdict: &Verdict, batch: BatchNumber, position: LogPosition) {
+        self.records.extend(verdict.record.clone());
         let Some(table) = self.branch.schema.table(verdict.table) else {
             return;
         };
-        self.records.extend(verdict.record.clone());
         self.answered_rows.push(verdict.key.digest(table));
         match &verdict.outcome {
             // The change itself stands among the entry's changes.

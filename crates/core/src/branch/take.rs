@@ -47,8 +47,17 @@ impl Branch {
         _now: Micros,
     ) -> OfficeResult<bool> {
         db.begin(Purpose::Take).await?;
-        let outcome = self.freeze(db).await;
-        let frozen = conclude(db, outcome).await?;
+        let outcome = match self.is_as_known(db).await {
+            Ok(true) => self.freeze(db).await.map(Some),
+            Ok(false) => Ok(None),
+            Err(error) => Err(error),
+        };
+        let Some(frozen) = conclude(db, outcome).await? else {
+            // The application changed its tables. Once it is known what that means, the taking goes on.
+            self.shape = None;
+            self.stepped = true;
+            return Ok(true);
+        };
         self.captured = frozen.more;
         self.book = frozen.book;
         self.claims.extend(frozen.claims);
@@ -269,6 +278,7 @@ impl Branch {
             inserted,
             at: self.by_the_heads_clock(taken.at),
             before: taken.before,
+            absent: self.absent(table),
         })
     }
 
@@ -284,13 +294,7 @@ impl Branch {
 
     /// Whether the first copy of this table is complete.
     pub(super) fn is_loaded(&self, table: &Table) -> bool {
-        self.book.joining.as_ref().is_none_or(|joining| {
-            let done = usize::try_from(joining.tables_done).unwrap_or(usize::MAX);
-            self.schema
-                .tables
-                .iter()
-                .take(done)
-                .any(|loaded| loaded.id == table.id)
-        })
+        let joining = self.book.joining.as_ref();
+        joining.is_none_or(|joining| joining.loaded.contains(&table.id))
     }
 }

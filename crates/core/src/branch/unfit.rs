@@ -95,10 +95,14 @@ impl Branch {
         db: &mut D,
         now: Micros,
     ) -> OfficeResult<()> {
-        if !self.any_notes || !now.has_passed(RETRY_MS, self.unfit_tried) {
+        if !now.has_passed(RETRY_MS, self.unfit_tried) {
             return Ok(());
         }
         self.unfit_tried = now;
+        self.retry_refused(db).await?;
+        if self.stepped || !self.any_notes {
+            return Ok(());
+        }
         for table in &self.schema.tables {
             db.begin(Purpose::Read).await?;
             let notes = db.notes(table, None).await.map_err(OfficeError::from);

@@ -28,6 +28,7 @@ pub(super) fn table() -> Table {
         nullable: true,
         default: None,
         generated_key: false,
+        id: 0,
     };
     Table {
         id: 1,
@@ -46,6 +47,8 @@ pub(super) fn table() -> Table {
         insert: InsertRule::Hold,
         counters: Vec::new(),
         before: false,
+        columns_ever: 0,
+        indexes: Vec::new(),
     }
 }
 

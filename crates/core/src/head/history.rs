@@ -5,6 +5,7 @@ use super::recent::{NAME_BYTES, own_entry, short};
 use crate::books::{self, CONFLICTS, LOG, LOG_KEYS};
 use crate::change::Key;
 use crate::conflict::{ConflictRecord, rfc3339};
+use crate::evolution::{Lift, Versions};
 use crate::failure::OfficeResult;
 use crate::identity::{LogPosition, OfficeName};
 use crate::message::{LogBody, Logged, Settled, Source};
@@ -58,6 +59,7 @@ async fn places<D: Database>(
 
 async fn version_at<D: Database>(
     db: &mut D,
+    versions: &Versions,
     table: &Table,
     key: &Key,
     position: LogPosition,
@@ -67,14 +69,25 @@ async fn version_at<D: Database>(
         return Ok(None);
     };
     let entry = own_entry(&entry.bytes)?;
-    let LogBody::Changes(body) = entry.body else {
+    let was = versions.of(&entry)?.table(table.id);
+    let (LogBody::Changes(body), Some(was)) = (entry.body, was) else {
         return Ok(None);
     };
     let sender = body.answers.map(|answer| answer.branch);
-    let mut changes = body.changes.into_iter();
-    let found = changes.rfind(|logged| {
-        logged.table == table.id && logged.effect.fits(table) && logged.effect.key(table) == *key
-    });
+    let changes = body.changes.into_iter().rev();
+    // What the present table cannot tell of an earlier one's row is left out.
+    let mut changes = changes
+        .filter(|logged| logged.table == table.id)
+        .filter_map(|logged| {
+            let (effect, ..) = Lift {
+                from: was,
+                to: table,
+            }
+            .effect(&logged.effect)
+            .ok()?;
+            (effect.key(table) == *key).then_some(Logged { effect, ..logged })
+        });
+    let found = changes.next();
     Ok(found.map(|logged| Version {
         position,
         origin: match &logged.source {
@@ -88,13 +101,14 @@ async fn version_at<D: Database>(
 /// The row's last version up to this place of the log, where the log still has one.
 pub(super) async fn last_before<D: Database>(
     db: &mut D,
+    versions: &Versions,
     table: &Table,
     key: &Key,
     through: LogPosition,
 ) -> OfficeResult<Option<Logged>> {
     for position in places(db, table, key, through).await?.into_iter().rev() {
         // Names are short: another row may share it.
-        if let Some(version) = version_at(db, table, key, position).await? {
+        if let Some(version) = version_at(db, versions, table, key, position).await? {
             return Ok(Some(version.logged));
         }
     }
@@ -133,7 +147,7 @@ impl Head {
     ) -> OfficeResult<serde_json::Value> {
         let mut versions = Vec::new();
         for position in places(db, table, key, self.book.last).await? {
-            let Some(version) = version_at(db, table, key, position).await? else {
+            let Some(version) = version_at(db, &self.versions, table, key, position).await? else {
                 continue;
             };
             let row = version.logged.effect.row();

@@ -157,6 +157,10 @@ impl Head {
         let Some(record) = record(db, conflict).await? else {
             return Ok(Err(format!("there is no conflict number {conflict}")));
         };
+        let record = match self.versions.lift_record(record, &self.schema) {
+            Ok(record) => record,
+            Err(why) => return Ok(Err(why)),
+        };
         if wish
             .by
             .is_some_and(|by| *by != record.origin && *by != self.identity.name)
@@ -304,7 +308,8 @@ impl Head {
         }
         if let Base::Log(position) | Base::Own(_, position) = record.base
             && let Some(logged) =
-                super::history::last_before(db, table, &record.key, position).await?
+                super::history::last_before(db, &self.versions, table, &record.key, position)
+                    .await?
         {
             return Ok(Ok(logged.effect.row().cloned()));
         }
@@ -469,6 +474,7 @@ impl Head {
                 before: None,
                 merged: None,
                 detail: Some(unreadable.problem.clone()),
+                shape: (self.schema.version, table.id),
             };
             let entry = Entry {
                 number: record.id,

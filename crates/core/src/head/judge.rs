@@ -1,6 +1,7 @@
 //! Judging a branch's batches: facts for all of them, decisions in pure code, then one transaction that holds the
 //! rows, the log entries with the verdicts, and the branch's cursor (P2, P4).
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -13,6 +14,7 @@ use crate::books::{
 use crate::change::{Base, Change, Effect, Key, Row};
 use crate::conflict::{ConflictRecord, Decision, Facts, Reason, Resolution, decide, rfc3339};
 use crate::envelope;
+use crate::evolution::{Lift, Versions, fill};
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, LogPosition, Micros, OfficeName};
 use crate::message::{
@@ -22,7 +24,7 @@ use crate::message::{
 use crate::output::{Notice, Output};
 use crate::pile::Pile;
 use crate::port::{Database, Entry, Purpose};
-use crate::schema::TableId;
+use crate::schema::{Schema, Table, TableId};
 use crate::unfit::{self, is_unfit};
 
 /// How many changes one transaction judges, unless a unit is larger.
@@ -291,9 +293,77 @@ fn own_batch(bytes: &[u8]) -> OfficeResult<Batch> {
     }
 }
 
+/// A batch as the present schema version has it.
+struct LiftedBatch<'b> {
+    changes: Vec<Cow<'b, Change>>,
+    unplaced: Vec<Unplaced<'b>>,
+}
+
+/// A change of which something has no place in the present tables.
+struct Unplaced<'b> {
+    change: &'b Change,
+    /// The table as the change has it.
+    table: &'b Table,
+    why: String,
+    /// The row's key in the present table, where there is one.
+    key: Option<Key>,
+}
+
+fn lift_batch<'b>(batch: &'b Batch, versions: &'b Versions, present: &Schema) -> LiftedBatch<'b> {
+    let mut lifted = LiftedBatch {
+        changes: Vec::with_capacity(batch.changes.len()),
+        unplaced: Vec::new(),
+    };
+    for change in &batch.changes {
+        if batch.schema == present.version {
+            lifted.changes.push(Cow::Borrowed(change));
+            continue;
+        }
+        let from = versions
+            .get(batch.schema)
+            .and_then(|schema| schema.table(change.table));
+        // What names no table of its own version was refused on arrival.
+        let Some(table) = from else {
+            continue;
+        };
+        let mut unplaced = |why: String, key: Option<Key>| {
+            lifted.unplaced.push(Unplaced {
+                change,
+                table,
+                why,
+                key,
+            });
+        };
+        let Some(to) = present.table(change.table) else {
+            unplaced(
+                format!("table `{}` is not shared any more", table.name),
+                None,
+            );
+            continue;
+        };
+        let lift = Lift { from: table, to };
+        if lift.is_identity() && change.absent.is_empty() {
+            lifted.changes.push(Cow::Borrowed(change));
+            continue;
+        }
+        let key = lift.key(&change.effect.key(table)).ok();
+        match lift.change(change) {
+            Ok((change, lost)) => {
+                if !lost.is_empty() {
+                    let told = format!("the head has no longer: {}", lost.join(", "));
+                    unplaced(told, key);
+                }
+                lifted.changes.push(Cow::Owned(change));
+            }
+            Err(why) => unplaced(why, key),
+        }
+    }
+    lifted
+}
+
 /// A change with what is known of its row.
 struct Case<'c> {
-    change: &'c Change,
+    change: Cow<'c, Change>,
     key: Key,
     name: Digest,
     newest: Option<Newest>,
@@ -325,7 +395,9 @@ impl Bench<'_> {
         batch: &Batch,
         bytes: &[u8],
     ) -> OfficeResult<bool> {
-        let mut cases = self.gather(db, batch).await?;
+        let LiftedBatch { changes, unplaced } =
+            lift_batch(batch, &self.head.versions, &self.head.schema);
+        let mut cases = self.gather(db, &changes).await?;
         let present = self.present_rows(db, &mut cases).await?;
         let position = self.writer.next();
         let mut body = LoggedChanges {
@@ -343,6 +415,9 @@ impl Bench<'_> {
         for case in cases {
             self.rule(&case, &present, position, batch.number, &mut body);
         }
+        for unplaced in unplaced {
+            self.list_unplaced(db, unplaced, batch, &mut body).await?;
+        }
         self.changes += batch.changes.len() as u64;
         self.seat.cursor = batch.number;
         self.seat.chain = envelope::chain(bytes);
@@ -358,13 +433,13 @@ impl Bench<'_> {
     async fn gather<'c, D: Database>(
         &self,
         db: &mut D,
-        batch: &'c Batch,
+        changes: &'c [Cow<'c, Change>],
     ) -> OfficeResult<Vec<Case<'c>>> {
         let schema = &self.head.schema;
         let mut oldest = self.writer.book.last;
-        let mut cases = Vec::with_capacity(batch.changes.len());
+        let mut cases = Vec::with_capacity(changes.len());
         let mut names = BTreeSet::new();
-        for change in &batch.changes {
+        for change in changes {
             let Some(table) = schema.table(change.table) else {
                 continue;
             };
@@ -377,7 +452,7 @@ impl Bench<'_> {
             }
             names.insert(name);
             cases.push(Case {
-                change,
+                change: Cow::Borrowed(change),
                 key,
                 name,
                 newest: None,
@@ -389,7 +464,13 @@ impl Bench<'_> {
         let found = self
             .head
             .recent
-            .newest(db, schema, &self.head.identity.shared_name, &names, oldest)
+            .newest(
+                db,
+                &self.head.versions,
+                &self.head.identity.shared_name,
+                &names,
+                oldest,
+            )
             .await?;
         for case in &mut cases {
             let newest = self
@@ -459,6 +540,7 @@ impl Bench<'_> {
                         && (down
                             || !case.on_present_version
                             || case.held.is_some()
+                            || !case.change.absent.is_empty()
                             || self.unfit.contains(&(table.id, case.key.clone())))
                 })
                 .map(|case| case.key.clone())
@@ -476,6 +558,13 @@ impl Bench<'_> {
                     present.insert((table.id, key), row);
                 }
             }
+        }
+        for case in cases
+            .iter_mut()
+            .filter(|case| !case.change.absent.is_empty())
+        {
+            let ours = present.get(&(case.change.table, case.key.clone()));
+            fill(case.change.to_mut(), ours);
         }
         for case in cases
             .iter_mut()
@@ -677,12 +766,81 @@ impl Bench<'_> {
             table: case.change.table,
             effect,
             at,
-            source: if batch.is_some() {
-                Source::Sender
-            } else {
-                Source::Merged
+            source: match batch {
+                Some(_) if case.change.absent.is_empty() => Source::Sender,
+                Some(_) => Source::Lifted,
+                None => Source::Merged,
             },
         });
+    }
+
+    /// Keeps what a batch of an earlier schema version says and the present tables have no place for: the head's row
+    /// stands, and the branch's is listed whole.
+    async fn list_unplaced<D: Database>(
+        &mut self,
+        db: &mut D,
+        unplaced: Unplaced<'_>,
+        batch: &Batch,
+        body: &mut LoggedChanges,
+    ) -> OfficeResult<()> {
+        let Unplaced {
+            change,
+            table,
+            why,
+            key,
+        } = unplaced;
+        self.writer.book.conflicts += 1;
+        let ours = match (&key, self.head.schema.table(table.id)) {
+            (Some(key), Some(here)) => match self.pile.get(table.id, key) {
+                Some(piled) => piled.cloned(),
+                None => db.read(here, std::slice::from_ref(key)).await?.remove(key),
+            },
+            _ => None,
+        };
+        let kept = body.changes.iter().any(|logged| {
+            let here = self.head.schema.table(logged.table);
+            logged.table == table.id && here.map(|here| logged.effect.key(here)) == key
+        });
+        let record = ConflictRecord {
+            id: self.writer.book.conflicts,
+            table: table.name.clone(),
+            columns: table
+                .columns
+                .iter()
+                .map(|column| column.name.clone())
+                .collect(),
+            key: change.effect.key(table),
+            reason: Reason::SchemaChanged,
+            at: Micros(change.at.0.min(self.now.0)),
+            origin: self.branch.clone(),
+            base: change.base,
+            ours: None,
+            theirs: change.effect.row().cloned(),
+            result: if kept {
+                Resolution::Theirs
+            } else {
+                Resolution::Ours
+            },
+            decided: self.now,
+            before: change.before.clone(),
+            merged: None,
+            detail: Some(why),
+            shape: (batch.schema, table.id),
+        };
+        self.records.push(record.clone());
+        let record = Some(record.fit_to_travel());
+        let outcome = if kept {
+            Outcome::Accepted
+        } else {
+            Outcome::Overridden(ours)
+        };
+        body.verdicts.push(Verdict {
+            table: table.id,
+            key: key.unwrap_or_else(|| change.effect.key(table)),
+            outcome,
+            record,
+        });
+        Ok(())
     }
 
     fn record(
@@ -716,6 +874,7 @@ impl Bench<'_> {
             before: case.change.before.clone(),
             merged,
             detail: case.who_wrote_ours(ours.is_some()),
+            shape: (self.head.schema.version, case.change.table),
         };
         self.records.push(record.clone());
         record.fit_to_travel()

@@ -218,7 +218,7 @@ impl Head {
         let anew = if lost.is_empty() {
             asking.anew
         } else if follows && asking.anew.is_none() {
-            self.adopt_lost(db, now, &lost).await?;
+            self.adopt_all(db, now, &lost).await?;
             None
         } else {
             let (_, from) = asking.anew.unwrap_or((agreed, self.book.last));
@@ -301,6 +301,26 @@ impl Head {
         Ok(lost)
     }
 
+    /// Appends lost entries just as they were; a step of the schema in its own transaction.
+    async fn adopt_all<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Micros,
+        lost: &[(LogEntry, Vec<u8>)],
+    ) -> OfficeResult<()> {
+        let is_step = |(entry, _): &(LogEntry, Vec<u8>)| matches!(entry.body, LogBody::Schema(_));
+        for run in lost.chunk_by(|one, next| !is_step(one) && !is_step(next)) {
+            if let [(entry, bytes)] = run
+                && let LogBody::Schema(step) = &entry.body
+            {
+                self.take_step_back(db, entry.position, bytes, step).await?;
+            } else {
+                self.adopt_lost(db, now, run).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Appends lost entries just as they were.
     async fn adopt_lost<D: Database>(
         &mut self,
@@ -368,7 +388,7 @@ impl Head {
         let mut left: BTreeMap<(TableId, Key), (Option<OfficeName>, Logged)> = BTreeMap::new();
         let mut held = false;
         for (entry, bytes) in lost {
-            let rows = rows_of(entry, &self.schema, &self.identity.shared_name);
+            let rows = rows_of(entry, self.versions.of(entry)?, &self.identity.shared_name);
             let number = entry.position.0;
             let log = Entry {
                 number,
@@ -575,6 +595,7 @@ impl Head {
             before: None,
             merged: None,
             detail: None,
+            shape: (self.schema.version, table.id),
         }
     }
 
@@ -731,7 +752,7 @@ impl Head {
                     .recent
                     .newest(
                         db,
-                        &self.schema,
+                        &self.versions,
                         &self.identity.shared_name,
                         &BTreeSet::from([name]),
                         agreed.0,
@@ -973,7 +994,7 @@ fn effects_of<'e>(
 ) -> Vec<(TableId, Effect)> {
     let changes = entries.filter_map(|entry| match &entry.body {
         LogBody::Changes(body) => Some(&body.changes),
-        LogBody::Barrier(_) => None,
+        LogBody::Barrier(_) | LogBody::Schema(_) => None,
     });
     changes
         .flatten()

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::books::{LOG, LOG_KEYS};
 use crate::change::{Base, Key};
 use crate::envelope;
+use crate::evolution::Versions;
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::message::{LogBody, LogEntry, Message, Source};
@@ -105,7 +106,7 @@ impl Recent {
     pub async fn newest<D: Database>(
         &self,
         db: &mut D,
-        schema: &Schema,
+        versions: &Versions,
         head: &Arc<OfficeName>,
         names: &BTreeSet<Digest>,
         after: LogPosition,
@@ -126,7 +127,7 @@ impl Recent {
             return Ok(found);
         }
         for (position, names) in self.search(db, &wanted, after).await? {
-            for (name, newest) in read_entry(db, schema, head, position).await? {
+            for (name, newest) in read_entry(db, versions, head, position).await? {
                 if names.contains(&name) {
                     found.insert(name, newest);
                 }
@@ -179,7 +180,7 @@ pub(super) fn short(name: &Digest) -> [u8; NAME_BYTES] {
 
 async fn read_entry<D: Database>(
     db: &mut D,
-    schema: &Schema,
+    versions: &Versions,
     head: &Arc<OfficeName>,
     position: LogPosition,
 ) -> OfficeResult<Vec<(Digest, Newest)>> {
@@ -189,7 +190,8 @@ async fn read_entry<D: Database>(
             "log entry {position} is missing"
         )));
     };
-    Ok(rows_of(&own_entry(&entry.bytes)?, schema, head))
+    let entry = own_entry(&entry.bytes)?;
+    Ok(rows_of(&entry, versions.of(&entry)?, head))
 }
 
 /// Reads an entry of this office's own log.
@@ -220,7 +222,7 @@ pub fn rows_of(entry: &LogEntry, schema: &Schema, head: &Arc<OfficeName>) -> Vec
         let table = schema.table(logged.table)?;
         let name = named(logged.table, logged.effect.key(table))?;
         let (origin, batch) = match &logged.source {
-            Source::Sender => (Arc::clone(&origin), batch),
+            Source::Sender | Source::Lifted => (Arc::clone(&origin), batch),
             Source::Merged => (Arc::clone(&origin), None),
             Source::Held(branch, incarnation, batch) => {
                 (Arc::new(branch.clone()), Some((*incarnation, *batch)))

@@ -205,6 +205,7 @@ impl Head {
                     before: None,
                     merged: None,
                     detail: None,
+                    shape: (self.schema.version, table.id),
                 };
                 entries.push(Entry {
                     number: record.id,
@@ -267,7 +268,9 @@ impl Head {
         }
         let names = keys.iter().map(|key| key.digest(table)).collect();
         let head = &self.identity.shared_name;
-        let newest = self.recent.newest(db, &self.schema, head, &names, position);
+        let newest = self
+            .recent
+            .newest(db, &self.versions, head, &names, position);
         let newest = newest.await?;
         let held = if self.any_held {
             db.notes(table, Some(&keys)).await?

@@ -158,6 +158,8 @@ pub(super) async fn inspect(db: &mut MysqlDatabase) -> DbResult<Inspection> {
                 insert: Default::default(),
                 counters: Vec::new(),
                 before: false,
+                columns_ever: 0,
+                indexes: Vec::new(),
             });
         }
         found.findings.append(&mut look.findings);
@@ -293,6 +295,7 @@ impl Look {
                 kind,
                 nullable: here.nullable,
                 generated_key: here.extra.contains("auto_increment"),
+                id: 0,
                 name: here.name.clone(),
             });
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use branchline_core::port::{DbResult, Finding, Inspection};
+use branchline_core::port::{DbResult, Finding, Inspection, Origin};
 use branchline_core::schema::{Column, ForeignKey, Table};
 use branchline_core::value::Type;
 use tokio_postgres::Row;
@@ -52,6 +52,13 @@ SELECT i.indrelid, i.indisprimary, (pg_catalog.string_to_array(i.indkey::text, '
 FROM pg_catalog.pg_index i
 WHERE i.indisunique AND i.indpred IS NULL AND i.indexprs IS NULL ORDER BY i.indexrelid";
 
+/// Other indexes over plain columns, as column numbers.
+const INDEXES: &str = "
+SELECT i.indrelid, (pg_catalog.string_to_array(i.indkey::text, ' ')::int2[])[1:i.indnkeyatts]
+FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
+JOIN pg_catalog.pg_am m ON m.oid = x.relam AND m.amname = 'btree'
+WHERE NOT i.indisunique AND i.indpred IS NULL AND i.indexprs IS NULL ORDER BY i.indexrelid";
+
 const FOREIGN_KEYS: &str = "
 SELECT f.conrelid, f.conkey, s.nspname::text, p.relname::text,
        ARRAY(SELECT a.attname::text FROM pg_catalog.unnest(f.confkey) WITH ORDINALITY AS k(number, place)
@@ -79,15 +86,24 @@ pub(super) fn plan_name(schema: &str, name: &str) -> String {
 
 pub(super) async fn inspect(db: &mut PostgresDatabase) -> DbResult<Inspection> {
     db.open_catalogue().await?;
+    let found = look(db).await?;
+    db.close(false).await?;
+    Ok(found)
+}
+
+/// As [`inspect`], in the transaction that is open.
+pub(super) async fn look(db: &mut PostgresDatabase) -> DbResult<Inspection> {
     let mut found = Inspection {
         tables: Vec::new(),
         findings: rights(db).await?,
+        ..Inspection::default()
     };
     let columns = by_table(
         db.query(&format!("WITH {ROOTS} {COLUMNS}"), &[], &[])
             .await?,
     )?;
     let uniques = by_table(db.query(UNIQUES, &[], &[]).await?)?;
+    let indexes = by_table(db.query(INDEXES, &[], &[]).await?)?;
     let foreign_keys = by_table(db.query(FOREIGN_KEYS, &[], &[]).await?)?;
     let triggers = by_table(db.query(TRIGGERS, &[], &[]).await?)?;
     let none = Vec::new();
@@ -106,8 +122,18 @@ pub(super) async fn inspect(db: &mut PostgresDatabase) -> DbResult<Inspection> {
         if of(&triggers) {
             look.triggers(triggers.get(&oid).unwrap_or(&none))?;
         }
+        let indexes = plain(indexes.get(&oid).unwrap_or(&none), &read)?;
         let fatal = look.findings.iter().any(|finding| finding.fatal);
         if !fatal {
+            let origin = Origin {
+                table: u64::from(oid),
+                columns: read
+                    .numbers
+                    .iter()
+                    .map(|&n| u64::from(n.unsigned_abs()))
+                    .collect(),
+            };
+            found.origins.insert(look.name.clone(), origin);
             found.tables.push(Table {
                 id: 0,
                 name: look.name,
@@ -120,12 +146,26 @@ pub(super) async fn inspect(db: &mut PostgresDatabase) -> DbResult<Inspection> {
                 insert: Default::default(),
                 counters: Vec::new(),
                 before: false,
+                columns_ever: 0,
+                indexes,
             });
         }
         found.findings.append(&mut look.findings);
     }
-    db.close(false).await?;
     Ok(found)
+}
+
+/// Indexes over columns that travel, each once.
+fn plain(rows: &[Row], columns: &Columns) -> DbResult<Vec<Vec<u16>>> {
+    let mut indexes = Vec::new();
+    for row in rows {
+        if let Some(index) = columns.indexes(&get::<Vec<i16>>(row, 1)?) {
+            if !indexes.contains(&index) {
+                indexes.push(index);
+            }
+        }
+    }
+    Ok(indexes)
 }
 
 /// Whether our role may create our schema.
@@ -305,6 +345,7 @@ impl Look {
                 kind,
                 nullable: !get::<bool>(row, 3)?,
                 generated_key: get::<bool>(row, 4)? || drawn,
+                id: 0,
                 name,
             });
             read.numbers.push(number);
@@ -420,7 +461,7 @@ fn column_type(row: &Row) -> DbResult<Option<Type>> {
     })
 }
 
-fn action(code: &str) -> String {
+pub(super) fn action(code: &str) -> String {
     match code {
         "c" => "CASCADE",
         "n" => "SET NULL",
@@ -503,7 +544,7 @@ pub(super) fn insertable(planned: &Table, layout: &Layout) -> DbResult<()> {
 }
 
 /// Enums are told by their labels: engines without named enums have no name for them.
-fn same(planned: &Type, here: &Type) -> bool {
+pub(super) fn same(planned: &Type, here: &Type) -> bool {
     match (planned, here) {
         (Type::Enum { labels: a, .. }, Type::Enum { labels: b, .. }) => a == b,
         (Type::Array(a), Type::Array(b)) => same(a, b),

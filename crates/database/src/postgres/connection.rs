@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use branchline_core::identity::Digest;
 use branchline_core::port::{DatabaseError, DbResult, Purpose};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
@@ -38,6 +39,8 @@ pub struct PostgresDatabase {
     client: Option<Client>,
     statements: HashMap<String, Statement>,
     layouts: HashMap<String, Arc<Layout>>,
+    /// How the shared tables were defined when they were last looked at.
+    shape: Option<Digest>,
     open: Option<Purpose>,
     /// This process owns the office: so must each connection that replaces a broken one.
     owner: bool,
@@ -57,6 +60,7 @@ impl PostgresDatabase {
             client: Some(client),
             statements: HashMap::new(),
             layouts: HashMap::new(),
+            shape: None,
             open: None,
             owner: false,
             taking: Taking::default(),
@@ -167,6 +171,17 @@ impl PostgresDatabase {
     pub(super) fn forget_layouts(&mut self) {
         self.layouts.clear();
         self.statements.clear();
+    }
+
+    /// Forgets what was looked up about tables if they are not defined as they were.
+    pub(super) fn seen(&mut self, shape: Digest) {
+        if self
+            .shape
+            .replace(shape)
+            .is_some_and(|before| before != shape)
+        {
+            self.forget_layouts();
+        }
     }
 
     pub(super) fn purpose(&self) -> Option<Purpose> {

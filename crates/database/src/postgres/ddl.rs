@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use branchline_core::port::DbResult;
-use branchline_core::schema::{ForeignKey, Schema, Table};
+use branchline_core::port::{DatabaseError, DbResult};
+use branchline_core::schema::{Column, ForeignKey, Schema, Table, TableId};
 use branchline_core::value::{Type, Value};
 use tokio_postgres::types::Type as Wire;
 
@@ -30,7 +30,7 @@ pub(super) fn relation(name: &str) -> String {
 }
 
 /// A list of the columns at these indexes, quoted.
-fn columns(table: &Table, at: &[u16]) -> String {
+pub(super) fn columns(table: &Table, at: &[u16]) -> String {
     let found = at
         .iter()
         .filter_map(|&at| table.columns.get(usize::from(at)));
@@ -67,36 +67,58 @@ pub(super) async fn create_tables(
 ) -> DbResult<Vec<String>> {
     prepare(db).await?;
     db.open_catalogue().await?;
-    let mut created = Vec::new();
-    for table in &schema.tables {
-        check_names(table)?;
-    }
-    for table in &schema.tables {
-        if !exists(db, &table.name).await? {
-            for sql in enums(table) {
-                db.execute(&sql).await?;
-            }
-            db.execute(&create(table)).await?;
-            created.push(table.name.clone());
-        }
-    }
-    let note = "INSERT INTO branchline.created SELECT pg_catalog.unnest($1::text[]) ON CONFLICT DO NOTHING";
-    db.query(note, &[Wire::TEXT_ARRAY], &[&created]).await?;
+    let created = create_missing(db, schema).await;
+    let created = created.map_err(|(_, error)| error)?;
     db.close(true).await?;
     db.forget_layouts();
     Ok(created)
 }
 
-/// Adds the foreign keys of tables that [`create_tables`] made, each table's in one transaction with its note.
-pub(super) async fn add_foreign_keys(db: &mut PostgresDatabase, schema: &Schema) -> DbResult<()> {
-    db.open_catalogue().await?;
+/// As [`create_tables`], in the transaction that is open. An error comes with the table that it is about.
+pub(super) async fn create_missing(
+    db: &mut PostgresDatabase,
+    schema: &Schema,
+) -> Result<Vec<String>, (TableId, DatabaseError)> {
+    let mut created = Vec::new();
+    for table in &schema.tables {
+        let made = async {
+            if exists(db, &table.name).await? {
+                return Ok(false);
+            }
+            check_names(table)?;
+            for sql in enums(table) {
+                db.execute(&sql).await?;
+            }
+            db.execute(&create(table)).await?;
+            for index in &table.indexes {
+                let (relation, columns) = (relation(&table.name), columns(table, index));
+                db.execute(&format!("CREATE INDEX ON {relation} ({columns})"))
+                    .await?;
+            }
+            Ok(true)
+        };
+        if made.await.map_err(|error| (table.id, error))? {
+            created.push(table.name.clone());
+        }
+    }
+    let note = "INSERT INTO branchline.created SELECT pg_catalog.unnest($1::text[]) ON CONFLICT DO NOTHING";
+    let noted = db.query(note, &[Wire::TEXT_ARRAY], &[&created]).await;
+    noted.map_err(|error| (0, error))?;
+    Ok(created)
+}
+
+/// The tables that wait for [`add_foreign_keys`].
+pub(super) async fn waiting(db: &mut PostgresDatabase) -> DbResult<BTreeSet<String>> {
     let noted = db
         .query("SELECT name FROM branchline.created", &[], &[])
         .await?;
-    let noted = noted
-        .iter()
-        .map(|row| get(row, 0))
-        .collect::<DbResult<BTreeSet<String>>>()?;
+    noted.iter().map(|row| get(row, 0)).collect()
+}
+
+/// Adds the foreign keys of tables that [`create_tables`] made, each table's in one transaction with its note.
+pub(super) async fn add_foreign_keys(db: &mut PostgresDatabase, schema: &Schema) -> DbResult<()> {
+    db.open_catalogue().await?;
+    let noted = waiting(db).await?;
     let mut work = Vec::new();
     for table in schema
         .tables
@@ -109,7 +131,7 @@ pub(super) async fn add_foreign_keys(db: &mut PostgresDatabase, schema: &Schema)
         );
         for key in &table.foreign_keys {
             if exists(db, &key.parent).await? {
-                sql.push_str(&foreign_key(table, key));
+                sql.push_str(&foreign_key(table, key, ""));
             }
         }
         work.push((table.name.clone(), sql));
@@ -122,7 +144,7 @@ pub(super) async fn add_foreign_keys(db: &mut PostgresDatabase, schema: &Schema)
     Ok(())
 }
 
-async fn exists(db: &mut PostgresDatabase, name: &str) -> DbResult<bool> {
+pub(super) async fn exists(db: &mut PostgresDatabase, name: &str) -> DbResult<bool> {
     let sql =
         "SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
                WHERE n.nspname = $1 AND c.relname = $2 AND c.relkind IN ('r', 'p', 'v', 'm', 'f')";
@@ -142,7 +164,7 @@ fn enum_name(table: &Table, column: &str, name: &str) -> String {
     }
 }
 
-fn enums(table: &Table) -> Vec<String> {
+pub(super) fn enums(table: &Table) -> Vec<String> {
     let mut made = Vec::new();
     for column in &table.columns {
         let mut kind = &column.kind;
@@ -181,38 +203,51 @@ fn in_schema(name: &str) -> String {
     )
 }
 
+/// The column at this place in `CREATE TABLE`.
+pub(super) fn column_definition(table: &Table, at: usize) -> String {
+    let column = table.columns.get(at);
+    column.map_or_else(String::new, |column| defined(table, at, column))
+}
+
+/// The type that a column is declared with.
+pub(super) fn declared(table: &Table, column: &Column) -> String {
+    match &column.kind {
+        Type::Enum { name, .. } => relation(&enum_name(table, &column.name, name)),
+        kind => types::declaration(kind),
+    }
+}
+
+fn defined(table: &Table, at: usize, column: &Column) -> String {
+    let kind = declared(table, column);
+    let required = if column.nullable && !table.is_key(at) {
+        ""
+    } else {
+        " NOT NULL"
+    };
+    let default = match &column.default {
+        Some(value) if !column.generated_key => {
+            format!(" DEFAULT {}", literal::text(value))
+        }
+        _ => String::new(),
+    };
+    let whole = matches!(column.kind, Type::Int16 | Type::Int32 | Type::Int64);
+    let generated = if column.generated_key && whole {
+        " GENERATED BY DEFAULT AS IDENTITY"
+    } else {
+        ""
+    };
+    format!(
+        "{} {kind}{required}{default}{generated}",
+        ident(&column.name)
+    )
+}
+
 fn create(table: &Table) -> String {
     let mut parts: Vec<String> = table
         .columns
         .iter()
         .enumerate()
-        .map(|(at, column)| {
-            let kind = match &column.kind {
-                Type::Enum { name, .. } => relation(&enum_name(table, &column.name, name)),
-                kind => types::declaration(kind),
-            };
-            let required = if column.nullable && !table.is_key(at) {
-                ""
-            } else {
-                " NOT NULL"
-            };
-            let default = match &column.default {
-                Some(value) if !column.generated_key => {
-                    format!(" DEFAULT {}", literal::text(value))
-                }
-                _ => String::new(),
-            };
-            let whole = matches!(column.kind, Type::Int16 | Type::Int32 | Type::Int64);
-            let generated = if column.generated_key && whole {
-                " GENERATED BY DEFAULT AS IDENTITY"
-            } else {
-                ""
-            };
-            format!(
-                "{} {kind}{required}{default}{generated}",
-                ident(&column.name)
-            )
-        })
+        .map(|(at, column)| defined(table, at, column))
         .collect();
     parts.push(format!("PRIMARY KEY ({})", columns(table, &table.key)));
     parts.extend(
@@ -229,14 +264,14 @@ fn create(table: &Table) -> String {
     )
 }
 
-fn foreign_key(table: &Table, key: &ForeignKey) -> String {
+pub(super) fn foreign_key(table: &Table, key: &ForeignKey, deferral: &str) -> String {
     let parents: Vec<String> = key.parent_columns.iter().map(|name| ident(name)).collect();
     let action = |when: &str, action: &str| match action.to_ascii_uppercase().as_str() {
         known @ ("CASCADE" | "SET NULL" | "SET DEFAULT" | "RESTRICT") => format!(" {when} {known}"),
         _ => String::new(),
     };
     format!(
-        "ALTER TABLE {} ADD FOREIGN KEY ({}) REFERENCES {} ({}){}{};",
+        "ALTER TABLE {} ADD FOREIGN KEY ({}) REFERENCES {} ({}){}{}{deferral};",
         relation(&table.name),
         columns(table, &key.columns),
         relation(&key.parent),

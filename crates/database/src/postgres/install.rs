@@ -1,5 +1,6 @@
 //! Branchline's own tables, and the capture's triggers on the shared ones: made, looked after, removed.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use branchline_core::port::{DatabaseError, DbResult};
@@ -157,6 +158,64 @@ pub(super) async fn install(db: &mut PostgresDatabase, schema: &Schema) -> DbRes
     drop_unused(db).await
 }
 
+/// The tables that have a trigger of ours, by the number that it notes.
+pub(super) async fn captured_tables(
+    db: &mut PostgresDatabase,
+) -> DbResult<BTreeMap<TableId, String>> {
+    let mut tables = BTreeMap::new();
+    for found in found(db).await?.into_iter().filter(|one| !one.partition) {
+        let number = found.function.strip_prefix("capture_");
+        let number = number.and_then(|rest| rest.split('_').next()?.parse().ok());
+        tables.extend(number.map(|number| (number, found.table)));
+    }
+    Ok(tables)
+}
+
+/// As [`install`], in the transaction that is open. Tables whose number is in `keeps` stay as they are.
+pub(super) async fn install_here(
+    db: &mut PostgresDatabase,
+    schema: &Schema,
+    keeps: &BTreeSet<TableId>,
+) -> DbResult<()> {
+    let found = found(db).await?;
+    let kept = captured_tables(db).await?;
+    let kept: BTreeSet<&String> = kept
+        .iter()
+        .filter(|(id, _)| keeps.contains(id))
+        .map(|(_, name)| name)
+        .collect();
+    for stray in found.iter().filter(|one| !one.partition) {
+        let known = schema.table_named(&stray.table).is_some() || kept.contains(&stray.table);
+        // One that came here with its table's former number or name.
+        let wrong = schema.table_named(&stray.table).is_some_and(|table| {
+            !stray
+                .function
+                .starts_with(&format!("capture_{}_", table.id))
+        });
+        if !known || wrong {
+            db.execute(&removal(stray)).await?;
+        }
+    }
+    for table in &schema.tables {
+        let layout = db.layout(&table.name).await?;
+        if !whole(&found, table, &layout)? || layout.partitioned {
+            let sql = creation(db, table, &layout).await?;
+            db.execute(&sql).await?;
+        }
+    }
+    drop_unused_here(db).await
+}
+
+fn removal(stray: &Found) -> String {
+    let (schema, name) = names(&stray.table);
+    format!(
+        "DROP TRIGGER IF EXISTS {} ON {}.{};",
+        ident(&stray.trigger),
+        ident(schema),
+        ident(name)
+    )
+}
+
 /// Creates functions and triggers; what stands under these names is replaced.
 async fn creation(db: &mut PostgresDatabase, table: &Table, layout: &Layout) -> DbResult<String> {
     let mut relations = vec![(layout.relation.clone(), false)];
@@ -210,6 +269,11 @@ async fn partitions(db: &mut PostgresDatabase, table: &str) -> DbResult<Vec<Stri
 /// Drops capture functions that no trigger calls any more.
 async fn drop_unused(db: &mut PostgresDatabase) -> DbResult<()> {
     db.open_catalogue().await?;
+    drop_unused_here(db).await?;
+    db.close(true).await
+}
+
+async fn drop_unused_here(db: &mut PostgresDatabase) -> DbResult<()> {
     let sql = "SELECT p.proname::text FROM pg_catalog.pg_proc p
                JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace AND n.nspname = 'branchline'
                WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgfoid = p.oid)";
@@ -220,7 +284,7 @@ async fn drop_unused(db: &mut PostgresDatabase) -> DbResult<()> {
         ))
         .await?;
     }
-    db.close(true).await
+    Ok(())
 }
 
 /// Runs a catalogue change in its own transaction, giving way to the application's: while it waits for its lock the

@@ -95,6 +95,20 @@ impl Live {
             })
     }
 
+    /// Other indexes, over whole columns of all rows.
+    pub(super) fn plain_indexes(&self) -> impl Iterator<Item = Vec<&str>> {
+        self.indexes
+            .iter()
+            .filter(|index| !index.unique && !index.partial)
+            .filter_map(|index| {
+                index
+                    .columns
+                    .iter()
+                    .map(|(column, _)| column.as_deref())
+                    .collect()
+            })
+    }
+
     /// A unique index that capture cannot watch for `OR REPLACE`: partial, or over an expression.
     pub(super) fn unwatched_index(&self) -> Option<&str> {
         let unwatched = |index: &&LiveIndex| {

@@ -9,6 +9,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::apply::Touched;
+use super::courtesy::Courtesy;
 use super::error::{failure, is_foreign_key};
 use super::references::{self, References};
 
@@ -29,9 +30,11 @@ pub struct SqliteDatabase {
     pub(super) connection: Connection,
     pub(super) transaction: Option<Transaction>,
     pub(super) references: References,
+    courtesy: Courtesy,
     /// Foreign keys are switched off for a [`Purpose::Load`] transaction.
     unenforced: bool,
     path: PathBuf,
+    pub(super) shape: Option<super::shape::Known>,
     /// Locked while this process owns the office.
     owned: Option<File>,
 }
@@ -76,8 +79,10 @@ impl SqliteDatabase {
             connection,
             transaction: None,
             references: References::default(),
+            courtesy: Courtesy::new(),
             unenforced: false,
             path,
+            shape: None,
             owned: None,
         })
     }
@@ -148,7 +153,10 @@ impl SqliteDatabase {
         }
         match purpose {
             Purpose::Take | Purpose::Apply | Purpose::Load => {
-                self.connection.execute_batch("BEGIN IMMEDIATE")
+                self.courtesy.leave_gap();
+                self.connection
+                    .execute_batch("BEGIN IMMEDIATE")
+                    .inspect(|()| self.courtesy.taken())
             }
             // A deferred transaction has its snapshot only once it has read something.
             Purpose::Read => self
@@ -173,6 +181,7 @@ impl SqliteDatabase {
         };
         if self.connection.is_autocommit() {
             self.transaction = None;
+            self.courtesy.released();
             return Err(DatabaseError::Other(
                 "a trigger of the application rolled the transaction back".into(),
             ));
@@ -188,6 +197,7 @@ impl SqliteDatabase {
         match self.connection.execute_batch("COMMIT") {
             Ok(()) => {
                 self.transaction = None;
+                self.courtesy.released();
                 self.enforce_again()
             }
             Err(error) if is_foreign_key(&error) => Err(self.name_broken_reference(&error)),
@@ -199,7 +209,11 @@ impl SqliteDatabase {
         self.transaction = None;
         if !self.connection.is_autocommit() {
             self.connection.execute_batch("ROLLBACK").map_err(failure)?;
+            // SQLite's count of changes to the catalogue goes back with them.
+            self.shape = None;
+            self.references = References::default();
         }
+        self.courtesy.released();
         self.enforce_again()
     }
 

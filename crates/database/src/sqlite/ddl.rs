@@ -104,10 +104,52 @@ pub(super) fn create_tables(connection: &Connection, schema: &Schema) -> DbResul
             connection
                 .execute_batch(&definition(table)?)
                 .map_err(on(&table.name))?;
+            for index in &table.indexes {
+                let sql = index_definition(connection, table, index, false)?;
+                connection.execute_batch(&sql).map_err(on(&table.name))?;
+            }
             created.push(table.name.clone());
         }
     }
     Ok(created)
+}
+
+/// An index under a name that is free.
+pub(super) fn index_definition(
+    connection: &Connection,
+    table: &Table,
+    columns: &[u16],
+    unique: bool,
+) -> DbResult<String> {
+    let (word, suffix) = if unique {
+        ("UNIQUE ", "key")
+    } else {
+        ("", "idx")
+    };
+    let parts: Vec<String> = std::iter::once(table.name.clone())
+        .chain(crate::lineage::names_of(table, columns))
+        .collect();
+    let base = format!("{}_{suffix}", parts.join("_"));
+    let mut name = base.clone();
+    let mut taken = connection
+        .prepare_cached(
+            "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE name = ?1 COLLATE NOCASE)",
+        )
+        .map_err(failure)?;
+    let mut number = 1;
+    while taken
+        .query_row([&name], |row| row.get(0))
+        .map_err(failure)?
+    {
+        number += 1;
+        name = format!("{base}{number}");
+    }
+    Ok(format!(
+        "CREATE {word}INDEX {} ON {} ({})",
+        quoted(&name),
+        quoted(&table.name),
+        named(table, columns)?
+    ))
 }
 
 fn definition(table: &Table) -> DbResult<String> {
@@ -146,7 +188,7 @@ fn definition(table: &Table) -> DbResult<String> {
 }
 
 /// The column that becomes `INTEGER PRIMARY KEY`: the only key column, where it holds integers.
-fn numbered_key(table: &Table) -> Option<usize> {
+pub(super) fn numbered_key(table: &Table) -> Option<usize> {
     let [at] = table.key.as_slice() else {
         return None;
     };
@@ -158,7 +200,7 @@ fn numbered_key(table: &Table) -> Option<usize> {
     integer.then_some(at)
 }
 
-fn column_definition(column: &Column, numbered: bool, key: bool) -> String {
+pub(super) fn column_definition(column: &Column, numbered: bool, key: bool) -> String {
     let name = quoted(&column.name);
     let check =
         check(&name, &column.kind).map_or_else(String::new, |check| format!(" CHECK ({check})"));
@@ -179,7 +221,7 @@ fn column_definition(column: &Column, numbered: bool, key: bool) -> String {
 }
 
 /// What the plan's type refuses and SQLite would take: it is refused where it is written, not at another office.
-fn check(name: &str, kind: &Type) -> Option<String> {
+pub(super) fn check(name: &str, kind: &Type) -> Option<String> {
     match kind {
         Type::Bool => Some(format!("{name} IN (0, 1)")),
         Type::Int16 => Some(format!("{name} BETWEEN -32768 AND 32767")),
@@ -194,7 +236,7 @@ fn check(name: &str, kind: &Type) -> Option<String> {
     }
 }
 
-fn reference_definition(table: &Table, reference: &ForeignKey) -> DbResult<String> {
+pub(super) fn reference_definition(table: &Table, reference: &ForeignKey) -> DbResult<String> {
     let action = |action: &str| {
         let known = ACTIONS
             .iter()

@@ -84,6 +84,6 @@ pub(super) fn is_image(row: &rusqlite::Row<'_>) -> DbResult<bool> {
     Ok(row.get_ref(2).map_err(failure)?.as_str() == Ok("B"))
 }
 
-fn layout(table: &Table) -> String {
+pub(super) fn layout(table: &Table) -> String {
     columns("t", table.columns.iter())
 }

@@ -79,7 +79,7 @@ fn journal(connection: &Connection, findings: &mut Vec<Finding>) -> DbResult<()>
 }
 
 /// The application's tables and views by name, with SQLite's word for their kind.
-fn relations(connection: &Connection) -> rusqlite::Result<Vec<(String, String)>> {
+pub(super) fn relations(connection: &Connection) -> rusqlite::Result<Vec<(String, String)>> {
     connection
         .prepare(
             "SELECT name, type FROM pragma_table_list WHERE schema = 'main' AND type <> 'shadow'
@@ -133,6 +133,11 @@ fn ordinary(
         .collect();
     unique.retain(|set| *set != key);
     unique.dedup();
+    let mut indexes: Vec<Vec<u16>> = Vec::new();
+    for index in live.plain_indexes() {
+        let index: Option<Vec<u16>> = index.iter().map(|name| place(name)).collect();
+        indexes.extend(index.filter(|index| !indexes.contains(index)));
+    }
     let foreign_keys = foreign_keys(connection, name, &columns).map_err(failure)?;
     Ok(Some(Table {
         id: 0,
@@ -146,6 +151,8 @@ fn ordinary(
         insert: Default::default(),
         counters: Vec::new(),
         before: false,
+        columns_ever: 0,
+        indexes,
     }))
 }
 
@@ -179,6 +186,7 @@ fn columns(live: &Live, findings: &mut Findings<'_>) -> Vec<Column> {
                 kind,
                 nullable: !column.not_null && column.key == 0,
                 generated_key: column.key > 0 && live.numbers_rows(),
+                id: 0,
             }),
             Err(reason) => {
                 let problem = format!("column `{}`: {}", column.name, reason.problem);

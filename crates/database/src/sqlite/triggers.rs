@@ -6,6 +6,8 @@
 //! firing delete triggers, so `BEFORE` triggers record the rows that share the new row's key or unique values.
 //! Behind each such row, and behind OLD, stands its image where the table keeps one (`image`).
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use branchline_core::port::DbResult;
 use branchline_core::schema::{Schema, Table, TableId};
 use rusqlite::{Connection, OptionalExtension};
@@ -32,6 +34,15 @@ struct Trigger {
 
 /// See [`branchline_core::port::Database::install`].
 pub(super) fn install(connection: &Connection, schema: &Schema) -> DbResult<()> {
+    install_beside(connection, schema, &BTreeSet::new())
+}
+
+/// As [`install`]; the capture of the tables with numbers in `keeps` stays as it is.
+pub(super) fn install_beside(
+    connection: &Connection,
+    schema: &Schema,
+    keeps: &BTreeSet<TableId>,
+) -> DbResult<()> {
     let mut wanted = Vec::new();
     for table in &schema.tables {
         let live = Live::find(connection, &table.name)?.ok_or_else(|| {
@@ -44,9 +55,11 @@ pub(super) fn install(connection: &Connection, schema: &Schema) -> DbResult<()> 
         wanted.extend(definitions(table, &live));
     }
     for (name, sql) in installed(connection)? {
-        if !wanted
-            .iter()
-            .any(|trigger| trigger.name == name && trigger.sql == sql)
+        let kept = table_of(&name).is_some_and(|id| keeps.contains(&id));
+        if !kept
+            && !wanted
+                .iter()
+                .any(|trigger| trigger.name == name && trigger.sql == sql)
         {
             connection
                 .execute_batch(&format!("DROP TRIGGER {}", quoted(&name)))
@@ -58,7 +71,8 @@ pub(super) fn install(connection: &Connection, schema: &Schema) -> DbResult<()> 
             connection.execute_batch(&trigger.sql).map_err(failure)?;
         }
     }
-    let shared = list(schema.tables.iter().map(|table| table.id.to_string()));
+    let shared = schema.tables.iter().map(|table| &table.id).chain(keeps);
+    let shared = list(shared.map(TableId::to_string));
     let forget = format!("DELETE FROM branchline_capture WHERE tbl NOT IN ({shared})");
     connection.execute_batch(&forget).map_err(failure)
 }
@@ -81,6 +95,31 @@ pub(super) fn missing(connection: &Connection, schema: &Schema) -> DbResult<Vec<
         }
     }
     Ok(missing)
+}
+
+/// The number of the table that a trigger of ours captures, by the trigger's name.
+pub(super) fn table_of(trigger: &str) -> Option<TableId> {
+    trigger
+        .strip_prefix(PREFIX)?
+        .split('_')
+        .next()?
+        .parse()
+        .ok()
+}
+
+/// The tables that have a trigger of ours, by number.
+pub(super) fn captured_tables(connection: &Connection) -> DbResult<BTreeMap<TableId, String>> {
+    let found: Vec<(String, String)> = connection
+        .prepare_cached(
+            "SELECT name, tbl_name FROM sqlite_master WHERE type = 'trigger' AND name GLOB ?1 || '*'",
+        )
+        .and_then(|mut all| {
+            all.query_map([PREFIX], |row| Ok((row.get(0)?, row.get(1)?)))?
+                .collect()
+        })
+        .map_err(failure)?;
+    let number = |(name, table): (String, String)| Some((table_of(&name)?, table));
+    Ok(found.into_iter().filter_map(number).collect())
 }
 
 /// All capture triggers in the database.

@@ -44,6 +44,17 @@ async fn names(conn: &mut Conn, sql: &str) -> Vec<String> {
     conn.query(sql).await.unwrap()
 }
 
+/// Lets the application write to the tables that there are.
+async fn grant(admin: &mut Conn) {
+    let tables = "SELECT TABLE_NAME FROM information_schema.TABLES
+                      WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME NOT LIKE 'branchline%'";
+    for table in names(admin, tables).await {
+        let grant =
+            format!("GRANT SELECT, INSERT, UPDATE, DELETE ON `{table}` TO {APPLICATION}@'%'");
+        admin.query_drop(grant).await.unwrap();
+    }
+}
+
 impl Office for MysqlOffice {
     type Db = MysqlDatabase;
     type App = MysqlApplication;
@@ -57,13 +68,7 @@ impl Office for MysqlOffice {
 
     async fn application(&self) -> MysqlApplication {
         let mut admin = connect(&self.url).await;
-        let tables = "SELECT TABLE_NAME FROM information_schema.TABLES
-                      WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME NOT LIKE 'branchline%'";
-        for table in names(&mut admin, tables).await {
-            let grant =
-                format!("GRANT SELECT, INSERT, UPDATE, DELETE ON `{table}` TO {APPLICATION}@'%'");
-            admin.query_drop(grant).await.unwrap();
-        }
+        grant(&mut admin).await;
         let opts = OptsBuilder::from_opts(Opts::from_url(&self.url).unwrap())
             .user(Some(APPLICATION))
             .pass(Some(PASSWORD));
@@ -147,6 +152,24 @@ impl Application for MysqlApplication {
 
     async fn roll_back(&mut self) {
         self.conn.query_drop("ROLLBACK").await.unwrap();
+    }
+
+    async fn define(&mut self, _: &Table, _: &Table, statements: &[(Option<Dialect>, String)]) {
+        self.admin
+            .query_drop("SET SESSION sql_mode = 'ANSI_QUOTES,STRICT_ALL_TABLES'")
+            .await
+            .unwrap();
+        for (_, sql) in statements
+            .iter()
+            .filter(|(dialect, _)| dialect.is_none_or(|dialect| dialect == Dialect::Mysql))
+        {
+            self.admin.query_drop(sql).await.unwrap();
+        }
+        self.admin
+            .query_drop("SET SESSION sql_mode = ''")
+            .await
+            .unwrap();
+        grant(&mut self.admin).await;
     }
 
     async fn break_capture(&mut self, table: &Table) {

@@ -138,6 +138,20 @@ impl Application for PostgresApplication {
         self.client.batch_execute("ROLLBACK").await.unwrap();
     }
 
+    async fn define(&mut self, _: &Table, _: &Table, statements: &[(Option<Dialect>, String)]) {
+        self.client.batch_execute("RESET ROLE").await.unwrap();
+        for (_, sql) in statements
+            .iter()
+            .filter(|(dialect, _)| dialect.is_none_or(|dialect| dialect == Dialect::Postgres))
+        {
+            self.client.batch_execute(sql).await.unwrap();
+        }
+        self.client
+            .batch_execute(&format!("SET ROLE {APPLICATION}"))
+            .await
+            .unwrap();
+    }
+
     async fn break_capture(&mut self, table: &Table) {
         let name = quoted(&table.name);
         let triggers = format!(

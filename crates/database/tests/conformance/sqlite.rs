@@ -121,6 +121,15 @@ impl Application for SqliteApplication {
         self.execute(vec!["ROLLBACK".into()]).await.unwrap();
     }
 
+    async fn define(&mut self, _: &Table, _: &Table, statements: &[(Option<Dialect>, String)]) {
+        let mine = statements
+            .iter()
+            .filter(|(dialect, _)| dialect.is_none_or(|dialect| dialect == Dialect::Sqlite));
+        self.execute(mine.map(|(_, sql)| sql.clone()).collect())
+            .await
+            .unwrap();
+    }
+
     async fn break_capture(&mut self, table: &Table) {
         let triggers: Vec<String> = {
             let connection = self.connection.lock().unwrap();

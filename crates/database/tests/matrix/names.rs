@@ -62,6 +62,7 @@ fn column(name: &str, kind: Type, nullable: bool) -> Column {
         nullable,
         default: None,
         generated_key: false,
+        id: 0,
     }
 }
 

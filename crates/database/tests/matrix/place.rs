@@ -214,7 +214,11 @@ pub fn folded(table: &Table, row: &Row) -> Row {
 
 /// A schema of these tables, which get their numbers.
 pub fn schema(tables: Vec<Table>) -> Schema {
-    let mut schema = Schema { version: 1, tables };
+    let mut schema = Schema {
+        version: 1,
+        tables_ever: 0,
+        tables,
+    };
     schema.sort_parents_first();
     for (id, table) in (1..).zip(&mut schema.tables) {
         table.id = id;

@@ -71,6 +71,7 @@ async fn creating_tables_is_taken_up_where_it_ended() {
     shop.db
         .create_tables(&Schema {
             version: 1,
+            tables_ever: 0,
             tables: schema.tables[..2].to_vec(),
         })
         .await

@@ -27,6 +27,7 @@ pub async fn shop(tables: &str) -> Shop {
     let found = shop.db.inspect().await.unwrap();
     let mut schema = Schema {
         version: 1,
+        tables_ever: 0,
         tables: found.tables,
     };
     schema.sort_parents_first();

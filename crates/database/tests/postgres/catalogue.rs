@@ -45,6 +45,7 @@ async fn the_schema_dump_is_the_same_after_uninstalling() {
     db.prepare().await.unwrap();
     let mut schema = Schema {
         version: 1,
+        tables_ever: 0,
         tables: db.inspect().await.unwrap().tables,
     };
     assert_eq!(schema.tables.len(), 3);

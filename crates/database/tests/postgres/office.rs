@@ -100,6 +100,15 @@ impl Application for PostgresApplication {
         self.0.batch_execute("ROLLBACK").await.unwrap();
     }
 
+    async fn define(&mut self, _: &Table, _: &Table, statements: &[(Option<Dialect>, String)]) {
+        for (_, sql) in statements
+            .iter()
+            .filter(|(dialect, _)| dialect.is_none_or(|dialect| dialect == Dialect::Postgres))
+        {
+            self.0.batch_execute(sql).await.unwrap();
+        }
+    }
+
     async fn break_capture(&mut self, table: &Table) {
         let sql = format!("ALTER TABLE {} DISABLE TRIGGER USER", quoted(&table.name));
         self.0.batch_execute(&sql).await.unwrap();
@@ -129,6 +138,7 @@ pub async fn shop(sql: &str) -> Shop {
     assert!(fatal.is_empty(), "{fatal:?}");
     let mut schema = Schema {
         version: 1,
+        tables_ever: 0,
         tables: found.tables,
     };
     schema.sort_parents_first();

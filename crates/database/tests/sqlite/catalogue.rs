@@ -57,6 +57,7 @@ async fn a_dropped_trigger_and_a_new_unique_index_are_noticed_and_repaired() {
     office.ours.install(&office.schema).await.unwrap();
     assert_ne!(dump(&office.app), before);
     let only = Schema {
+        tables_ever: 0,
         version: 2,
         tables: vec![office.table("line")],
     };
@@ -105,6 +106,7 @@ async fn created_tables_refuse_what_the_plan_refuses() {
     parent.columns[1].default = Some(Value::Int(3));
     let schema = Schema {
         version: 1,
+        tables_ever: 0,
         tables: vec![child.clone(), parent.clone()],
     };
     assert_eq!(
@@ -126,6 +128,7 @@ async fn created_tables_refuse_what_the_plan_refuses() {
     child.name = "evil".into();
     let refused = ours
         .create_tables(&Schema {
+            tables_ever: 0,
             version: 1,
             tables: vec![child],
         })

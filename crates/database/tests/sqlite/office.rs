@@ -43,6 +43,7 @@ impl Office {
         let inspection = ours.inspect().await.unwrap();
         let mut schema = Schema {
             version: 1,
+            tables_ever: 0,
             tables: inspection.tables,
         };
         schema.sort_parents_first();
@@ -160,6 +161,7 @@ pub fn column(name: &str, kind: Type, nullable: bool) -> Column {
         nullable,
         default: None,
         generated_key: false,
+        id: 0,
     }
 }
 
@@ -176,5 +178,7 @@ pub fn plain(id: u32, name: &str, columns: Vec<Column>) -> Table {
         insert: Default::default(),
         counters: Vec::new(),
         before: false,
+        columns_ever: 0,
+        indexes: Vec::new(),
     }
 }

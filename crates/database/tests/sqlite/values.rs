@@ -147,6 +147,7 @@ async fn values_at_the_extremes_come_back_as_they_went_in() {
     let table = plain(1, "every \"type\"", columns);
     let schema = Schema {
         version: 1,
+        tables_ever: 0,
         tables: vec![table.clone()],
     };
     let directory = TempDir::new().unwrap();

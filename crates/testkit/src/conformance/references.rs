@@ -77,7 +77,15 @@ async fn office_with_references<O: Office>(office: &O) -> Ready<O> {
             child(hens(first), &named("hens"), &named("eggs"), action),
         ]);
     }
-    let mut office_now = ready_with(office, Schema { version: 1, tables }).await;
+    let mut office_now = ready_with(
+        office,
+        Schema {
+            version: 1,
+            tables_ever: 0,
+            tables,
+        },
+    )
+    .await;
     let areas = [area(NOWHERE), area(1), area(2)].map(|row| put(AREAS, row));
     office_now.apply(&areas).await;
     office_now
@@ -336,7 +344,15 @@ async fn office_with_codes<O: Office>(office: &O) -> Ready<O> {
         }
         tables.push(shops);
     }
-    let mut office_now = ready_with(office, Schema { version: 1, tables }).await;
+    let mut office_now = ready_with(
+        office,
+        Schema {
+            version: 1,
+            tables,
+            tables_ever: 0,
+        },
+    )
+    .await;
     office_now.apply(&[put(AREAS, coded(9, NOWHERE, 9))]).await;
     office_now
 }

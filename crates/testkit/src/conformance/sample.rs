@@ -25,6 +25,7 @@ pub const WIDE: TableId = 7;
 pub fn schema() -> Schema {
     Schema {
         version: 1,
+        tables_ever: 0,
         tables: vec![
             customers(),
             orders(),
@@ -195,6 +196,8 @@ pub(super) fn table(id: TableId, name: &str, columns: Vec<Column>) -> Table {
         insert: InsertRule::Hold,
         counters: Vec::new(),
         before: false,
+        columns_ever: 0,
+        indexes: Vec::new(),
     }
 }
 
@@ -205,6 +208,7 @@ pub(super) fn column(name: &str, kind: Type) -> Column {
         nullable: false,
         default: None,
         generated_key: false,
+        id: 0,
     }
 }
 

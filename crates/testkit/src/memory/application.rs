@@ -9,6 +9,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::Shared;
 use super::state::{State, Write};
+use crate::conformance::sql::Dialect;
 use crate::conformance::{Application, Op};
 
 /// A connection of the application.
@@ -45,6 +46,47 @@ impl MemoryApplication {
             work.numbers = last;
         }
         let result = result.and_then(|()| self.commit_open());
+        self.open = None;
+        result
+    }
+
+    /// The application's own `ALTER TABLE`, without waiting: columns are matched by their numbers in `from`. Nothing is
+    /// captured.
+    pub fn alter_now(&mut self, from: &Table, to: &Table) -> Result<(), String> {
+        self.define_now(|work| work.alter(from, to).map_err(|error| error.to_string()))
+    }
+
+    /// The application's `CREATE TABLE`.
+    pub fn create_now(&mut self, table: &Table) -> Result<(), String> {
+        self.define_now(|work| {
+            let schema = Schema {
+                tables: vec![table.clone()],
+                ..Schema::default()
+            };
+            work.create_tables(&schema);
+            Ok(())
+        })
+    }
+
+    /// The application's `DROP TABLE`.
+    pub fn drop_now(&mut self, name: &str) -> Result<(), String> {
+        self.define_now(|work| {
+            work.installed.remove(name);
+            work.tables
+                .remove(name)
+                .map(drop)
+                .ok_or_else(|| "no such table".into())
+        })
+    }
+
+    fn define_now(
+        &mut self,
+        run: impl FnOnce(&mut State) -> Result<(), String>,
+    ) -> Result<(), String> {
+        let permit = Arc::clone(&self.shared.writer).try_acquire_owned();
+        self.open_with(permit.map_err(|_| "another transaction is writing".to_owned())?);
+        let (work, _, _) = self.open.as_mut().ok_or("no transaction is open")?;
+        let result = run(work).and_then(|()| self.commit_open());
         self.open = None;
         result
     }
@@ -161,6 +203,10 @@ impl Application for MemoryApplication {
 
     async fn roll_back(&mut self) {
         self.open = None;
+    }
+
+    async fn define(&mut self, from: &Table, to: &Table, _: &[(Option<Dialect>, String)]) {
+        self.alter_now(from, to).expect("the table can be altered");
     }
 
     async fn break_capture(&mut self, table: &Table) {

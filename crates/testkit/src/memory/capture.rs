@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use branchline_core::change::{Effect, Key};
-use branchline_core::port::{Portion, Taken};
+use branchline_core::port::{DbResult, Portion, Taken};
 use branchline_core::schema::Schema;
 
 use super::state::{State, Write};
@@ -14,7 +14,7 @@ pub(super) fn take(
     unit: &mut VecDeque<Taken>,
     schema: &Schema,
     limit: usize,
-) -> Portion {
+) -> DbResult<Portion> {
     let limit = limit.max(1);
     let mut changes = Vec::new();
     if unit.is_empty() {
@@ -22,7 +22,7 @@ pub(super) fn take(
             if !changes.is_empty() && changes.len() + rows_of(state, &next) > limit {
                 break;
             }
-            let net = net(state, schema, &next);
+            let net = net(state, schema, &next)?;
             let capture = Arc::make_mut(&mut state.capture);
             next.iter().for_each(|number| drop(capture.remove(number)));
             if net.len() > limit {
@@ -40,12 +40,12 @@ pub(super) fn take(
             .capture
             .values()
             .any(|write| schema.table_named(&write.table).is_some());
-    Portion {
+    Ok(Portion {
         changes,
         unreadable: Vec::new(),
         open,
         more,
-    }
+    })
 }
 
 /// The numbers of the writes of each unit, the unit with the oldest write first.
@@ -92,7 +92,7 @@ fn rows_of(state: &State, unit: &[u64]) -> usize {
 }
 
 /// The net effect of a unit, each row at the place of its first write.
-fn net(state: &State, schema: &Schema, unit: &[u64]) -> Vec<Taken> {
+fn net(state: &State, schema: &Schema, unit: &[u64]) -> DbResult<Vec<Taken>> {
     let mut places: BTreeMap<(&String, &Key), usize> = BTreeMap::new();
     let mut net: Vec<Taken> = Vec::new();
     for write in unit.iter().filter_map(|number| state.capture.get(number)) {
@@ -103,10 +103,13 @@ fn net(state: &State, schema: &Schema, unit: &[u64]) -> Vec<Taken> {
             net[place].at = write.at;
             continue;
         }
-        let row = state
-            .table(&write.table)
-            .ok()
-            .and_then(|stored| stored.rows.get(&write.key));
+        let row = match state.table(&write.table) {
+            Ok(stored) => {
+                let row = stored.rows.get(&write.key);
+                row.map(|row| stored.project(table, row)).transpose()?
+            }
+            Err(_) => None,
+        };
         let effect = row.map_or_else(
             || Effect::Delete(write.key.clone()),
             |row| Effect::Put(row.clone()),
@@ -120,5 +123,5 @@ fn net(state: &State, schema: &Schema, unit: &[u64]) -> Vec<Taken> {
             before: write.before.clone().filter(|_| table.keeps_before()),
         });
     }
-    net
+    Ok(net)
 }

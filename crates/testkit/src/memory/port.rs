@@ -4,11 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use branchline_core::change::{Effect, Key, Row};
+use branchline_core::identity::Digest;
 use branchline_core::port::{
-    Backlog, Database, DbResult, Entry, Extent, First, Inspection, Portion, Purpose,
+    Backlog, Database, DbResult, Entry, Evolution, Extent, First, Inspection, Portion, Purpose,
 };
-use branchline_core::schema::{ConflictRule, Direction, InsertRule, Schema, Table, TableId};
+use branchline_core::schema::{Schema, Table, TableId};
 
+use super::evolve::unset;
 use super::state::{State, Write};
 use super::{LostCommit, MemoryDatabase, Open, capture, gone, misuse};
 
@@ -68,7 +70,7 @@ impl Database for MemoryDatabase {
             if open.purpose != Purpose::Take {
                 return Err(misuse("only a transaction for taking takes"));
             }
-            Ok(capture::take(&mut open.work, &mut open.unit, schema, limit))
+            capture::take(&mut open.work, &mut open.unit, schema, limit)
         })
     }
 
@@ -137,11 +139,13 @@ impl Database for MemoryDatabase {
 
     async fn read(&mut self, table: &Table, keys: &[Key]) -> DbResult<BTreeMap<Key, Row>> {
         self.step(|open, _| {
-            let rows = &open.work.table(&table.name)?.rows;
-            Ok(keys
+            let stored = open.work.table(&table.name)?;
+            let found = keys
                 .iter()
-                .filter_map(|key| Some((key.clone(), rows.get(key)?.clone())))
-                .collect())
+                .filter_map(|key| Some((key, stored.rows.get(key)?)));
+            found
+                .map(|(key, row)| Ok((key.clone(), stored.project(table, row)?)))
+                .collect()
         })
     }
 
@@ -153,13 +157,10 @@ impl Database for MemoryDatabase {
     ) -> DbResult<Vec<Row>> {
         use std::ops::Bound::{Excluded, Unbounded};
         self.step(|open, _| {
-            let rows = &open.work.table(&table.name)?.rows;
+            let stored = open.work.table(&table.name)?;
             let from = after.map_or(Unbounded, Excluded);
-            Ok(rows
-                .range((from, Unbounded))
-                .take(limit)
-                .map(|(_, row)| row.clone())
-                .collect())
+            let rows = stored.rows.range((from, Unbounded)).take(limit);
+            rows.map(|(_, row)| stored.project(table, row)).collect()
         })
     }
 
@@ -276,15 +277,6 @@ impl Database for MemoryDatabase {
 
     async fn inspect(&mut self) -> DbResult<Inspection> {
         self.alone(|state| {
-            let unset = |table: &Table| Table {
-                id: 0,
-                direction: Direction::default(),
-                conflict: ConflictRule::default(),
-                insert: InsertRule::default(),
-                counters: Vec::new(),
-                before: false,
-                ..table.clone()
-            };
             let tables = state
                 .tables
                 .values()
@@ -292,7 +284,7 @@ impl Database for MemoryDatabase {
                 .collect();
             Ok(Inspection {
                 tables,
-                findings: Vec::new(),
+                ..Inspection::default()
             })
         })
         .await
@@ -308,6 +300,19 @@ impl Database for MemoryDatabase {
 
     async fn install(&mut self, schema: &Schema) -> DbResult<()> {
         self.alone(|state| state.install(schema)).await
+    }
+
+    async fn shape(&mut self, schema: &Schema) -> DbResult<Digest> {
+        self.step(|open, _| Ok(open.work.shape(schema)))
+    }
+
+    async fn evolve(
+        &mut self,
+        from: &Schema,
+        to: &Schema,
+        dropped: &[TableId],
+    ) -> DbResult<Evolution> {
+        self.change(|open, _| open.work.evolve(from, to, dropped))
     }
 
     async fn missing_capture(&mut self, schema: &Schema) -> DbResult<Vec<TableId>> {

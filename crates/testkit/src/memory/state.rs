@@ -6,7 +6,7 @@ use std::sync::Arc;
 use branchline_core::change::{Effect, Key, Row};
 use branchline_core::identity::Micros;
 use branchline_core::port::{DatabaseError, DbResult, First};
-use branchline_core::schema::{ForeignKey, Schema, Table, TableId};
+use branchline_core::schema::{Column, ForeignKey, Schema, Table, TableId};
 use branchline_core::value::Value;
 
 /// Everything. A clone shares what neither side changes.
@@ -186,7 +186,8 @@ impl State {
             let table = named(*id)?;
             if let Effect::Put(row) = effect {
                 let key = table.key_of(row);
-                self.rows_mut(&table.name)?.insert(key.clone(), row.clone());
+                let row = self.table(&table.name)?.unproject(table, row)?;
+                self.rows_mut(&table.name)?.insert(key.clone(), row);
                 touched.insert((table.name.clone(), key));
             }
         }
@@ -302,6 +303,64 @@ fn referred<'a>(parent: &Table, row: &'a Row, reference: &ForeignKey) -> Option<
 }
 
 impl Stored {
+    /// A row's columns as this table knows them, by name.
+    pub(super) fn project(&self, table: &Table, row: &Row) -> DbResult<Row> {
+        let here = self.table.columns.iter().map(|column| &column.name);
+        if here.eq(table.columns.iter().map(|column| &column.name)) {
+            return Ok(row.clone());
+        }
+        let value = |name: &String| {
+            let at = self
+                .table
+                .columns
+                .iter()
+                .position(|column| column.name == *name);
+            at.and_then(|at| row.0.get(at).cloned())
+                .ok_or_else(|| DatabaseError::Mismatch {
+                    table: table.name.clone(),
+                    message: format!("there is no column `{name}`"),
+                })
+        };
+        let values = table.columns.iter().map(|column| value(&column.name));
+        values.collect::<DbResult<_>>().map(Row)
+    }
+
+    /// The row to keep when a row of this table's columns is put: columns that it lacks stay what they are.
+    pub(super) fn unproject(&self, table: &Table, row: &Row) -> DbResult<Row> {
+        let here = self.table.columns.iter().map(|column| &column.name);
+        if here.eq(table.columns.iter().map(|column| &column.name)) {
+            return Ok(row.clone());
+        }
+        let there = self.rows.get(&table.key_of(row));
+        if let Some(column) = table
+            .columns
+            .iter()
+            .find(|column| !self.table.columns.iter().any(|one| one.name == column.name))
+        {
+            return Err(DatabaseError::Mismatch {
+                table: table.name.clone(),
+                message: format!("there is no column `{}`", column.name),
+            });
+        }
+        let value = |(at, column): (usize, &Column)| {
+            let given = table.columns.iter().position(|one| one.name == column.name);
+            match given {
+                Some(given) => row.0[given].clone(),
+                None => there.map_or_else(
+                    || column.default.clone().unwrap_or(Value::Null),
+                    |there| there.0[at].clone(),
+                ),
+            }
+        };
+        Ok(Row(self
+            .table
+            .columns
+            .iter()
+            .enumerate()
+            .map(value)
+            .collect()))
+    }
+
     fn has(&self, reference: &ForeignKey, wanted: &[&Value]) -> bool {
         let key = self.table.key_columns().map(|column| &column.name);
         if key.eq(&reference.parent_columns) {
@@ -326,7 +385,7 @@ impl Stored {
         }
     }
 
-    fn check_unique(&self) -> DbResult<()> {
+    pub(super) fn check_unique(&self) -> DbResult<()> {
         for unique in &self.table.unique {
             let mut seen = BTreeSet::new();
             for row in self.rows.values() {

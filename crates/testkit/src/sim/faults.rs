@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use branchline_core::books;
 use branchline_core::change::{Effect, Key, Row};
+use branchline_core::identity::Digest;
 use branchline_core::port::{
-    Backlog, Database, DatabaseError, DbResult, Entry, Extent, Inspection, Portion, Purpose, Taken,
+    Backlog, Database, DatabaseError, DbResult, Entry, Evolution, Extent, Inspection, Portion,
+    Purpose, Taken,
 };
 use branchline_core::schema::{Schema, Table, TableId};
 
@@ -524,6 +526,19 @@ impl Database for Faulty<'_> {
 
     async fn install(&mut self, schema: &Schema) -> DbResult<()> {
         step!(self, db => db.install(schema))
+    }
+
+    async fn shape(&mut self, schema: &Schema) -> DbResult<Digest> {
+        step!(self, db => db.shape(schema))
+    }
+
+    async fn evolve(
+        &mut self,
+        from: &Schema,
+        to: &Schema,
+        dropped: &[TableId],
+    ) -> DbResult<Evolution> {
+        step!(self, db => db.evolve(from, to, dropped))
     }
 
     async fn missing_capture(&mut self, schema: &Schema) -> DbResult<Vec<TableId>> {

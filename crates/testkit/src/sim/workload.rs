@@ -59,6 +59,7 @@ fn column(name: &str, kind: Type, nullable: bool) -> Column {
         nullable,
         default: None,
         generated_key: false,
+        id: 0,
     }
 }
 
@@ -79,6 +80,8 @@ fn table(id: TableId, name: &str, conflict: ConflictRule, insert: InsertRule) ->
         insert,
         counters: Vec::new(),
         before: false,
+        columns_ever: 0,
+        indexes: Vec::new(),
     }
 }
 
@@ -130,6 +133,7 @@ pub fn schema() -> Schema {
     use InsertRule as I;
     Schema {
         version: 1,
+        tables_ever: 0,
         tables: vec![
             table(1, "items", C::Newest, I::Hold),
             table(2, "prices", C::Newest, I::Newest),

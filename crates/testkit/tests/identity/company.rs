@@ -9,6 +9,7 @@ use branchline_core::change::{Key, Row};
 use branchline_core::conflict::{ConflictRecord, Reason};
 use branchline_core::ed25519_dalek::SigningKey;
 use branchline_core::envelope;
+use branchline_core::evolution::Plan;
 use branchline_core::head::{Head, Wiring, seats};
 use branchline_core::identity::{Incarnation, LogPosition, Micros, OfficeName};
 use branchline_core::message::{Keep, Message};
@@ -45,6 +46,7 @@ fn schema() -> Schema {
         nullable: false,
         default: None,
         generated_key: false,
+        id: 0,
     };
     let table = |id: TableId, name: &str, last: Column| Table {
         id,
@@ -58,6 +60,8 @@ fn schema() -> Schema {
         insert: Default::default(),
         counters: Vec::new(),
         before: false,
+        columns_ever: 0,
+        indexes: Vec::new(),
     };
     let names = table(NAMES, "names", column("name", Type::Text { max: None }));
     let mut stock = table(STOCK, "stock", column("amount", Type::Int64));
@@ -67,6 +71,7 @@ fn schema() -> Schema {
     });
     Schema {
         version: 1,
+        tables_ever: 0,
         tables: vec![names, stock],
     }
 }
@@ -142,7 +147,8 @@ fn identity(name: &str, head: bool, secret: u8) -> IdentityBook {
 
 impl Company {
     pub fn new(branches: u8) -> Self {
-        let schema = schema();
+        let mut schema = schema();
+        schema.number();
         let now = Micros(1_800_000_000_000_000);
         let mut at_head = Disk::new(Place::Memory, "head");
         let head = on!(at_head, db => async {
@@ -286,6 +292,92 @@ impl Company {
         }
     }
 
+    /// The head's application changes a table.
+    pub fn alter_head(&mut self, id: TableId, change: impl FnOnce(&mut Table)) {
+        let from = self.schema.table(id).unwrap().clone();
+        let mut to = from.clone();
+        change(&mut to);
+        let Store::Memory(database) = &mut self.at_head.store else {
+            panic!("only in memory");
+        };
+        database.application().alter_now(&from, &to).unwrap();
+        for table in &mut self.schema.tables {
+            if table.id == id {
+                *table = to.clone();
+            }
+        }
+        self.schema.number();
+        self.head.wake();
+    }
+
+    /// The head's application drops a table.
+    pub fn drop_at_head(&mut self, id: TableId) {
+        let name = self.schema.table(id).unwrap().name.clone();
+        let Store::Memory(database) = &mut self.at_head.store else {
+            panic!("only in memory");
+        };
+        database.application().drop_now(&name).unwrap();
+        self.schema.tables.retain(|table| table.id != id);
+        self.head.wake();
+    }
+
+    /// The head's application creates a table with rows, before anyone can capture them. Returns the number that the
+    /// head will give it.
+    pub fn create_at_head(&mut self, table: Table, rows: &[Row]) -> TableId {
+        let Store::Memory(database) = &mut self.at_head.store else {
+            panic!("only in memory");
+        };
+        self.schema.tables.push(table);
+        self.schema.number();
+        let table = self.schema.tables.last().unwrap().clone();
+        database.application().create_now(&table).unwrap();
+        let ops: Vec<Op> = rows
+            .iter()
+            .map(|row| Op::Insert(table.id, row.clone()))
+            .collect();
+        self.write_head(&ops);
+        table.id
+    }
+
+    /// The head's application creates a table again that it had dropped.
+    pub fn bring_back(&mut self, table: Table, ops: &[Op]) {
+        let Store::Memory(database) = &mut self.at_head.store else {
+            panic!("only in memory");
+        };
+        database.application().create_now(&table).unwrap();
+        self.schema.tables.insert(0, table);
+        self.write_head(ops);
+    }
+
+    pub fn set_plan(&mut self, plan: Plan) {
+        self.head.set_plan(plan);
+    }
+
+    pub fn accept_changes(&mut self) {
+        on!(self.at_head, db => self.head.accept_changes(db)).unwrap();
+    }
+
+    /// A branch's application changes a table there.
+    pub fn alter(&mut self, at: usize, id: TableId, change: impl FnOnce(&mut Table)) {
+        let office = &mut self.branches[at];
+        let from = office.branch.schema().table(id).unwrap().clone();
+        let mut to = from.clone();
+        change(&mut to);
+        let Store::Memory(database) = &mut office.disk.store else {
+            panic!("only in memory");
+        };
+        database.application().alter_now(&from, &to).unwrap();
+        office.branch.wake();
+    }
+
+    /// The application writes rows of tables as they are by now.
+    pub fn write_as(&mut self, at: usize, schema: &Schema, ops: &[Op]) {
+        self.now = self.now.plus_millis(10);
+        let office = &mut self.branches[at];
+        office.disk.write_now(schema, ops, self.now).unwrap();
+        office.branch.wake();
+    }
+
     pub fn write_head(&mut self, ops: &[Op]) {
         self.now = self.now.plus_millis(10);
         self.at_head.write_now(&self.schema, ops, self.now).unwrap();
@@ -295,7 +387,8 @@ impl Company {
     pub fn write(&mut self, at: usize, ops: &[Op]) {
         self.now = self.now.plus_millis(10);
         let office = &mut self.branches[at];
-        office.disk.write_now(&self.schema, ops, self.now).unwrap();
+        let schema = office.branch.schema().clone();
+        office.disk.write_now(&schema, ops, self.now).unwrap();
         office.branch.wake();
     }
 

@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
-use rusqlite::{Connection, params};
+use rusqlite::{Connection, ErrorCode, params};
 
 use crate::exit::{BUG, Failure, Outcome};
 
@@ -32,14 +32,33 @@ fn failed(error: &rusqlite::Error) -> Failure {
     Failure::new(BUG, format!("the demo's shop: {error}"))
 }
 
+/// How long the application waits for a lock.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// Opens a shop's database as its application does.
 fn open(path: &Path) -> rusqlite::Result<Connection> {
     let connection = Connection::open(path)?;
-    connection.busy_timeout(Duration::from_secs(10))?;
-    connection.execute_batch(
-        "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON",
-    )?;
+    connection.busy_timeout(PATIENCE)?;
+    write_ahead(&connection)?;
+    connection.execute_batch("PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON")?;
     Ok(connection)
+}
+
+/// Switches a new file to the write-ahead log. While anybody writes to it, SQLite refuses that at once, whatever the
+/// busy time-out is.
+fn write_ahead(connection: &Connection) -> rusqlite::Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match connection.execute_batch("PRAGMA journal_mode = WAL") {
+            Err(error)
+                if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
+                    && Instant::now() < deadline =>
+            {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            done => return done,
+        }
+    }
 }
 
 /// Creates the head's shop with its first rows.
@@ -114,6 +133,11 @@ impl Shop {
             .spawn(sell);
         let thread = thread.map_err(crate::exit::io("cannot start a thread"))?;
         Ok(Self { committed, thread })
+    }
+
+    /// Whether it has ended by itself: it failed.
+    pub fn has_failed(&self) -> bool {
+        self.thread.is_finished()
     }
 
     /// Waits for the last transaction.
@@ -201,4 +225,36 @@ pub fn sales(path: &Path) -> Outcome<u64> {
     count()
         .map(|count| count.unsigned_abs())
         .map_err(|error| failed(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The demo failed by this: an office wrote at the moment at which a shop opened its new file.
+    #[test]
+    fn a_shop_opens_a_new_file_while_its_office_writes() -> rusqlite::Result<()> {
+        let path = std::env::temp_dir().join(format!("branchline-shop-{}.db", std::process::id()));
+        let office = Connection::open(&path)?;
+        office.execute_batch("CREATE TABLE t (x); BEGIN IMMEDIATE; INSERT INTO t VALUES (1)")?;
+        let asked = Connection::open(&path)?.execute_batch("PRAGMA journal_mode = WAL");
+        assert_eq!(
+            asked.map_err(|error| error.sqlite_error_code()),
+            Err(Some(ErrorCode::DatabaseBusy))
+        );
+        let opened = std::thread::scope(|scope| {
+            let shop = scope.spawn(|| open(&path).map(drop));
+            std::thread::sleep(Duration::from_millis(100));
+            let ended_early = shop.is_finished();
+            office
+                .execute_batch("COMMIT")
+                .map(|()| (ended_early, shop.join()))
+        });
+        drop(office);
+        for end in ["", "-wal", "-shm"] {
+            drop(std::fs::remove_file(format!("{}{end}", path.display())));
+        }
+        assert!(matches!(opened, Ok((false, Ok(Ok(()))))), "{opened:?}");
+        Ok(())
+    }
 }

@@ -1,0 +1,461 @@
+//! Tables that here are not what the plan says: a migration that ran at this office first, or a step of the schema that
+//! this table could not take. What they have in common with the plan goes on; the rest waits.
+//!
+//! [`Here`] stands between the branch and its database and turns rows of the one shape into rows of the other, so that
+//! nobody else needs to know. What has no form here is a row that does not fit, and is noted as such.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{BRANCH, Branch};
+use crate::books;
+use crate::change::{Effect, Key, Row};
+use crate::evolution::Lift;
+use crate::failure::OfficeResult;
+use crate::identity::Digest;
+use crate::office::conclude;
+use crate::output::Notice;
+use crate::port::{
+    Backlog, Database, DatabaseError, DbResult, Entry, Evolution, Extent, Inspection, Portion,
+    Purpose, Taken, Unreadable,
+};
+use crate::schema::{ColumnId, Schema, Table, TableId};
+
+/// How tables differ from the plan's. None: there is no such table.
+pub(super) type Differing = BTreeMap<TableId, Option<Table>>;
+
+/// A database seen through the plan's tables.
+pub(super) struct Here<'d, D> {
+    pub db: &'d mut D,
+    pub differing: Differing,
+}
+
+impl<D> Here<'_, D> {
+    /// The tables as they are here.
+    fn local(&self, schema: &Schema) -> Schema {
+        let tables = schema
+            .tables
+            .iter()
+            .filter_map(|table| match self.differing.get(&table.id) {
+                None => Some(table.clone()),
+                Some(local) => local.clone(),
+            });
+        Schema {
+            tables: tables.collect(),
+            ..schema.clone()
+        }
+    }
+
+    /// The table as it is here; where there is none, nothing.
+    fn table<'t>(&'t self, table: &'t Table) -> Option<&'t Table> {
+        match self.differing.get(&table.id) {
+            None => Some(table),
+            Some(local) => local.as_ref(),
+        }
+    }
+}
+
+fn misfit(table: &Table, message: String) -> DatabaseError {
+    DatabaseError::Mismatch {
+        table: table.name.clone(),
+        message,
+    }
+}
+
+fn lifted_keys(lift: Lift<'_>, keys: Option<&[Key]>) -> Option<Vec<Key>> {
+    keys.map(|keys| keys.iter().filter_map(|key| lift.key(key).ok()).collect())
+}
+
+/// A table with only these columns; nothing where its key is not among them.
+fn narrowed(table: &Table, kept: &BTreeSet<ColumnId>) -> Option<Table> {
+    let mut places = BTreeMap::new();
+    let mut columns = Vec::new();
+    for (at, column) in (0u16..).zip(&table.columns) {
+        if kept.contains(&column.id) {
+            places.insert(at, u16::try_from(columns.len()).ok()?);
+            columns.push(column.clone());
+        }
+    }
+    let moved = |list: &Vec<u16>| -> Option<Vec<u16>> {
+        list.iter().map(|at| places.get(at).copied()).collect()
+    };
+    let mut foreign_keys = table.foreign_keys.clone();
+    foreign_keys.retain_mut(|reference| match moved(&reference.columns) {
+        Some(columns) => {
+            reference.columns = columns;
+            true
+        }
+        None => false,
+    });
+    let mut counters = table.counters.clone();
+    counters.retain_mut(|counter| match places.get(&counter.column) {
+        Some(place) => {
+            counter.column = *place;
+            true
+        }
+        None => false,
+    });
+    Some(Table {
+        key: moved(&table.key)?,
+        unique: table.unique.iter().filter_map(moved).collect(),
+        indexes: table.indexes.iter().filter_map(moved).collect(),
+        foreign_keys,
+        counters,
+        columns,
+        ..table.clone()
+    })
+}
+
+impl Branch {
+    /// Columns that the tables here say nothing of.
+    pub(super) fn absent(&self, table: &Table) -> Vec<u16> {
+        let Some(Some(local)) = self.differing.get(&table.id) else {
+            return Vec::new();
+        };
+        let missing = (0u16..)
+            .zip(&table.columns)
+            .filter(|(_, column)| !local.columns.iter().any(|one| one.id == column.id));
+        missing.map(|(at, _)| at).collect()
+    }
+
+    /// Whether the tables are what they were when they were last looked at; asked first in a taking transaction.
+    pub(super) async fn is_as_known<D: Database>(&self, db: &mut D) -> OfficeResult<bool> {
+        Ok(self.shape == Some(db.shape(&self.schema).await?))
+    }
+
+    /// Looks at the tables, which have changed since: what of them serves, and whether they are still captured. Rows of
+    /// tables that were not are captured whole: what was written to them meanwhile went unseen (SETTLED 16).
+    pub(super) async fn look<D: Database>(&mut self, db: &mut D) -> OfficeResult<()> {
+        db.begin(Purpose::Read).await?;
+        let shape = db.shape(&self.schema).await;
+        let shape = conclude(db, shape.map_err(Into::into)).await?;
+        let found = db.inspect().await?;
+        let mut differing = Differing::new();
+        for table in &self.schema.tables {
+            let refused = self.book.refused.iter().find(|one| one.id == table.id);
+            let base = refused.unwrap_or(table);
+            let now = found.tables.iter().find(|one| one.name == base.name);
+            let listed = found.findings.iter().any(|finding| {
+                finding.fatal && finding.table.as_deref() == Some(base.name.as_str())
+            });
+            let Some(now) = now else {
+                // One that inspection cannot tell is left to what its reading says.
+                if !listed {
+                    differing.insert(table.id, None);
+                }
+                continue;
+            };
+            let names: BTreeSet<&str> = now.columns.iter().map(|c| c.name.as_str()).collect();
+            let kept = base
+                .columns
+                .iter()
+                .filter(|c| names.contains(c.name.as_str()));
+            let kept: BTreeSet<ColumnId> = kept.map(|column| column.id).collect();
+            if refused.is_some() || kept.len() < base.columns.len() {
+                differing.insert(table.id, narrowed(base, &kept));
+            }
+        }
+        if differing != self.differing {
+            let of = |id: &TableId| self.schema.table(*id).map(|table| table.name.clone());
+            let names: Vec<String> = differing.keys().filter_map(of).collect();
+            if !names.is_empty() {
+                let what = format!(
+                    "the tables here are not what the plan says: {}; what they have in common with it goes on, the rest waits for the head to change likewise",
+                    names.join(", ")
+                );
+                self.notice(Notice::Trouble(what));
+            }
+        }
+        self.differing = differing;
+        let gone = self.differing.values().any(Option::is_none);
+        let mut here = Here {
+            db,
+            differing: self.differing.clone(),
+        };
+        let db = &mut here;
+        // Where a table is missing, installing would take what was captured of it for done.
+        let missing = if gone {
+            Vec::new()
+        } else {
+            db.missing_capture(&self.schema).await?
+        };
+        if !missing.is_empty() {
+            db.install(&self.schema).await?;
+            let names = missing.iter().filter_map(|id| self.schema.table(*id));
+            let names: Vec<&str> = names.map(|table| table.name.as_str()).collect();
+            let what = format!(
+                "capture was missing on {}; it is put back, and the rows are compared with the head's",
+                names.join(", ")
+            );
+            self.outputs
+                .push_back(crate::output::Output::Notice(Notice::Trouble(what)));
+            let mut book = self.book.clone();
+            book.compare = Some(true);
+            db.begin(Purpose::Apply).await?;
+            let outcome = async {
+                for table in missing.iter().filter_map(|id| self.schema.table(*id)) {
+                    db.recapture(table, None).await?;
+                }
+                books::store(db, BRANCH, &book).await
+            };
+            let outcome = outcome.await;
+            conclude(db, outcome).await?;
+            self.book = book;
+        }
+        self.shape = Some(shape);
+        Ok(())
+    }
+}
+
+impl<D: Database> Database for Here<'_, D> {
+    async fn begin(&mut self, purpose: Purpose) -> DbResult<()> {
+        self.db.begin(purpose).await
+    }
+
+    async fn commit(&mut self) -> DbResult<()> {
+        self.db.commit().await
+    }
+
+    async fn rollback(&mut self) -> DbResult<()> {
+        self.db.rollback().await
+    }
+
+    async fn take(&mut self, schema: &Schema, limit: usize) -> DbResult<Portion> {
+        let local = self.local(schema);
+        let mut portion = self.db.take(&local, limit).await?;
+        let mut changes = Vec::with_capacity(portion.changes.len());
+        let mut unreadable = Vec::new();
+        for taken in std::mem::take(&mut portion.changes) {
+            let (from, to) = (local.table(taken.table), schema.table(taken.table));
+            let lift = from.zip(to).map(|(from, to)| Lift { from, to });
+            let Some(lift) = lift.filter(|lift| !lift.is_identity()) else {
+                changes.push(taken);
+                continue;
+            };
+            match lift.effect(&taken.effect) {
+                Ok((effect, ..)) => {
+                    let before = taken.before.as_ref().and_then(|row| lift.row(row).ok());
+                    changes.push(Taken {
+                        effect,
+                        before: before.map(|lifted| lifted.row),
+                        ..taken
+                    });
+                }
+                Err(problem) => unreadable.push(Unreadable {
+                    table: taken.table,
+                    key: taken.effect.key(lift.from),
+                    problem,
+                }),
+            }
+        }
+        portion.changes = changes;
+        portion.unreadable.extend(unreadable);
+        for unreadable in &mut portion.unreadable {
+            if let (Some(from), Some(to)) = (
+                local.table(unreadable.table),
+                schema.table(unreadable.table),
+            ) && let Ok(key) = (Lift { from, to }).key(&unreadable.key)
+            {
+                unreadable.key = key;
+            }
+        }
+        Ok(portion)
+    }
+
+    async fn captured(&mut self, table: &Table, keys: Option<&[Key]>) -> DbResult<BTreeSet<Key>> {
+        let Some(local) = self.table(table).cloned() else {
+            return Ok(BTreeSet::new());
+        };
+        let there = lifted_keys(
+            Lift {
+                from: table,
+                to: &local,
+            },
+            keys,
+        );
+        let captured = self.db.captured(&local, there.as_deref()).await?;
+        let back = Lift {
+            from: &local,
+            to: table,
+        };
+        Ok(captured
+            .iter()
+            .filter_map(|key| back.key(key).ok())
+            .collect())
+    }
+
+    async fn recapture(&mut self, table: &Table, keys: Option<&[Key]>) -> DbResult<()> {
+        let Some(local) = self.table(table).cloned() else {
+            return Ok(());
+        };
+        let there = lifted_keys(
+            Lift {
+                from: table,
+                to: &local,
+            },
+            keys,
+        );
+        self.db.recapture(&local, there.as_deref()).await
+    }
+
+    async fn backlog(&mut self) -> DbResult<Backlog> {
+        self.db.backlog().await
+    }
+
+    async fn write(&mut self, schema: &Schema, effects: &[(TableId, Effect)]) -> DbResult<()> {
+        let local = self.local(schema);
+        let mut there = Vec::with_capacity(effects.len());
+        for (id, effect) in effects {
+            let Some(from) = schema.table(*id) else {
+                continue;
+            };
+            let Some(to) = local.table(*id) else {
+                return Err(misfit(from, "there is no such table here".into()));
+            };
+            let lift = Lift { from, to };
+            if lift.is_identity() {
+                there.push((*id, effect.clone()));
+            } else {
+                let (effect, ..) = lift.effect(effect).map_err(|why| misfit(from, why))?;
+                there.push((*id, effect));
+            }
+        }
+        self.db.write(&local, &there).await
+    }
+
+    async fn read(&mut self, table: &Table, keys: &[Key]) -> DbResult<BTreeMap<Key, Row>> {
+        let Some(local) = self.table(table).cloned() else {
+            return Ok(BTreeMap::new());
+        };
+        let there = lifted_keys(
+            Lift {
+                from: table,
+                to: &local,
+            },
+            Some(keys),
+        );
+        let rows = self.db.read(&local, &there.unwrap_or_default()).await?;
+        let back = Lift {
+            from: &local,
+            to: table,
+        };
+        let rows = rows
+            .into_iter()
+            .filter_map(|(key, row)| Some((back.key(&key).ok()?, back.row(&row).ok()?.row)));
+        Ok(rows.collect())
+    }
+
+    async fn chunk(
+        &mut self,
+        table: &Table,
+        after: Option<&Key>,
+        limit: usize,
+    ) -> DbResult<Vec<Row>> {
+        let Some(local) = self.table(table).cloned() else {
+            return Ok(Vec::new());
+        };
+        let there = after.and_then(|key| {
+            Lift {
+                from: table,
+                to: &local,
+            }
+            .key(key)
+            .ok()
+        });
+        let rows = self.db.chunk(&local, there.as_ref(), limit).await?;
+        let back = Lift {
+            from: &local,
+            to: table,
+        };
+        Ok(rows
+            .iter()
+            .filter_map(|row| Some(back.row(row).ok()?.row))
+            .collect())
+    }
+
+    async fn meta(&mut self, name: &str) -> DbResult<Option<Vec<u8>>> {
+        self.db.meta(name).await
+    }
+
+    async fn set_meta(&mut self, name: &str, value: Option<&[u8]>) -> DbResult<()> {
+        self.db.set_meta(name, value).await
+    }
+
+    async fn append(&mut self, stream: &str, entries: &[Entry]) -> DbResult<()> {
+        self.db.append(stream, entries).await
+    }
+
+    async fn entries(&mut self, stream: &str, from: u64, max_bytes: usize) -> DbResult<Vec<Entry>> {
+        self.db.entries(stream, from, max_bytes).await
+    }
+
+    async fn trim(&mut self, stream: &str, through: u64) -> DbResult<()> {
+        self.db.trim(stream, through).await
+    }
+
+    async fn extent(&mut self, stream: &str) -> DbResult<Extent> {
+        self.db.extent(stream).await
+    }
+
+    async fn notes(
+        &mut self,
+        table: &Table,
+        keys: Option<&[Key]>,
+    ) -> DbResult<BTreeMap<Key, Vec<u8>>> {
+        self.db.notes(table, keys).await
+    }
+
+    async fn set_notes(&mut self, table: &Table, notes: &[(Key, Option<Vec<u8>>)]) -> DbResult<()> {
+        self.db.set_notes(table, notes).await
+    }
+
+    async fn inspect(&mut self) -> DbResult<Inspection> {
+        self.db.inspect().await
+    }
+
+    async fn prepare(&mut self) -> DbResult<()> {
+        self.db.prepare().await
+    }
+
+    async fn install(&mut self, schema: &Schema) -> DbResult<()> {
+        let local = self.local(schema);
+        self.db.install(&local).await
+    }
+
+    async fn shape(&mut self, schema: &Schema) -> DbResult<Digest> {
+        self.db.shape(schema).await
+    }
+
+    async fn evolve(
+        &mut self,
+        from: &Schema,
+        to: &Schema,
+        dropped: &[TableId],
+    ) -> DbResult<Evolution> {
+        let local = self.local(from);
+        let done = self.db.evolve(&local, to, dropped).await?;
+        // What was not refused is what the plan says now.
+        self.differing = done
+            .refused
+            .iter()
+            .map(|(id, _)| (*id, local.table(*id).cloned()))
+            .collect();
+        Ok(done)
+    }
+
+    async fn missing_capture(&mut self, schema: &Schema) -> DbResult<Vec<TableId>> {
+        let local = self.local(schema);
+        self.db.missing_capture(&local).await
+    }
+
+    async fn create_tables(&mut self, schema: &Schema) -> DbResult<Vec<String>> {
+        self.db.create_tables(schema).await
+    }
+
+    async fn add_foreign_keys(&mut self, schema: &Schema) -> DbResult<()> {
+        self.db.add_foreign_keys(schema).await
+    }
+
+    async fn uninstall(&mut self) -> DbResult<()> {
+        self.db.uninstall().await
+    }
+}

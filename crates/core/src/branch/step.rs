@@ -1,0 +1,260 @@
+//! Taking a step of the schema: the tables here change where the head's changed, in the log's own place (P10).
+
+use std::collections::BTreeSet;
+
+use super::{BRANCH, Branch};
+use crate::books::{self, BranchBook, Joining, Note};
+use crate::change::Key;
+use crate::envelope;
+use crate::evolution::{Lift, Versions, recapture_filled};
+use crate::failure::OfficeResult;
+use crate::identity::Micros;
+use crate::message::{LogBody, SchemaStep};
+use crate::office::conclude;
+use crate::output::{Notice, Output};
+use crate::port::{Database, Entry, Evolution, Purpose};
+use crate::schema::{Schema, TableId};
+
+/// Notes on rows of tables whose shape changes, in both shapes.
+type Moved = Vec<(TableId, Vec<(Key, Option<(Key, Note)>)>)>;
+
+impl Branch {
+    /// The step that is the next entry to land, if it is one.
+    pub(super) fn next_step(&self) -> Option<SchemaStep> {
+        match self.inbox.slots().next().map(|slot| &slot.message.body) {
+            Some(LogBody::Schema(step)) if !self.staged => Some(step.clone()),
+            _ => None,
+        }
+    }
+
+    /// Changes the tables as the next log entry says.
+    pub(super) async fn take_step<D: Database>(
+        &mut self,
+        db: &mut D,
+        step: SchemaStep,
+    ) -> OfficeResult<bool> {
+        // What the application wrote so far is sent as it wrote it: a column that goes takes its values with it.
+        while self.captured && self.is_prepared() && self.may_freeze() {
+            self.take(db, Micros(0)).await?;
+            if self.stepped {
+                return Ok(true);
+            }
+        }
+        let Some(slot) = self.inbox.slots().next() else {
+            return Ok(false);
+        };
+        let mut book = BranchBook {
+            cursor: slot.message.position,
+            log_chain: envelope::chain(&slot.bytes),
+            ..self.book.clone()
+        };
+        if step.compare {
+            book.compare = Some(true);
+        }
+        let followed = Entry {
+            number: slot.number,
+            bytes: slot.bytes.clone(),
+        };
+        let stream = self.book.followed();
+        self.evolve(
+            db,
+            &step.schema,
+            &step.dropped,
+            book,
+            Some((stream, followed)),
+        )
+        .await?;
+        self.outputs
+            .extend(self.inbox.leave(1).into_iter().map(Output::Settle));
+        if step.compare && self.link.welcomed && self.book.joining.is_none() {
+            self.verify(true)?;
+        }
+        Ok(true)
+    }
+
+    /// Changes the tables to another version without following the log there.
+    pub(super) async fn jump<D: Database>(
+        &mut self,
+        db: &mut D,
+        schema: Schema,
+    ) -> OfficeResult<()> {
+        if !self.is_prepared() {
+            return Ok(());
+        }
+        let book = self.book.clone();
+        self.evolve(db, &schema, &[], book, None).await
+    }
+
+    async fn evolve<D: Database>(
+        &mut self,
+        db: &mut D,
+        to: &Schema,
+        dropped: &[TableId],
+        mut book: BranchBook,
+        followed: Option<(String, Entry)>,
+    ) -> OfficeResult<()> {
+        let fresh: Vec<TableId> = to.tables.iter().map(|table| table.id).collect();
+        let fresh: Vec<TableId> = fresh
+            .into_iter()
+            .filter(|id| self.schema.table(*id).is_none())
+            .collect();
+        let prepared = self.is_prepared();
+        if let Some(joining) = &mut book.joining {
+            joining.loaded.retain(|id| to.table(*id).is_some());
+        } else if !fresh.is_empty() {
+            // New tables are copied as at a join; the others go on.
+            book.joining = Some(Joining {
+                loaded: to
+                    .tables
+                    .iter()
+                    .map(|t| t.id)
+                    .filter(|id| !fresh.contains(id))
+                    .collect(),
+                prepared: true,
+                frozen: true,
+                ..Joining::default()
+            });
+        }
+        let mut refused = Vec::new();
+        db.begin(Purpose::Load).await?;
+        let outcome = async {
+            let moved = self.moved_notes(db, to).await?;
+            let done = if prepared {
+                db.evolve(&self.schema, to, dropped).await?
+            } else {
+                Evolution::default()
+            };
+            book.refused
+                .retain(|table| done.refused.iter().any(|(id, _)| *id == table.id));
+            for (id, problem) in &done.refused {
+                let known = book.refused.iter().any(|table| table.id == *id);
+                if let Some(table) = self.schema.table(*id).filter(|_| !known) {
+                    book.refused.push(table.clone());
+                    refused.push(format!(
+                        "table `{}` could not follow the head's: {problem}; it is tried again by itself, other tables go on",
+                        table.name
+                    ));
+                }
+            }
+            set_moved(db, &self.schema, to, moved).await?;
+            for (id, column) in &done.found {
+                if let Some(table) = to.table(*id) {
+                    recapture_filled(db, table, *column).await?;
+                }
+            }
+            for table in to.tables.iter().filter(|table| fresh.contains(&table.id)) {
+                if prepared {
+                    db.recapture(table, None).await?;
+                }
+            }
+            if to.version != self.schema.version {
+                Versions::store(db, to).await?;
+            }
+            if let Some((stream, entry)) = followed {
+                db.append(&stream, &[entry]).await?;
+            }
+            books::store(db, BRANCH, &book).await
+        };
+        let outcome: OfficeResult<()> = outcome.await;
+        conclude(db, outcome).await?;
+        let known = book.refused.len() == self.book.refused.len();
+        self.book = book;
+        for what in refused {
+            self.notice(Notice::Trouble(what));
+        }
+        self.stepped = true;
+        self.shape = None;
+        let again = to.version == self.schema.version;
+        self.schema = to.clone();
+        self.versions.add(to.clone());
+        self.captured = true;
+        self.seen = None;
+        self.claims.clear();
+        self.read_claims(db).await?;
+        if !again || !known {
+            self.notice(Notice::SchemaChanged {
+                version: to.version,
+                what: "the tables here follow the head's".into(),
+            });
+        }
+        Ok(())
+    }
+
+    /// Tries again what tables here could not follow.
+    pub(super) async fn retry_refused<D: Database>(&mut self, db: &mut D) -> OfficeResult<()> {
+        if self.book.refused.is_empty() {
+            return Ok(());
+        }
+        let (to, book) = (self.schema.clone(), self.book.clone());
+        self.evolve(db, &to, &[], book, None).await
+    }
+
+    /// Notes whose key or row stands otherwise in the new version.
+    async fn moved_notes<D: Database>(&self, db: &mut D, to: &Schema) -> OfficeResult<Moved> {
+        let mut moved = Moved::new();
+        if !self.any_notes {
+            return Ok(moved);
+        }
+        for from in &self.schema.tables {
+            let lift = to.table(from.id).map(|to| Lift { from, to });
+            if lift.is_some_and(|lift| lift.is_identity()) {
+                continue;
+            }
+            let mut notes = Vec::new();
+            for (key, note) in db.notes(from, None).await? {
+                let note: Note = books::decode(&note)?;
+                let lifted = lift.and_then(|lift| {
+                    let note = match note {
+                        Note::Unfit(first, effect) => {
+                            Note::Unfit(first, lift.effect(&effect).ok()?.0)
+                        }
+                        note => note,
+                    };
+                    Some((lift.key(&key).ok()?, note))
+                });
+                notes.push((key, lifted));
+            }
+            if !notes.is_empty() {
+                moved.push((from.id, notes));
+            }
+        }
+        Ok(moved)
+    }
+}
+
+async fn set_moved<D: Database>(
+    db: &mut D,
+    from: &Schema,
+    to: &Schema,
+    moved: Moved,
+) -> OfficeResult<()> {
+    for (id, notes) in moved {
+        let (Some(was), Some(now)) = (from.table(id), to.table(id)) else {
+            continue;
+        };
+        let kept: BTreeSet<&Key> = notes
+            .iter()
+            .filter_map(|(_, lifted)| lifted.as_ref().map(|(key, _)| key))
+            .collect();
+        let gone: Vec<_> = notes
+            .iter()
+            .filter(|(key, _)| !kept.contains(key))
+            .map(|(key, _)| (key.clone(), None))
+            .collect();
+        let mut set = Vec::new();
+        for (key, note) in notes.iter().filter_map(|(_, lifted)| lifted.as_ref()) {
+            set.push((key.clone(), Some(books::encode(note)?)));
+        }
+        if !gone.is_empty() {
+            let was = crate::schema::Table {
+                name: now.name.clone(),
+                ..was.clone()
+            };
+            db.set_notes(&was, &gone).await?;
+        }
+        if !set.is_empty() {
+            db.set_notes(now, &set).await?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,351 @@
+//! When the head's own tables change (P10): the catalogue is compared in the snapshot of each take, and what changed becomes
+//! a schema version in the log, between the data before and the data after.
+
+use std::collections::BTreeMap;
+
+use super::recent::{Recent, names_of};
+use super::writer::{HEAD, LogWriter, Tail};
+use super::{Head, Standing};
+use crate::books::{self, HeadBook};
+use crate::envelope;
+use crate::evolution::{Follow, Next, Renamed, Versions, follow, recapture_filled};
+use crate::failure::{OfficeError, OfficeResult};
+use crate::identity::{Digest, LogPosition, Micros};
+use crate::message::{Hello, LogBody, SchemaStep};
+use crate::office::conclude;
+use crate::output::{Notice, Output};
+use crate::port::{Database, DatabaseError, Entry, Evolution, Origin, Purpose};
+use crate::schema::{Schema, TableId};
+
+/// The engine's own names of the tables and columns, as of the present version.
+const ORIGINS: &str = "origins";
+/// What a person said was renamed, until it is found.
+const RENAMED: &str = "renamed";
+/// Whether a person lets the waiting change of the tables pass.
+const ACCEPTED: &str = "accepted";
+/// How soon the tables are looked at again while a change of them is not followed, in milliseconds.
+const LOOK_AGAIN_MS: i64 = 2_000;
+
+/// How long a table must be gone before it counts as dropped, in milliseconds.
+const SETTLED_MS: i64 = 2_000;
+
+/// What the head knows of its own tables.
+#[derive(Debug, Default)]
+pub(super) struct Catalogue {
+    /// The fingerprint of the tables that the present version describes.
+    known: Option<Digest>,
+    /// What changed and is not followed, since the plan forbids it or a person is to be asked; and when that was told.
+    waiting: Option<(Vec<String>, Micros)>,
+    /// What would be lost, and since when it seems so: a rebuild may be under way.
+    fleeting: Option<(Vec<TableId>, Micros)>,
+}
+
+impl Catalogue {
+    pub fn forget(&mut self) {
+        self.known = None;
+    }
+}
+
+/// What one look at the tables led to.
+struct Step {
+    next: Next,
+    position: HeadBook,
+    fresh: Vec<super::writer::Fresh>,
+    shape: Digest,
+}
+
+impl Head {
+    /// Whether the tables are still what the present version says, asked first in a taking transaction.
+    pub(super) async fn is_as_known<D: Database>(&self, db: &mut D) -> OfficeResult<bool> {
+        let shape = db.shape(&self.schema).await?;
+        Ok(self.catalogue.known == Some(shape))
+    }
+
+    /// What changed in the tables and waits for a person, in sentences.
+    pub fn waiting_changes(&self) -> &[String] {
+        self.catalogue
+            .waiting
+            .as_ref()
+            .map_or(&[], |(told, _)| told.as_slice())
+    }
+
+    /// A person says that a table or a column was renamed, where the engine cannot tell a rename from a drop and an add.
+    /// To be said before the tables are changed, or while the change waits.
+    pub async fn say_renamed<D: Database>(
+        &mut self,
+        db: &mut D,
+        said: &Renamed,
+    ) -> OfficeResult<()> {
+        db.begin(Purpose::Apply).await?;
+        let outcome = async {
+            let known =
+                books::load::<Vec<(String, Option<String>, String)>, D>(db, RENAMED).await?;
+            let mut known = known.unwrap_or_default();
+            known.retain(|(table, column, _)| (table, column) != (&said.table, &said.column));
+            known.push((said.table.clone(), said.column.clone(), said.to.clone()));
+            books::store(db, RENAMED, &known).await
+        };
+        let outcome = outcome.await;
+        conclude(db, outcome).await?;
+        self.catalogue = Catalogue::default();
+        Ok(())
+    }
+
+    /// A person lets the waiting change of the tables pass (the plan says `ask`).
+    pub async fn accept_changes<D: Database>(&mut self, db: &mut D) -> OfficeResult<()> {
+        db.begin(Purpose::Apply).await?;
+        let outcome = books::store(db, ACCEPTED, &true).await;
+        conclude(db, outcome).await?;
+        self.catalogue = Catalogue::default();
+        self.captured = true;
+        Ok(())
+    }
+
+    /// Brings the present version in line with the tables. Returns whether data may move: not while a change of the
+    /// tables waits for a person.
+    pub(super) async fn reconcile<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Micros,
+    ) -> OfficeResult<bool> {
+        if self.catalogue.known.is_some() {
+            return Ok(true);
+        }
+        if let Some((_, looked)) = &self.catalogue.waiting
+            && !now.has_passed(LOOK_AGAIN_MS, *looked)
+        {
+            return Ok(false);
+        }
+        let missing = db.missing_capture(&self.schema).await?;
+        db.begin(Purpose::Read).await?;
+        let outcome = async {
+            let shape = db.shape(&self.schema).await?;
+            let origins: BTreeMap<String, Origin> =
+                books::load(db, ORIGINS).await?.unwrap_or_default();
+            let renamed =
+                books::load::<Vec<(String, Option<String>, String)>, D>(db, RENAMED).await?;
+            let accepted = books::load::<bool, D>(db, ACCEPTED).await?;
+            Ok((
+                shape,
+                origins,
+                renamed.unwrap_or_default(),
+                accepted == Some(true),
+            ))
+        };
+        let outcome: OfficeResult<_> = outcome.await;
+        let (before, origins, renamed, accepted) = conclude(db, outcome).await?;
+        let renamed: Vec<Renamed> = renamed
+            .into_iter()
+            .map(|(table, column, to)| Renamed { table, column, to })
+            .collect();
+        let found = db.inspect().await?;
+        let mut next = follow(&self.schema, &origins, &found, &self.plan, &renamed);
+        if self.is_fleeting(&next, now) {
+            return Ok(false);
+        }
+        for (id, problem) in &next.stuck {
+            let table = self.schema.table(*id).map(|table| table.name.clone());
+            let why = format!(
+                "table `{}` cannot be followed: {problem}",
+                table.unwrap_or_default()
+            );
+            self.outputs.push_back(Output::Notice(Notice::Trouble(why)));
+        }
+        if self.must_wait(&next, accepted, now) {
+            return Ok(false);
+        }
+        let renewed = !missing.is_empty();
+        if renewed && next.schema.version == self.schema.version {
+            // Writes may have gone unseen: what differs is found by comparing with the branches.
+            next.schema.version += 1;
+        }
+        next.doubtful.extend(missing);
+        db.begin(Purpose::Load).await?;
+        let outcome = self.reshape(db, before, next, &found.origins).await;
+        let Some(step) = conclude(db, outcome).await? else {
+            return Ok(false);
+        };
+        self.adopt_reshaped(step, now);
+        Ok(true)
+    }
+
+    /// Whether a table is gone or cannot be shared only since a moment: where DDL is no transaction, that is how a rebuild
+    /// looks from outside.
+    fn is_fleeting(&mut self, next: &Next, now: Micros) -> bool {
+        let stuck = next.stuck.iter().map(|(id, _)| *id);
+        let lost: Vec<TableId> = next.dropped.iter().copied().chain(stuck).collect();
+        if lost.is_empty() {
+            self.catalogue.fleeting = None;
+            return false;
+        }
+        match &self.catalogue.fleeting {
+            Some((known, since)) if *known == lost => !now.has_passed(SETTLED_MS, *since),
+            _ => {
+                self.catalogue.fleeting = Some((lost, now));
+                true
+            }
+        }
+    }
+
+    /// Whether the change is not to be followed yet, by the plan.
+    fn must_wait(&mut self, next: &Next, accepted: bool, now: Micros) -> bool {
+        let free = match self.plan.follow {
+            Follow::Follow => true,
+            Follow::Ask => accepted,
+            Follow::Refuse => false,
+        };
+        if next.told.is_empty() || free {
+            self.catalogue.waiting = None;
+            return false;
+        }
+        if self.waiting_changes() != next.told {
+            let what = next.told.join("; ");
+            let way = match self.plan.follow {
+                Follow::Refuse => {
+                    "the plan refuses changed tables: change them back, or set `schema = \"follow\"`"
+                }
+                _ => "nothing is sent until `branchline schema accept`",
+            };
+            let why = format!("the head's tables changed: {what}; {way}");
+            self.outputs.push_back(Output::Notice(Notice::Trouble(why)));
+        }
+        self.catalogue.waiting = Some((next.told.clone(), now));
+        true
+    }
+
+    /// Writes the version into the log and installs capture for it. Nothing where the tables changed meanwhile.
+    async fn reshape<D: Database>(
+        &self,
+        db: &mut D,
+        before: Digest,
+        next: Next,
+        origins: &BTreeMap<String, Origin>,
+    ) -> OfficeResult<Option<Step>> {
+        if db.shape(&self.schema).await? != before {
+            return Ok(None);
+        }
+        let mut writer = LogWriter::new(&self.identity, &self.schema, self.book.clone());
+        let told = next.schema.version != self.schema.version;
+        if told {
+            // The tables are what the version says already: this moves the capture along.
+            let done = db.evolve(&self.schema, &next.schema, &[]).await?;
+            refused(&done, &next.schema)?;
+        }
+        if told {
+            let step = SchemaStep {
+                schema: next.schema.clone(),
+                dropped: next.dropped.clone(),
+                compare: !next.doubtful.is_empty(),
+            };
+            writer.append(db, LogBody::Schema(step)).await?;
+            Versions::store(db, &next.schema).await?;
+            db.set_meta(RENAMED, None).await?;
+            db.set_meta(ACCEPTED, None).await?;
+            for (id, column) in &next.added {
+                if let Some(table) = next.schema.table(*id) {
+                    recapture_filled(db, table, *column).await?;
+                }
+            }
+        }
+        books::store(db, ORIGINS, origins).await?;
+        writer.finish(db).await?;
+        let shape = db.shape(&next.schema).await?;
+        Ok(Some(Step {
+            next,
+            position: writer.book,
+            fresh: writer.fresh,
+            shape,
+        }))
+    }
+
+    fn adopt_reshaped(&mut self, step: Step, now: Micros) {
+        if !step.fresh.is_empty() {
+            self.appended = now;
+            let version = step.next.schema.version;
+            let what = step.next.told.join("; ");
+            let notice = Notice::SchemaChanged { version, what };
+            self.outputs.push_back(Output::Notice(notice));
+            self.versions.add(step.next.schema.clone());
+        }
+        self.book = step.position;
+        self.tail.adopt(step.fresh, &mut self.recent);
+        self.schema = step.next.schema;
+        self.catalogue.known = Some(step.shape);
+        self.captured = true;
+    }
+
+    /// A restored head takes a step of the schema back that it had lost: its tables become what the step says, unless
+    /// they are that already.
+    pub(super) async fn take_step_back<D: Database>(
+        &mut self,
+        db: &mut D,
+        position: LogPosition,
+        bytes: &[u8],
+        step: &SchemaStep,
+    ) -> OfficeResult<()> {
+        let book = HeadBook {
+            last: position,
+            chain: envelope::chain(bytes),
+            ..self.book.clone()
+        };
+        db.begin(Purpose::Load).await?;
+        let outcome = async {
+            let done = db.evolve(&self.schema, &step.schema, &step.dropped).await?;
+            refused(&done, &step.schema)?;
+            let number = position.0;
+            let entry = |bytes: Vec<u8>| [Entry { number, bytes }];
+            db.append(books::LOG, &entry(bytes.to_vec())).await?;
+            db.append(books::LOG_KEYS, &entry(names_of(&[]))).await?;
+            Versions::store(db, &step.schema).await?;
+            books::store(db, HEAD, &book).await
+        };
+        let outcome = outcome.await;
+        conclude(db, outcome).await?;
+        self.recent = Recent::new(book.last);
+        self.tail = Tail::default();
+        self.book = book;
+        self.schema = step.schema.clone();
+        self.versions.add(step.schema.clone());
+        self.catalogue.forget();
+        self.captured = true;
+        Ok(())
+    }
+
+    /// The version that a branch is to have where it will stand after the greeting; nothing where the log brings it.
+    pub(super) async fn schema_for<D: Database>(
+        &self,
+        db: &mut D,
+        hello: &Hello,
+        standing: &Standing,
+    ) -> OfficeResult<Option<Schema>> {
+        let wanted = match standing {
+            Standing::GoBack(place, _) => {
+                db.begin(Purpose::Read).await?;
+                let next = db.entries(books::LOG, place.0.saturating_add(1), 1).await;
+                let next = conclude(db, next.map_err(OfficeError::from)).await?;
+                match next.first() {
+                    // An entry names the version before it.
+                    Some(entry) => super::own_entry(&entry.bytes)?.schema,
+                    None => self.schema.version,
+                }
+            }
+            Standing::BeyondHorizon => self.schema.version,
+            _ if hello.schema == 0 => self.schema.version,
+            _ => return Ok(None),
+        };
+        let version = self.versions.get(wanted).unwrap_or(&self.schema);
+        Ok((hello.schema != wanted).then(|| version.clone()))
+    }
+}
+
+/// The head's tables must be what the version says.
+fn refused(done: &Evolution, schema: &Schema) -> OfficeResult<()> {
+    let Some((id, problem)) = done.refused.first() else {
+        return Ok(());
+    };
+    let table = schema.table(*id).map(|table| table.name.clone());
+    Err(OfficeError::Database(DatabaseError::Mismatch {
+        table: table.unwrap_or_default(),
+        message: problem.clone(),
+    }))
+}

@@ -1,0 +1,119 @@
+//! A fingerprint of how the shared tables are defined.
+//!
+//! An `ALTER` that rewrites a table is not safe for old snapshots: to them the table is empty, and every captured row
+//! would look deleted. So a transaction that takes locks the tables against it before it has a snapshot.
+
+use branchline_core::identity::Digest;
+use branchline_core::port::{DatabaseError, DbResult, Purpose};
+use branchline_core::schema::Schema;
+use tokio_postgres::types::Type as Wire;
+
+use super::books::get;
+use super::connection::PostgresDatabase;
+use super::ddl::{names, relation};
+
+/// How long it waits for an `ALTER` of the application.
+const PATIENCE: &str = "100ms";
+
+/// The tables that [`super::catalog`] would find, a line each, and what defines the shared ones.
+const SHAPE: &str = "
+WITH shared AS MATERIALIZED (
+    SELECT c.oid, n.nspname, c.relname, c.relkind, c.relpersistence, c.relrowsecurity, c.relforcerowsecurity, c.relowner
+    FROM pg_catalog.unnest($1::text[]) WITH ORDINALITY AS g(nsp, place)
+    JOIN pg_catalog.unnest($2::text[]) WITH ORDINALITY AS h(name, place) ON h.place = g.place
+    JOIN pg_catalog.pg_namespace n ON n.nspname = g.nsp
+    JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = h.name AND c.relkind IN ('r', 'p'))
+SELECT ROW('t', s.*, EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhrelid = s.oid),
+           s.relkind = 'r' AND EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = s.oid))::text
+FROM shared s
+UNION ALL
+SELECT ROW('c', a.attrelid, a.attnum, a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity,
+           a.attgenerated, a.attcollation, pg_catalog.pg_get_expr(d.adbin, d.adrelid),
+           t.typbasetype, t.typtypmod, ARRAY(SELECT e.enumlabel FROM pg_catalog.pg_enum e
+               WHERE e.enumtypid IN (t.oid, t.typelem, t.typbasetype) ORDER BY e.enumtypid, e.enumsortorder))::text
+FROM shared s JOIN pg_catalog.pg_attribute a ON a.attrelid = s.oid AND a.attnum > 0 AND NOT a.attisdropped
+JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+UNION ALL
+SELECT ROW('i', i.indrelid, i.indisunique, i.indisprimary, i.indimmediate, i.indisvalid, i.indnkeyatts, i.indkey,
+           i.indpred IS NULL, i.indexprs IS NULL)::text
+FROM shared s JOIN pg_catalog.pg_index i ON i.indrelid = s.oid
+UNION ALL
+SELECT ROW('f', f.conrelid, f.conkey, f.confrelid::pg_catalog.regclass, f.confkey, f.confdeltype, f.confupdtype)::text
+FROM shared s JOIN pg_catalog.pg_constraint f ON f.conrelid = s.oid AND f.contype = 'f' AND f.conparentid = 0
+UNION ALL
+SELECT ROW('o', n.nspname, c.relname)::text
+FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid
+WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'branchline') AND n.nspname NOT LIKE 'pg\\_%'
+  AND c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't'
+  AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.objid = c.oid AND d.deptype = 'e'
+                  AND d.classid = 'pg_catalog.pg_class'::pg_catalog.regclass)";
+
+/// Which of these tables exist.
+const THERE: &str = "
+SELECT h.place FROM pg_catalog.unnest($1::text[]) WITH ORDINALITY AS g(nsp, place)
+JOIN pg_catalog.unnest($2::text[]) WITH ORDINALITY AS h(name, place) ON h.place = g.place
+JOIN pg_catalog.pg_namespace n ON n.nspname = g.nsp
+JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = h.name AND c.relkind IN ('r', 'p')";
+
+const NAMES: [Wire; 2] = [Wire::TEXT_ARRAY, Wire::TEXT_ARRAY];
+
+pub(super) async fn shape(db: &mut PostgresDatabase, schema: &Schema) -> DbResult<Digest> {
+    let tables: Vec<&str> = schema.tables.iter().map(|table| &*table.name).collect();
+    if db.purpose() == Some(Purpose::Take) {
+        lock(db, &tables).await?;
+    }
+    let (schemas, names): (Vec<&str>, Vec<&str>) = tables.iter().map(|name| names(name)).unzip();
+    let mut lines = Vec::new();
+    for row in db.query(SHAPE, &NAMES, &[&schemas, &names]).await? {
+        lines.push(get::<String>(&row, 0)?);
+    }
+    lines.sort_unstable();
+    let shape = Digest::of(lines.join("\n").as_bytes());
+    // Statements made for other definitions would fail, or cast to what a column was.
+    db.seen(shape);
+    Ok(shape)
+}
+
+/// Locks the tables that exist. The transaction has no snapshot yet; where some are gone, it is begun anew.
+async fn lock(db: &mut PostgresDatabase, tables: &[&str]) -> DbResult<()> {
+    if lock_all(db, tables).await? {
+        return Ok(());
+    }
+    let (schemas, named): (Vec<&str>, Vec<&str>) = tables.iter().map(|name| names(name)).unzip();
+    db.close(false).await?;
+    let there = db.query(THERE, &NAMES, &[&schemas, &named]).await?;
+    let mut left = Vec::new();
+    for row in &there {
+        let place = usize::try_from(get::<i64>(row, 0)? - 1).unwrap_or(usize::MAX);
+        left.extend(tables.get(place).copied());
+    }
+    db.open(Purpose::Take).await?;
+    if lock_all(db, &left).await? {
+        return Ok(());
+    }
+    Err(DatabaseError::Busy(
+        "tables come and go at this moment".into(),
+    ))
+}
+
+/// False where one of them does not exist; the transaction has failed then.
+async fn lock_all(db: &PostgresDatabase, tables: &[&str]) -> DbResult<bool> {
+    if tables.is_empty() {
+        return Ok(true);
+    }
+    let relations: Vec<String> = tables.iter().map(|name| relation(name)).collect();
+    // None of these statements takes the snapshot.
+    let sql = format!(
+        "SET LOCAL lock_timeout TO '{PATIENCE}'; LOCK TABLE {} IN ACCESS SHARE MODE; SET LOCAL lock_timeout TO '800ms'",
+        relations.join(", ")
+    );
+    match db.client()?.batch_execute(&sql).await {
+        Ok(()) => Ok(true),
+        Err(error) => match error.code().map(tokio_postgres::error::SqlState::code) {
+            // No such table, no such schema, no table.
+            Some("42P01" | "3F000" | "42809") => Ok(false),
+            _ => Err(super::error::failed(&error)),
+        },
+    }
+}
