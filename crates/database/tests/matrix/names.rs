@@ -79,6 +79,8 @@ fn table(name: &str, columns: Vec<Column>) -> Table {
         insert: Default::default(),
         counters: Vec::new(),
         before: true,
+        columns_ever: 0,
+        indexes: vec![],
     }
 }
 
