@@ -9,9 +9,13 @@ mod frameworks;
 mod journey;
 #[path = "matrix/names.rs"]
 mod names;
+#[path = "matrix/page.rs"]
+mod page;
 #[path = "matrix/place.rs"]
 mod place;
 #[path = "matrix/samples.rs"]
 mod samples;
 #[path = "matrix/shapes.rs"]
 mod shapes;
+#[path = "matrix/spellings.rs"]
+mod spellings;

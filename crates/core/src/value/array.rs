@@ -5,7 +5,7 @@ use std::iter::Peekable;
 use std::str::Chars;
 
 use super::Type;
-use super::spelling::spelling as of_element;
+use super::spelling::{is_spelled, spelling as of_element};
 
 /// Dimensions that PostgreSQL's arrays have at the most.
 const DEEPEST: usize = 6;
@@ -66,8 +66,13 @@ fn row(of: &Type, characters: &mut Peekable<Chars<'_>>, depth: usize) -> Option<
     }
 }
 
+/// What PostgreSQL passes over between elements.
+fn is_blank(c: char) -> bool {
+    matches!(c, ' ' | '\t' | '\n' | '\r' | '\u{b}' | '\u{c}')
+}
+
 fn blanks(characters: &mut Peekable<Chars<'_>>) {
-    while characters.next_if(char::is_ascii_whitespace).is_some() {}
+    while characters.next_if(|c| is_blank(*c)).is_some() {}
 }
 
 fn quoted(characters: &mut Peekable<Chars<'_>>) -> Option<String> {
@@ -99,7 +104,7 @@ fn bare(of: &Type, characters: &mut Peekable<Chars<'_>>) -> Option<Item> {
             }
         }
     }
-    let text = text.trim_end_matches(|c: char| c.is_ascii_whitespace());
+    let text = text.trim_end_matches(is_blank);
     match text {
         "" => None,
         null if null.eq_ignore_ascii_case("null") && !escaped => Some(Item::Null),
@@ -123,6 +128,10 @@ fn element(of: &Type, text: &str) -> Option<String> {
         Type::Float64 => {
             let number: f64 = text.parse().ok()?;
             Some(float(number, 15, number.to_string()))
+        }
+        // Deeper than is worth folding, or with half of a character, it is JSON nevertheless.
+        Type::Json | Type::Jsonb if is_spelled(of, text) => {
+            Some(of_element(of, text).map_or_else(|| text.to_owned(), Cow::into_owned))
         }
         kind => of_element(kind, text).map(Cow::into_owned),
     }
@@ -185,7 +194,7 @@ fn write(items: &[Item], out: &mut String) {
             Item::Null => out.push_str("NULL"),
             Item::Row(items) => write(items, out),
             Item::Element(text) => {
-                let plain = |c: char| !c.is_ascii_whitespace() && !"{},\"\\".contains(c);
+                let plain = |c: char| !is_blank(c) && !"{},\"\\".contains(c);
                 if text.is_empty() || text.eq_ignore_ascii_case("null") || !text.chars().all(plain)
                 {
                     let escaped = text.replace('\\', "\\\\").replace('"', "\\\"");
@@ -213,6 +222,7 @@ mod tests {
                 Some(r#"{a,"b c",NULL,"NULL","",NU}"#),
             ),
             (&texts, r#"{"a,b","c\"d\\"}"#, Some(r#"{"a,b","c\"d\\"}"#)),
+            (&texts, "{\"\u{b}\"}", Some("{\"\u{b}\"}")),
             (&texts, "{}", Some("{}")),
             (&texts, "{{a,b},{c,d}}", Some("{{a,b},{c,d}}")),
             (&Type::Int32, "[2:3]={ 1,02}", Some("[2:3]={1,2}")),

@@ -321,7 +321,8 @@ fn moment(text: &str, has_zone: bool) -> Option<Cow<'_, str>> {
 struct Span {
     months: i64,
     days: i64,
-    micros: i64,
+    /// Wide enough for the smallest that PostgreSQL writes.
+    micros: i128,
 }
 
 impl Span {
@@ -385,7 +386,7 @@ impl Span {
         if text.is_empty() || self.micros != 0 {
             let size = self.micros.checked_abs()?;
             let clock = Clock {
-                seconds: size / 1_000_000,
+                seconds: i64::try_from(size / 1_000_000).ok()?,
                 fraction: match size % 1_000_000 {
                     0 => String::new(),
                     rest => format!("{rest:06}").trim_end_matches('0').to_owned(),
@@ -404,7 +405,7 @@ impl Span {
 }
 
 /// `[+-]HH:MM:SS.ffffff`, with as many hours as there are.
-fn clock_micros(word: &str) -> Option<i64> {
+fn clock_micros(word: &str) -> Option<i128> {
     let (negative, bare) = match word.strip_prefix('-') {
         Some(rest) => (true, rest),
         None => (false, word.strip_prefix('+').unwrap_or(word)),
@@ -414,13 +415,9 @@ fn clock_micros(word: &str) -> Option<i64> {
     if hours.len() < 2 || !digits(hours) || rest.len() < 5 {
         return None;
     }
-    let seconds = hours
-        .parse::<i64>()
-        .ok()?
-        .checked_mul(3600)?
-        .checked_add(within.seconds)?;
-    let fraction: i64 = format!("{:0<6}", within.fraction).parse().ok()?;
-    let micros = seconds.checked_mul(1_000_000)?.checked_add(fraction)?;
+    let seconds = i128::from(hours.parse::<i64>().ok()?) * 3600 + i128::from(within.seconds);
+    let fraction: i128 = format!("{:0<6}", within.fraction).parse().ok()?;
+    let micros = seconds * 1_000_000 + fraction;
     Some(if negative { -micros } else { micros })
 }
 
@@ -429,7 +426,7 @@ pub fn interval_of_micros(micros: i64) -> String {
     let span = Span {
         months: 0,
         days: micros.div_euclid(86_400_000_000),
-        micros: micros.rem_euclid(86_400_000_000),
+        micros: i128::from(micros.rem_euclid(86_400_000_000)),
     };
     span.text().unwrap_or_default()
 }
@@ -437,11 +434,10 @@ pub fn interval_of_micros(micros: i64) -> String {
 /// The microseconds of an interval, where [`interval_of_micros`] would make the same interval of them.
 pub fn micros_of_interval(text: &str) -> Option<i64> {
     let span = Span::read(text)?;
-    let micros = span
-        .days
-        .checked_mul(86_400_000_000)?
-        .checked_add(span.micros)?;
-    (span.months == 0 && (0..86_400_000_000).contains(&span.micros)).then_some(micros)
+    let within_a_day = (0..86_400_000_000).contains(&span.micros);
+    let micros = i128::from(span.days) * 86_400_000_000 + span.micros;
+    let micros = i64::try_from(micros).ok()?;
+    (span.months == 0 && within_a_day).then_some(micros)
 }
 
 /// An address with the length of its network, which is left out where it is the whole address.

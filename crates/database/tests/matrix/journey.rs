@@ -6,19 +6,32 @@ use std::fmt::Write;
 use branchline_core::change::Row;
 use branchline_core::port::{Database, DatabaseError};
 use branchline_core::schema::{Schema, Table};
+use branchline_core::value::Value;
 
 use super::place::{ENGINES, Engine, Place, schema};
 use super::samples::{Sample, holds, samples};
 
-/// What became of the values of one declared type.
-#[derive(Default)]
-struct Score {
-    passed: usize,
-    held: usize,
+/// The rows of a plan, each with the number of its sample.
+type Rows = Vec<(usize, Row)>;
+
+/// An application's table, shared as it was found.
+struct Origin {
+    place: Place,
+    plan: Schema,
+    rows: Rows,
+    /// The values as SQL, by the rows' keys.
+    written: BTreeMap<i64, String>,
+}
+
+fn id_of(row: &Row) -> i64 {
+    match row.0[0] {
+        Value::Int(id) => id,
+        _ => panic!("the key is a number"),
+    }
 }
 
 /// The application's table, with a column for each sample, and a row for each value.
-async fn origin(engine: Engine, samples: &[Sample]) -> (Place, Schema, Vec<(usize, Row)>) {
+async fn origin(engine: Engine, samples: &[Sample]) -> Origin {
     let name = if engine == Engine::MariaDb {
         "`t`"
     } else {
@@ -49,7 +62,7 @@ async fn origin(engine: Engine, samples: &[Sample]) -> (Place, Schema, Vec<(usiz
     )
     .unwrap();
     let (mut id, mut of) = (0, BTreeMap::new());
-    let mut unreadable = Vec::new();
+    let (mut unreadable, mut written) = (Vec::new(), BTreeMap::new());
     for (at, sample) in samples.iter().enumerate() {
         for (value, legal) in (sample.values.iter().map(|v| (v, true)))
             .chain(sample.unreadable.iter().map(|v| (v, false)))
@@ -61,6 +74,7 @@ async fn origin(engine: Engine, samples: &[Sample]) -> (Place, Schema, Vec<(usiz
             )
             .unwrap();
             of.insert(i64::from(id), at);
+            written.insert(i64::from(id), value.clone());
             if !legal {
                 unreadable.push((id, sample.declared, value));
             }
@@ -80,10 +94,6 @@ async fn origin(engine: Engine, samples: &[Sample]) -> (Place, Schema, Vec<(usiz
     let plan = schema(found.tables);
     place.share(&plan).await.unwrap();
     let (rows, listed) = place.take_all(&plan).await;
-    let id_of = |row: &Row| match row.0[0] {
-        branchline_core::value::Value::Int(id) => id,
-        _ => panic!("the key is a number"),
-    };
     let listed: Vec<i64> = listed
         .iter()
         .map(|one| id_of(&Row(one.key.0.clone())))
@@ -110,7 +120,12 @@ async fn origin(engine: Engine, samples: &[Sample]) -> (Place, Schema, Vec<(usiz
         .into_iter()
         .map(|row| (of[&id_of(&row)], row))
         .collect();
-    (place, plan, rows)
+    Origin {
+        place,
+        plan,
+        rows,
+        written,
+    }
 }
 
 /// Writes rows at a place that has the plan's table; returns those that it holds, as it sends them on.
@@ -121,7 +136,7 @@ async fn stop(
     samples: &[Sample],
     wrong: &mut Vec<String>,
     from: &str,
-) -> Vec<(usize, Row)> {
+) -> Rows {
     let table: &Table = &plan.tables[0];
     let mut kept = Vec::new();
     for (at, row) in rows {
@@ -138,7 +153,14 @@ async fn stop(
         match place.put(plan, row).await {
             Ok(()) if fits => kept.push((*at, row.clone())),
             Ok(()) => wrong.push(format!("{label}: not refused")),
-            Err(DatabaseError::Mismatch { message, .. }) if !fits => {
+            Err(
+                DatabaseError::Mismatch { message, .. }
+                | DatabaseError::Constraint {
+                    message,
+                    foreign_key: false,
+                    ..
+                },
+            ) if !fits => {
                 assert!(!message.is_empty());
             }
             Err(error) => wrong.push(format!("{label}: {error:?}")),
@@ -175,95 +197,82 @@ async fn stop(
 async fn journeys(from: Engine) {
     let samples = samples(from);
     let mut wrong = Vec::new();
-    let mut scores: BTreeMap<(usize, Engine), Score> = BTreeMap::new();
+    let mut held: BTreeMap<(usize, Engine), Vec<String>> = BTreeMap::new();
+    let mut kinds = Vec::new();
     for by in ENGINES {
         let third = ENGINES
             .into_iter()
             .find(|one| *one != from && *one != by)
             .unwrap();
-        let (mut home, plan, rows) = origin(from, &samples).await;
+        let Origin {
+            place: mut home,
+            plan,
+            rows,
+            written,
+        } = origin(from, &samples).await;
         let mut there = Place::new(by).await;
         there.share(&plan).await.unwrap();
-        let at_by = stop(
-            &mut there,
-            &plan,
-            &rows,
-            &samples,
-            &mut wrong,
-            &format!("{from}"),
-        )
-        .await;
-        for (at, _) in &rows {
-            scores.entry((*at, by)).or_default().held += 1;
-        }
-        for (at, _) in &at_by {
-            let score = scores.entry((*at, by)).or_default();
-            score.held -= 1;
-            score.passed += 1;
+        let way = from.to_string();
+        let at_by = stop(&mut there, &plan, &rows, &samples, &mut wrong, &way).await;
+        for (at, row) in &rows {
+            if !at_by.iter().any(|(_, other)| id_of(other) == id_of(row)) {
+                let values = held.entry((*at, by)).or_default();
+                values.push(written[&id_of(row)].clone());
+            }
         }
         let mut further = Place::new(third).await;
         further.share(&plan).await.unwrap();
-        let at_third = stop(
-            &mut further,
-            &plan,
-            &at_by,
-            &samples,
-            &mut wrong,
-            &format!("{from} -> {by}"),
-        )
-        .await;
+        let way = format!("{from} -> {by}");
+        let at_third = stop(&mut further, &plan, &at_by, &samples, &mut wrong, &way).await;
         let mut new = Place::new(from).await;
         new.share(&plan).await.unwrap();
-        stop(
-            &mut new,
-            &plan,
-            &at_third,
-            &samples,
-            &mut wrong,
-            &format!("{from} -> {by} -> {third}"),
-        )
-        .await;
+        let way = format!("{from} -> {by} -> {third}");
+        stop(&mut new, &plan, &at_third, &samples, &mut wrong, &way).await;
         // Home, into the very columns that the application declared, from which the values are gone meanwhile.
         home.sql("DELETE FROM t").await;
         home.take(&plan).await;
-        stop(
-            &mut home,
-            &plan,
-            &at_by,
-            &samples,
-            &mut wrong,
-            &format!("{from} -> {by} -> home"),
-        )
-        .await;
+        let way = format!("{from} -> {by} -> home");
+        stop(&mut home, &plan, &at_by, &samples, &mut wrong, &way).await;
         home.db.uninstall().await.unwrap();
+        kinds = (plan.tables[0].columns.iter().skip(1))
+            .map(|column| column.kind.to_string())
+            .collect();
     }
-    let mut table = format!(
-        "{:<36}{:>16}{:>16}{:>16}\n",
-        format!("from {from}, to"),
-        ENGINES[0],
-        ENGINES[1],
-        ENGINES[2]
-    );
-    for (at, sample) in samples.iter().enumerate() {
-        write!(table, "{:<36}", sample.declared).unwrap();
-        for by in ENGINES {
-            let score = &scores[&(at, by)];
-            let held = if score.held > 0 {
-                format!("{} held", score.held)
-            } else {
-                String::new()
-            };
-            write!(table, "{:>7} {held:>8}", score.passed).unwrap();
-        }
-        table.push('\n');
-    }
-    println!("{table}");
     assert!(
         wrong.is_empty(),
         "{} values:\n{}",
         wrong.len(),
         wrong.join("\n")
     );
+    let mut table = String::from(
+        "| declared | travels as | values tried | held elsewhere | stay here |\n|---|---|---|---|---|\n",
+    );
+    for (at, sample) in samples.iter().enumerate() {
+        let held: Vec<String> = (ENGINES.iter())
+            .filter_map(|by| Some(format!("{by}: {}", listed(held.get(&(at, *by))?))))
+            .collect();
+        let tried = sample.values.len() + sample.unreadable.len();
+        writeln!(
+            table,
+            "| `{}` | {} | {tried} | {} | {} |",
+            sample.declared.replace('|', "\\|"),
+            kinds[at],
+            held.join("; "),
+            listed(&sample.unreadable)
+        )
+        .unwrap();
+    }
+    super::page::says(&format!("from {from}"), &table);
+}
+
+/// The values as the page shows them.
+fn listed(values: &[String]) -> String {
+    let shown = values.iter().map(|value| {
+        let text: String = value.chars().take(48).collect();
+        let rest = if text.len() < value.len() { "…" } else { "" };
+        format!("`{}{rest}`", text.replace('`', "'").replace('|', "\\|"))
+    });
+    shown.collect::<Vec<_>>().join(", ")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

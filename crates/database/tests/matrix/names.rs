@@ -4,6 +4,8 @@ use branchline_core::change::{Effect, Row};
 use branchline_core::port::{Database, DatabaseError};
 use branchline_core::schema::{Column, Schema, Table};
 use branchline_core::value::{Type, Value};
+use branchline_database::AnyDatabase;
+use branchline_testkit::servers::MariaDb;
 
 use super::place::{ENGINES, Engine, Place, schema};
 
@@ -78,7 +80,7 @@ fn table(name: &str, columns: Vec<Column>) -> Table {
         counters: Vec::new(),
         before: true,
         columns_ever: 0,
-        indexes: Vec::new(),
+        indexes: vec![],
     }
 }
 
@@ -181,7 +183,7 @@ async fn tables_and_columns_of_any_name_are_shared() {
             assert_eq!(read.get(&key), Some(row), "{engine} {}", table.name);
             assert_eq!(
                 office.db.chunk(table, None, 10).await.unwrap(),
-                [row.clone()]
+                std::slice::from_ref(row)
             );
         }
         assert_eq!(office.take_tables(&plan).await.0, []);
@@ -209,6 +211,29 @@ async fn tables_and_columns_of_any_name_are_shared() {
             }
         };
         assert_eq!(office.see(left).await, [], "{engine}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_folds_the_names_of_tables_says_so() {
+    let server = MariaDb::start_with(&["lower-case-table-names=1"]);
+    let one = |name: &str| table(name, vec![column("id", Type::Int64, false)]);
+    for (tables, part) in [
+        (vec![one("goods")], None),
+        (vec![one("Goods")], Some("lower case")),
+        (vec![one("stock"), one("Stock")], Some("lower case")),
+    ] {
+        let mut db = AnyDatabase::open(&server.fresh_database(), false)
+            .await
+            .unwrap();
+        let made = db.create_tables(&schema(tables)).await;
+        match part {
+            None => assert_eq!(made, Ok(vec!["goods".to_owned()])),
+            Some(part) => assert!(
+                matches!(&made, Err(DatabaseError::Mismatch { message, .. }) if message.contains(part)),
+                "{made:?}"
+            ),
+        }
     }
 }
 

@@ -246,6 +246,8 @@ fn postgres() -> Vec<Sample> {
                 "'1 day'",
                 "'0'",
                 "'-1 year +2 days'",
+                "'-2562047788:00:54.775807'",
+                "'2562047788:00:54.775807'",
             ],
         ),
         sample(
@@ -270,6 +272,8 @@ fn postgres() -> Vec<Sample> {
                 "'null'",
                 "' [1 ,2 ] '",
                 "'1e400'",
+                "(repeat('[', 31) || repeat(']', 31))::json",
+                "(repeat('[', 40) || repeat(']', 40))::json",
             ],
         ),
         sample(

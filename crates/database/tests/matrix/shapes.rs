@@ -120,6 +120,71 @@ async fn tables_of_unusual_shapes_are_shared() {
     }
 }
 
+/// A key has one spelling, or another office's change would not find the row and make a second one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_of_sqlite_that_others_spell_otherwise_stay_and_are_told() {
+    for (declared, fine, bad) in [
+        (
+            "UUID",
+            "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11",
+            "A0EEBC99-9C0B-4EF8-BB6D-6BB9BD380A12",
+        ),
+        (
+            "UUID",
+            "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11",
+            "a0eebc999c0b4ef8bb6d6bb9bd380a12",
+        ),
+        ("CHAR(4)", "ab", "ac "),
+        ("DATETIME", "2024-01-02 03:04:05", "2024-01-02T03:04:06"),
+        (
+            "DATETIME",
+            "2024-01-02 03:04:05.500000",
+            "2024-01-02 03:04:06.5",
+        ),
+        (
+            "TIMESTAMPTZ",
+            "2024-01-02 03:04:05+00",
+            "2024-01-02 03:04:05+02:00",
+        ),
+        ("DECIMAL_TEXT(8,2)", "1.50", "1.5"),
+        ("TIME_TEXT", "12:30:00", "12:31"),
+    ] {
+        let sql = format!("CREATE TABLE t (k {declared} NOT NULL PRIMARY KEY, n INTEGER)");
+        let mut office = Place::with(Engine::Sqlite, &sql).await;
+        let plan = schema(office.look().await.tables);
+        office.share(&plan).await.unwrap();
+        office
+            .sql(&format!("INSERT INTO t VALUES ('{fine}', 1), ('{bad}', 2)"))
+            .await;
+        let (rows, unreadable) = office.take(&plan).await;
+        assert_eq!(
+            (rows.len(), unreadable.len()),
+            (1, 1),
+            "{declared} {rows:?}"
+        );
+        assert!(unreadable[0].problem.contains("`k`"), "{unreadable:?}");
+        // What is sent comes back, changed, to the row that it came from.
+        let mut row = rows[0].clone();
+        row.0[1] = Value::Int(5);
+        office.put(&plan, &row).await.unwrap();
+        let fives = format!("SELECT CAST(count(*) AS TEXT) FROM t WHERE n = 5 AND k = '{fine}'");
+        assert_eq!(
+            office.see(&fives).await,
+            [Some("1".to_owned())],
+            "{declared}"
+        );
+        let all = office.see("SELECT CAST(count(*) AS TEXT) FROM t").await;
+        assert_eq!(all, [Some("2".to_owned())], "{declared}");
+        let key = plan.tables[0].key_of(&row);
+        office
+            .write(&plan, &[(1, Effect::Delete(key))])
+            .await
+            .unwrap();
+        let all = office.see("SELECT CAST(count(*) AS TEXT) FROM t").await;
+        assert_eq!(all, [Some("1".to_owned())], "{declared}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_row_that_an_exclusion_or_domain_refuses_is_a_row_that_does_not_fit() {
     let mut office = Place::with(
