@@ -29,6 +29,7 @@ use crate::schema::{Schema, Table};
 use crate::succession::{self, Predecessor};
 
 mod anew;
+mod hot;
 mod join;
 mod land;
 mod promote;
@@ -76,6 +77,8 @@ pub struct Branch {
     staged: bool,
     /// Rows sent and not yet answered, with the last batch that holds them.
     claims: BTreeMap<Digest, BatchNumber>,
+    /// What those batches did to counters.
+    steps: hot::Steps,
     any_notes: bool,
     captured: bool,
     moving: bool,
@@ -223,6 +226,7 @@ impl Branch {
             inbox,
             staged,
             claims: BTreeMap::new(),
+            steps: hot::Steps::default(),
             any_notes,
             captured: true,
             moving: true,
@@ -264,6 +268,7 @@ impl Branch {
             if let Some(table) = self.schema.table(change.table) {
                 self.claims
                     .insert(change.effect.key(table).digest(table), batch.number);
+                self.steps.note(table, change, batch.number);
             }
         }
     }
@@ -751,6 +756,7 @@ impl Branch {
     async fn begin_anew<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<()> {
         self.reused = false;
         self.claims.clear();
+        self.steps.clear();
         self.read_claims(db).await?;
         self.captured = true;
         self.link.sent = BatchNumber::NONE;
