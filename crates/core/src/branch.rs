@@ -772,7 +772,7 @@ impl Branch {
         &self,
         db: &mut D,
         incarnation: Incarnation,
-        latest: Option<LogPosition>,
+        latest: Option<(LogPosition, Digest)>,
     ) -> OfficeResult<BranchBook> {
         let mut book = BranchBook {
             incarnation,
@@ -794,8 +794,13 @@ impl Branch {
                 };
                 let number = book.frozen.next();
                 renumbered.insert(batch.number, number);
+                if latest
+                    .is_some_and(|(latest, _)| batch.log.is_none_or(|(place, _)| place > latest))
+                {
+                    batch.log = latest;
+                }
                 for change in &mut batch.changes {
-                    if let (Base::Log(place) | Base::Own(_, place), Some(latest)) =
+                    if let (Base::Log(place) | Base::Own(_, place), Some((latest, _))) =
                         (&mut change.base, latest)
                     {
                         *place = latest.min(*place);

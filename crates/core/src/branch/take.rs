@@ -129,6 +129,7 @@ impl Branch {
             schema: self.schema.version,
             open,
             changes,
+            log: Some((frozen.book.cursor, frozen.book.log_chain)),
         };
         let message = Message::Batch(batch);
         let bytes = envelope::seal(&self.identity.name, &self.identity.key, &message)?;

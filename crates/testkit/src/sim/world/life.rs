@@ -462,7 +462,9 @@ impl World {
             secret_key: if index == 0 && self.promoted {
                 secret(self.seed, "the second head")
             } else {
-                secret(self.seed, name.as_str())
+                // An office that joins anew has another key.
+                let times = self.offices[index].invitations;
+                secret(self.seed, &format!("{name} {times}"))
             },
             name,
             head: index == 0,
