@@ -766,7 +766,7 @@ impl Head {
                     seat.incarnation == answer.incarnation && seat.cursor >= answer.batch
                 });
                 let place = (answer.branch.clone(), answer.incarnation, answer.batch);
-                if again && judged.get(&place) == Some(&answer.chain) {
+                if judged.get(&place) == Some(&answer.chain) {
                     // The branch sent it again since the restore, and it was judged.
                     continue;
                 }
@@ -868,6 +868,15 @@ impl Head {
                 if body.changes.iter().any(|logged| {
                     logged.table == verdict.table && logged.effect.key(table) == verdict.key
                 }) {
+                    // What became of the row is decided above; whom it had won against stays listed.
+                    if let Some(record) = &verdict.record {
+                        let id = writer.book.conflicts + 1;
+                        let record = ConflictRecord {
+                            id,
+                            ..record.clone()
+                        };
+                        list(db, &mut writer.book, &record).await?;
+                    }
                     continue;
                 }
                 let keys = std::slice::from_ref(&verdict.key);

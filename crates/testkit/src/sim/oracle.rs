@@ -237,6 +237,12 @@ pub fn at_rest(world: &mut World) -> Result<(), String> {
         branches.push(holdings(world, branch)?);
     }
     head.records = world.log.records.values().cloned().collect();
+    if world.head_restored {
+        // Decisions that are older than the log of a branch that became the head are listed where they were made.
+        for there in &branches {
+            head.records.extend(there.records.iter().cloned());
+        }
+    }
     let head = head;
     let ids: BTreeSet<u64> = head.records.iter().map(|record| record.id).collect();
     for (branch, there) in branches.iter().enumerate() {

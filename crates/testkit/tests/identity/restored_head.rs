@@ -505,3 +505,36 @@ fn a_row_that_came_before_the_backup_and_goes_after_it_is_gone_everywhere() {
     assert!(!company.head_names().contains_key(&70));
     take_part_again(&mut company);
 }
+
+#[test]
+fn a_decision_of_the_lost_part_stays_listed_where_the_head_has_gone_on() {
+    let mut company = shop(2);
+    let image = company.head_image();
+    company.cut(0);
+    company.write(1, &[update(4, "b2's")]);
+    company.settle();
+    company.cut(1);
+    company.write(0, &[update(4, "b1's, later")]);
+    company.connect(0);
+    company.settle();
+    let listed = company.listed(Reason::Newest);
+    assert_eq!(
+        listed,
+        [(key(4), Some(row(4, "b2's")), Some(row(4, "b1's, later")))]
+    );
+    company.cut(0);
+    company.restore_head(&image);
+    company.settle();
+    company.write_head(&[insert(60, "head's")]);
+    company.settle();
+    company.connect(0);
+    company.connect(1);
+    company.settle();
+    company.settle();
+    company.assert_even();
+    assert_eq!(company.head_names()[&4], "b1's, later");
+    let kept = company.conflicts();
+    let lost = Some(row(4, "b2's"));
+    assert!(kept.iter().any(|record| record.ours == lost), "{kept:?}");
+    take_part_again(&mut company);
+}
