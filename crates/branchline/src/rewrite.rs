@@ -172,7 +172,7 @@ mod tests {
             settings.transport,
             TransportSettings::Listen { .. }
         ));
-        assert_eq!(settings.rules.of(&with_rules), rules);
+        assert_eq!(settings.plan.rules.of(&with_rules), rules);
         assert!(
             text.contains("# ours") && text.contains("recovery_days = 3"),
             "{text}"

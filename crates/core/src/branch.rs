@@ -31,6 +31,7 @@ use crate::succession::{self, Predecessor};
 
 mod anew;
 mod here;
+mod hot;
 mod join;
 mod land;
 mod promote;
@@ -88,6 +89,8 @@ pub struct Branch {
     staged: bool,
     /// Rows sent and not yet answered, with the last batch that holds them.
     claims: BTreeMap<Digest, BatchNumber>,
+    /// What those batches did to counters.
+    steps: hot::Steps,
     any_notes: bool,
     captured: bool,
     moving: bool,
@@ -240,6 +243,7 @@ impl Branch {
             inbox,
             staged,
             claims: BTreeMap::new(),
+            steps: hot::Steps::default(),
             any_notes,
             captured: true,
             moving: true,
@@ -283,10 +287,15 @@ impl Branch {
         };
         for change in &batch.changes {
             let (from, to) = (was.table(change.table), self.schema.table(change.table));
-            if let (Some(from), Some(to)) = (from, to)
-                && let Ok(key) = (Lift { from, to }).key(&change.effect.key(from))
-            {
+            let Some((from, to)) = from.zip(to) else {
+                continue;
+            };
+            let lift = Lift { from, to };
+            if let Ok(key) = lift.key(&change.effect.key(from)) {
                 self.claims.insert(key.digest(to), batch.number);
+            }
+            if let Ok((change, _)) = lift.change(change) {
+                self.steps.note(to, &change, batch.number);
             }
         }
     }
@@ -779,6 +788,7 @@ impl Branch {
     async fn begin_anew<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<()> {
         self.reused = false;
         self.claims.clear();
+        self.steps.clear();
         self.read_claims(db).await?;
         self.captured = true;
         self.link.sent = BatchNumber::NONE;
@@ -794,7 +804,7 @@ impl Branch {
         &self,
         db: &mut D,
         incarnation: Incarnation,
-        latest: Option<LogPosition>,
+        latest: Option<(LogPosition, Digest)>,
     ) -> OfficeResult<BranchBook> {
         let mut book = BranchBook {
             incarnation,
@@ -816,8 +826,13 @@ impl Branch {
                 };
                 let number = book.frozen.next();
                 renumbered.insert(batch.number, number);
+                if latest
+                    .is_some_and(|(latest, _)| batch.log.is_none_or(|(place, _)| place > latest))
+                {
+                    batch.log = latest;
+                }
                 for change in &mut batch.changes {
-                    if let (Base::Log(place) | Base::Own(_, place), Some(latest)) =
+                    if let (Base::Log(place) | Base::Own(_, place), Some((latest, _))) =
                         (&mut change.base, latest)
                     {
                         *place = latest.min(*place);

@@ -9,6 +9,8 @@ use crate::schema::{ConflictRule, Direction, InsertRule, SchemaVersion, Table, T
 
 mod merge;
 
+pub(crate) use merge::add_up;
+
 /// What the head knows of a row and of a branch's change to it.
 #[derive(Clone, Debug)]
 pub struct Facts<'a> {

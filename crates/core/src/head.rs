@@ -92,6 +92,8 @@ pub struct Head {
     /// What branches asked and was not answered yet.
     questions: VecDeque<(OfficeName, Question)>,
     captured: bool,
+    /// Rows that came and went since the last take are logged, since the log may have them.
+    left: bool,
     /// Whether data moves: always in live mode, while asked in manual mode.
     moving: bool,
     announced: (LogPosition, Micros),
@@ -127,6 +129,9 @@ struct Seat {
     /// What it was asked to give back of the log, and its answer.
     asking: Option<recall::Asking>,
     recalled: Option<Recalled>,
+    /// It follows this log: its greeting said so to this process. Otherwise the last place of which a batch said so.
+    agrees: bool,
+    agreed: Option<(LogPosition, Digest)>,
     sessions: Sessions,
 }
 
@@ -145,6 +150,8 @@ impl Seat {
             resting_since: None,
             asking: None,
             recalled: None,
+            agrees: false,
+            agreed: None,
             sessions: Sessions::default(),
             book,
         }
@@ -240,6 +247,7 @@ impl Head {
             retries: holds::Retries::default(),
             questions: VecDeque::new(),
             captured: true,
+            left: db.meta(recall::LEFT).await?.is_some(),
             moving: true,
             announced: (LogPosition::NONE, Micros(0)),
             appended: now,
@@ -373,7 +381,14 @@ impl Head {
                 self.greeted(db, now, &origin, *Box::new(hello), trusted, token)
                     .await
             }
-            Ok((message, true)) => self.heard(now, &origin, message, bytes, token),
+            Ok((message, true)) => {
+                if let Message::Batch(batch) = &message
+                    && self.is_of_another_past(db, &origin, batch).await?
+                {
+                    return self.put_off(now, &origin, batch, token);
+                }
+                self.heard(now, &origin, message, bytes, token)
+            }
             Ok((_, false)) => {
                 self.drop_envelope(token, EnvelopeError::Forged(origin.to_string()).to_string());
                 Ok(())
@@ -618,6 +633,10 @@ impl Head {
         };
         let outcome = outcome.await;
         conclude(db, outcome).await?;
+        if let Some(seat) = self.seats.get_mut(origin) {
+            seat.agrees = matches!(standing, Standing::Agrees | Standing::BeyondHorizon);
+            seat.agreed = None;
+        }
         let rewind = match standing {
             Standing::Ahead => {
                 // What this head lost comes back before anything else is said.
@@ -757,6 +776,7 @@ impl Head {
             return self.reconcile(db, now).await;
         };
         self.captured = taken.more;
+        self.left &= taken.more;
         if !taken.fresh.is_empty() {
             self.appended = now;
         }
@@ -781,7 +801,8 @@ impl Head {
             self.set_aside(db, now, &mut writer.book, &portion).await?;
             held |= !portion.unreadable.is_empty();
             let kept = portion.changes.into_iter().filter(|taken| {
-                let nothing = taken.first == First::Inserted && taken.effect.row().is_none();
+                let gone = taken.first == First::Inserted && taken.effect.row().is_none();
+                let nothing = gone && !self.left;
                 let upward = self
                     .schema
                     .table(taken.table)
@@ -811,6 +832,9 @@ impl Head {
                 writer.append(db, LogBody::Changes(body)).await?;
             }
             if !portion.open && (count >= PORTIONS_PER_TAKE || !portion.more) {
+                if self.left && !portion.more {
+                    db.set_meta(recall::LEFT, None).await?;
+                }
                 writer.finish(db).await?;
                 return Ok(TakenIn {
                     book: writer.book,

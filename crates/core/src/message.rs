@@ -293,6 +293,10 @@ pub struct Batch {
     /// The changes.
     #[n(5)]
     pub changes: Vec<Change>,
+    /// The last log entry in the branch's database when it was frozen, with its hash: the log that its bases speak of. A
+    /// head that was restored may have gone on otherwise.
+    #[n(6)]
+    pub log: Option<(LogPosition, Digest)>,
 }
 
 /// An entry of the head's log.

@@ -8,6 +8,7 @@ mod company;
 mod identity {
     mod clones;
     mod horizon;
+    mod hot_counters;
     mod promoted;
     mod restored_branch;
     mod restored_head;

@@ -30,7 +30,7 @@ fn listen() -> String {
 }
 
 /// A branch's configuration has another name than that of the head that it became.
-fn as_head(branch: Office, folder: &TempDir) -> Office {
+fn as_head(branch: &Office, folder: &TempDir) -> Office {
     let mut head = Office::new(folder.path(), "HO again", &branch.database);
     head.config = branch.config.clone();
     head
@@ -121,7 +121,7 @@ fn a_branch_takes_the_place_of_a_lost_head_and_another_branch_its_place() {
         .expect(2)
         .says(&["is the head already"]);
 
-    let mut promoted = as_head(first, &folder);
+    let mut promoted = as_head(&first, &folder);
     promoted.run();
     second.stop();
     join_again(&promoted, &mut second);
@@ -161,7 +161,7 @@ fn a_branch_takes_the_place_of_a_lost_head_and_another_branch_its_place() {
     write(&second, "UPDATE stock SET amount = amount - 1");
     let document = second.json(&["promote", "--name", "CENTRAL", "--listen", &listen()]);
     assert_eq!(document["office"], "CENTRAL", "{document}");
-    let mut central = as_head(second, &folder);
+    let mut central = as_head(&second, &folder);
     central.run();
     third.stop();
     write(&third, "UPDATE stock SET amount = amount - 2");

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::{BRANCH, Branch};
 use crate::books::{self, BranchBook, CONFLICTS, Note, OUTBOX, RowNames, STAGED};
-use crate::change::{Effect, Key};
+use crate::change::{Effect, Key, Row};
 use crate::conflict::ConflictRecord;
 use crate::envelope;
 use crate::failure::{OfficeError, OfficeResult};
@@ -38,6 +38,8 @@ pub(super) struct Aside {
     pub busy: RowNames,
     /// Rows that the tables here do not take.
     pub unfit: RowNames,
+    /// Counters with local changes, since one of them may not fit.
+    pub counters: bool,
 }
 
 /// Where the numbers begin under which decisions are listed whose own number was given twice.
@@ -48,6 +50,8 @@ struct Landing<'a> {
     branch: &'a Branch,
     book: BranchBook,
     pile: Pile,
+    /// Counters with unanswered changes: what the log says of the row, and the last batch that this includes.
+    hot: BTreeMap<(TableId, Key), (Row, BatchNumber)>,
     aside: &'a Aside,
     notes: BTreeMap<(TableId, Key), Option<Note>>,
     records: Vec<ConflictRecord>,
@@ -105,6 +109,7 @@ impl Branch {
                     return Ok(true);
                 }
                 Ok(LandingEnd::Clash(rows)) => aside.busy.extend(rows),
+                Err(error) if is_unfit(&error) && !aside.counters => aside.counters = true,
                 Err(error) if is_unfit(&error) => {
                     // One unit alone, which may fit; then without the rows that do not.
                     let several = run;
@@ -174,6 +179,7 @@ impl Branch {
             branch: self,
             book: self.book.clone(),
             pile: Pile::default(),
+            hot: BTreeMap::new(),
             aside,
             notes: BTreeMap::new(),
             records: Vec::new(),
@@ -209,6 +215,7 @@ impl Branch {
                 return Ok(LandingEnd::Clash(clashes));
             }
         }
+        landing.show_counters(db).await?;
         let clashes = landing.pile.write(db, &self.schema).await?;
         if !clashes.is_empty() {
             return Ok(LandingEnd::Clash(clashes));
@@ -221,6 +228,7 @@ impl Branch {
 
     fn adopt_landing(&mut self, landed: Landed, run: usize) {
         for name in landed.answered_rows {
+            self.steps.forget(&name, landed.book.answered);
             if self
                 .claims
                 .get(&name)
@@ -327,7 +335,7 @@ impl Landing<'_> {
             };
             let key = logged.effect.key(table);
             if mine.is_some() && logged.source == Source::Sender {
-                self.confirmed(table, key);
+                self.confirmed(table, key, &logged.effect);
             } else if mine.is_some() {
                 self.answered_rows.push(key.digest(table));
                 self.candidate(table, key, logged.effect.clone(), entry.position, true);
@@ -476,8 +484,13 @@ impl Landing<'_> {
     }
 
     /// The head accepted this branch's change as it was.
-    fn confirmed(&mut self, table: &Table, key: Key) {
+    fn confirmed(&mut self, table: &Table, key: Key, effect: &Effect) {
         self.answered_rows.push(key.digest(table));
+        if let Some(shown) = self.hot.get_mut(&(table.id, key.clone()))
+            && let Effect::Put(row) = effect
+        {
+            *shown = (row.clone(), self.book.answered);
+        }
         self.clear_note(table, key);
     }
 
@@ -556,11 +569,23 @@ impl Landing<'_> {
             .is_some_and(|batch| *batch > self.book.answered);
         if claimed || self.aside.busy.contains(&place) {
             self.deferred += 1;
+            let passing = noted.is_none_or(|note| matches!(note, Note::Deferred(_)));
             if noted.is_none() {
-                self.notes.insert(place, Some(Note::Deferred(position)));
+                self.notes
+                    .insert(place.clone(), Some(Note::Deferred(position)));
+            }
+            let counts = !table.counters.is_empty() && !self.aside.counters;
+            match effect {
+                Effect::Put(row) if claimed && passing && counts && !self.joins() => {
+                    if !self.aside.busy.contains(&place) {
+                        self.hot.insert(place, (row, self.book.answered));
+                    }
+                }
+                _ => drop(self.hot.remove(&place)),
             }
             return;
         }
+        self.hot.remove(&place);
         if !here {
             return;
         }
@@ -574,6 +599,32 @@ impl Landing<'_> {
             self.notes.insert(place, None);
         }
         self.pile.put(table.id, key, effect);
+    }
+
+    fn joins(&self) -> bool {
+        self.book.joining.is_some()
+    }
+
+    /// Counters whose rows are left alone show what the log says of them, and this branch's later steps on it.
+    async fn show_counters<D: Database>(&mut self, db: &mut D) -> OfficeResult<()> {
+        let hot = std::mem::take(&mut self.hot);
+        for table in &self.branch.schema.tables {
+            let here = hot.iter().filter(|((id, _), _)| *id == table.id);
+            let keys: Vec<Key> = here.map(|((_, key), _)| key.clone()).collect();
+            if keys.is_empty() {
+                continue;
+            }
+            for (key, local) in db.read(table, &keys).await? {
+                let Some((log, answered)) = hot.get(&(table.id, key.clone())) else {
+                    continue;
+                };
+                let shown = self.branch.steps.shown(table, &local, log, *answered);
+                if let Some(row) = shown {
+                    self.pile.put(table.id, key, Effect::Put(row));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Writes the books of this landing; the caller commits.

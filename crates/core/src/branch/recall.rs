@@ -80,7 +80,7 @@ impl Branch {
         let incarnation = self.fresh_incarnation(now);
         db.begin(Purpose::Apply).await?;
         let outcome = async {
-            let book = self.reissue(db, incarnation, Some(place)).await?;
+            let book = self.reissue(db, incarnation, Some((place, chain))).await?;
             for table in &self.schema.tables {
                 let mut changed = Vec::new();
                 for (key, note) in db.notes(table, None).await? {

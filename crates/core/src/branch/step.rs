@@ -170,6 +170,7 @@ impl Branch {
         self.captured = true;
         self.seen = None;
         self.claims.clear();
+        self.steps.clear();
         self.read_claims(db).await?;
         if !again || !known {
             self.notice(Notice::SchemaChanged {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::hot::Steps;
 use super::{BRANCH, Branch};
 use crate::books::{self, BranchBook, Note, OUTBOX};
 use crate::change::{Base, Change, Effect, Key};
@@ -26,6 +27,7 @@ struct Frozen {
     book: BranchBook,
     /// Claims that this transaction makes: a later portion of it may hold a row of an earlier one.
     claims: BTreeMap<Digest, BatchNumber>,
+    steps: Steps,
     /// The last batch goes on in the next one.
     open: bool,
     more: bool,
@@ -61,6 +63,7 @@ impl Branch {
         self.captured = frozen.more;
         self.book = frozen.book;
         self.claims.extend(frozen.claims);
+        self.steps.extend(frozen.steps);
         self.any_notes |= frozen.noted;
         if frozen.changes > 0 {
             self.notice(Notice::Taken {
@@ -74,6 +77,7 @@ impl Branch {
         let mut frozen = Frozen {
             book: self.book.clone(),
             claims: BTreeMap::new(),
+            steps: Steps::default(),
             open: false,
             more: false,
             changes: 0,
@@ -101,6 +105,7 @@ impl Branch {
                         frozen
                             .claims
                             .insert(change.effect.key(table).digest(table), number);
+                        frozen.steps.note(table, change, number);
                     }
                 }
                 frozen.changes += changes.len() as u64;
@@ -133,6 +138,7 @@ impl Branch {
             schema: self.schema.version,
             open,
             changes,
+            log: Some((frozen.book.cursor, frozen.book.log_chain)),
         };
         let message = Message::Batch(batch);
         let bytes = envelope::seal(&self.identity.name, &self.identity.key, &message)?;

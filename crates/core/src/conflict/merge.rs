@@ -24,7 +24,13 @@ pub(super) fn together(facts: &Facts<'_>) -> Option<Decision> {
     let mut below = false;
     for counter in &facts.table.counters {
         let at = usize::from(counter.column);
-        let sum = sum(facts.table, counter, ours, theirs, before);
+        let values = (ours.0.get(at), theirs.0.get(at), before.0.get(at));
+        let sum = match values {
+            (Some(ours), Some(theirs), Some(before)) => {
+                add_up(facts.table, counter, ours, theirs, before)
+            }
+            _ => None,
+        };
         let Some(sum) = sum else {
             return Some(Decision::Hold(Reason::AskedFor));
         };
@@ -102,10 +108,15 @@ fn same(kind: Option<&Type>, one: Option<&Value>, other: Option<&Value>) -> bool
 }
 
 /// `ours + (theirs - before)`; none where it cannot be told: a NULL on one side, or a sum that the column cannot hold.
-fn sum(table: &Table, counter: &Counter, ours: &Row, theirs: &Row, before: &Row) -> Option<Value> {
-    let at = usize::from(counter.column);
-    let kind = &table.columns.get(at)?.kind;
-    let sum = match (ours.0.get(at)?, theirs.0.get(at)?, before.0.get(at)?) {
+pub(crate) fn add_up(
+    table: &Table,
+    counter: &Counter,
+    ours: &Value,
+    theirs: &Value,
+    before: &Value,
+) -> Option<Value> {
+    let kind = &table.columns.get(usize::from(counter.column))?.kind;
+    let sum = match (ours, theirs, before) {
         (Value::Int(ours), Value::Int(theirs), Value::Int(before)) => {
             Value::Int(ours.checked_add(theirs.checked_sub(*before)?)?)
         }

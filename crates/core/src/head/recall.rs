@@ -22,11 +22,11 @@ use crate::envelope;
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::message::{
-    Answer, Hello, LogBody, LogEntry, Logged, LoggedChanges, Message, Outcome, Recall, Recalled,
-    Refusal, Settlement, Source, Verdict,
+    Answer, Batch, Hello, LogBody, LogEntry, Logged, LoggedChanges, Message, Outcome, Position,
+    Recall, Recalled, Refusal, Settlement, Source, Verdict,
 };
 use crate::office::conclude;
-use crate::output::{Notice, Output};
+use crate::output::{Notice, Output, Token};
 use crate::pile::Pile;
 use crate::port::{Database, Entry, Purpose};
 use crate::schema::{Table, TableId};
@@ -35,6 +35,9 @@ use crate::unfit::{self, is_unfit};
 
 /// The name of the record that lists where the log ended at the last starts: a restored log goes on from one of them.
 pub(super) const STARTS: &str = "starts";
+/// The record that says that the log came back with rows that the application had written again: that one of them came and
+/// went since the backup must be logged, since the log has it.
+pub(super) const LEFT: &str = "left";
 /// How many starts are remembered.
 const STARTS_KEPT: usize = 32;
 /// Bytes read of a stream at a time.
@@ -128,6 +131,56 @@ impl Head {
                 }
             }
         })
+    }
+
+    /// Whether a batch's bases speak of another log than this one: its branch followed what this head has lost, or has not
+    /// yet followed how it went on. A broker may bring such a batch before the branch's greeting.
+    pub(super) async fn is_of_another_past<D: Database>(
+        &mut self,
+        db: &mut D,
+        branch: &OfficeName,
+        batch: &Batch,
+    ) -> OfficeResult<bool> {
+        let seat = self.seats.get(branch).filter(|seat| !seat.agrees);
+        let (Some(seat), Some(ended)) = (seat, batch.log) else {
+            return Ok(false);
+        };
+        if seat.agreed == Some(ended) || ended.0.next() < self.log_first {
+            return Ok(false);
+        }
+        db.begin(Purpose::Read).await?;
+        let outcome = self.chain_at(db, ended.0).await;
+        let same = conclude(db, outcome).await? == Some(ended.1);
+        if let Some(seat) = self.seats.get_mut(branch).filter(|_| same) {
+            seat.agreed = Some(ended);
+        }
+        Ok(!same)
+    }
+
+    /// Leaves a batch to its branch, which sends it again when it has greeted; it is made to greet.
+    pub(super) fn put_off(
+        &mut self,
+        now: Micros,
+        branch: &OfficeName,
+        batch: &Batch,
+        token: Token,
+    ) -> OfficeResult<()> {
+        let why = format!(
+            "batch {} of {branch} was made on entries that this log does not have; {branch} is to greet first",
+            batch.number
+        );
+        self.outputs.push_back(Output::Notice(Notice::Dropped(why)));
+        self.outputs.push_back(Output::Settle(token));
+        // A place before its own tells the branch that the head may have been restored.
+        let position = Position {
+            produced: 0,
+            applied: None,
+            question: 0,
+            clock: now,
+            session: [0; 16],
+            offset: None,
+        };
+        self.tell(branch, &Message::Position(position))
     }
 
     /// Asks a branch for what this log lost.
@@ -343,6 +396,7 @@ impl Head {
             };
             match outcome {
                 Ok(Ok((book, seats, held))) => {
+                    self.left |= !aside.is_empty();
                     self.recent = Recent::new(book.last);
                     self.tail = Tail::default();
                     self.book = book;
@@ -435,6 +489,9 @@ impl Head {
         let clashes = pile.write(db, &self.schema).await?;
         if !clashes.is_empty() {
             return Ok(Err(clashes));
+        }
+        if !left.is_empty() {
+            books::store(db, LEFT, &true).await?;
         }
         for ((id, key), (origin, logged)) in &left {
             if let Some(table) = self.schema.table(*id) {
@@ -730,7 +787,7 @@ impl Head {
                     seat.incarnation == answer.incarnation && seat.cursor >= answer.batch
                 });
                 let place = (answer.branch.clone(), answer.incarnation, answer.batch);
-                if again && judged.get(&place) == Some(&answer.chain) {
+                if judged.get(&place) == Some(&answer.chain) {
                     // The branch sent it again since the restore, and it was judged.
                     continue;
                 }
@@ -832,6 +889,15 @@ impl Head {
                 if body.changes.iter().any(|logged| {
                     logged.table == verdict.table && logged.effect.key(table) == verdict.key
                 }) {
+                    // What became of the row is decided above; whom it had won against stays listed.
+                    if let Some(record) = &verdict.record {
+                        let id = writer.book.conflicts + 1;
+                        let record = ConflictRecord {
+                            id,
+                            ..record.clone()
+                        };
+                        list(db, &mut writer.book, &record).await?;
+                    }
                     continue;
                 }
                 let keys = std::slice::from_ref(&verdict.key);

@@ -43,13 +43,22 @@ pub async fn invite<D: Database>(
         }
         let empty = empty_seat(secret, expires);
         // How far a branch was answered that the log of a former head tells of.
-        let seat = former
-            .filter(is_awaited)
-            .map_or(empty.clone(), |former| SeatBook {
+        let seat = match former {
+            Some(former) if is_awaited(&former) => SeatBook {
                 secret: empty.secret,
                 expires,
                 ..former
-            });
+            },
+            // What still comes from an office that had the name before must not pass for the new one's.
+            Some(mut former) if former.removed => {
+                former.former.push(former.incarnation);
+                SeatBook {
+                    former: former.former,
+                    ..empty
+                }
+            }
+            _ => empty,
+        };
         books::store(db, &seat_name(branch), &seat).await?;
         if !all.contains(branch) {
             all.push(branch.clone());

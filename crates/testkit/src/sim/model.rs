@@ -73,10 +73,11 @@ impl Journal {
         self.counts.get(key).copied().unwrap_or_default()
     }
 
-    /// The office's database became what it was when `since` was the last write.
-    pub fn restored(&mut self, office: usize, since: WriteId) {
-        for (_, write) in self.writes.range_mut(since + 1..) {
-            write.undone |= write.office == office;
+    /// The office's database became what it was when `since` was the last write. What living offices have of it is not
+    /// lost.
+    pub fn restored(&mut self, office: usize, since: WriteId, kept: &BTreeSet<WriteId>) {
+        for (id, write) in self.writes.range_mut(since + 1..) {
+            write.undone |= write.office == office && !kept.contains(id);
         }
     }
 

@@ -1,26 +1,29 @@
 //! The world: a virtual clock, an agenda of what happens when, and the offices' drivers.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use branchline_core::books::IdentityBook;
-use branchline_core::branch::{Branch, Enrolment};
+use branchline_core::books::{self, BranchBook, IdentityBook};
+use branchline_core::branch::{Branch, Enrolment, Renewal};
 use branchline_core::ed25519_dalek::SigningKey;
 use branchline_core::envelope;
 use branchline_core::failure::OfficeResult;
 use branchline_core::head::{Head, Wiring, seats};
-use branchline_core::identity::{Digest, Incarnation, Micros, OfficeName};
+use branchline_core::identity::{Digest, Incarnation, LogPosition, Micros, OfficeName};
 use branchline_core::message::Message;
+use branchline_core::office::Identity;
 use branchline_core::output::{Notice, Output, To, Token};
 use branchline_core::port::{Database, Purpose};
-use branchline_core::schema::Schema;
+use branchline_core::retention::Retention;
+use branchline_core::schema::{Direction, Schema};
+use branchline_core::succession::Offer;
 use branchline_core::verify::Verification;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 
 use super::faults::{Faulty, Plan, Sabotage};
-use super::model::Journal;
+use super::model::{Journal, WriteId};
 use super::network::{Bytes, Delivery, Network, Way};
-use super::office::{Disk, Machine, Office, Place, run};
+use super::office::{Disk, Image, Machine, Office, Place, Store, run};
 use super::oracle::LogReader;
 use super::report::Story;
 use super::workload::{self, Business, Desk};
@@ -34,6 +37,7 @@ mod wires;
 
 const MS: i64 = 1_000;
 const SECOND: i64 = 1_000_000;
+const MINUTE_MS: i64 = 60_000;
 /// When the run begins, by the true clock.
 const EPOCH: i64 = 1_800_000_000 * SECOND;
 /// How long the company may take to come to rest.
@@ -68,6 +72,10 @@ pub enum Event {
     Room(usize),
     Image(usize),
     Restore(usize),
+    Lull,
+    Away(usize),
+    Promote,
+    Rejoin(usize),
     BrokerStop,
     BrokerStart,
     BrokerEmpty,
@@ -110,12 +118,33 @@ pub struct World {
     pub conflicts: u64,
     pub reincarnations: u64,
     pub crashes: u64,
+    /// The head's database was restored in this run.
+    pub head_restored: bool,
+    /// The same, and the company was not at rest since.
+    head_restored_now: bool,
+    head_image: Option<HeadImage>,
+    /// Whether a branch may take the head's place in this run, and whether one has.
+    promotes: bool,
+    promoted: bool,
+    promoted_from: LogPosition,
+    /// How long things are kept, where this run has a horizon.
+    pub retention: Option<Retention>,
     weather: Weather,
     phase: Phase,
     storm_end: i64,
     rounds: u32,
     seed: u64,
     _folder: Option<tempfile::TempDir>,
+}
+
+/// A backup of the head.
+struct HeadImage {
+    image: Image,
+    /// The last write before it.
+    since: WriteId,
+    log: LogReader,
+    /// How often each office had been invited.
+    invitations: Vec<u32>,
 }
 
 fn secret(seed: u64, what: &str) -> [u8; 32] {
@@ -187,6 +216,16 @@ impl World {
         let mut network = Network::default();
         (network.fanout, network.broker_up) = (fanout, true);
         network.links.resize_with(offices.len(), Default::default);
+        let promotes = rng.random_bool(0.25);
+        let mut schema = workload::schema();
+        if promotes {
+            // A branch lacks others' rows of what goes up only.
+            for table in &mut schema.tables {
+                if table.direction == Direction::Up {
+                    table.direction = Direction::Both;
+                }
+            }
+        }
         let mut world = Self {
             now: EPOCH,
             agenda: BTreeMap::new(),
@@ -194,7 +233,7 @@ impl World {
             offices,
             network,
             journal: Journal::default(),
-            schema: workload::schema(),
+            schema,
             story: Story::new(options.loud),
             failure: None,
             log: LogReader::default(),
@@ -204,11 +243,23 @@ impl World {
                 families: rng.random_bool(0.5),
                 unique: rng.random_bool(0.4),
                 asks: rng.random_bool(0.3),
-                bulk: rng.random_ratio(1, 12),
+                // Decisions about large rows do not travel whole, and are lost with a head.
+                bulk: rng.random_ratio(1, 12) && !promotes,
             },
             conflicts: 0,
             reincarnations: 0,
             crashes: 0,
+            head_restored: false,
+            head_restored_now: false,
+            head_image: None,
+            promotes,
+            promoted: false,
+            promoted_from: LogPosition::NONE,
+            retention: (rng.random_bool(0.25) && !promotes).then(|| Retention {
+                absent_ms: rng.random_range(30..120) * MINUTE_MS,
+                recovery_ms: rng.random_range(15..30) * MINUTE_MS,
+                ..Retention::default()
+            }),
             weather: Weather::default(),
             phase: Phase::Storm,
             storm_end: 0,
@@ -404,8 +455,9 @@ impl World {
                 self.at(delay, Event::Room(office));
             }
             Event::Room(office) => self.offices[office].plan.full = false,
+            Event::Image(0) => self.image_head(),
             Event::Image(office) => {
-                if office > 0 && self.offices[office].founded {
+                if self.offices[office].founded {
                     self.tell(format!("a backup of {} is made", self.offices[office].name));
                     let image = self.offices[office].disk.image();
                     self.offices[office].image = Some((image, self.journal.last()));
@@ -413,7 +465,29 @@ impl World {
                     self.at(delay, Event::Restore(office));
                 }
             }
+            Event::Restore(0) => self.restore_head(),
             Event::Restore(office) => self.restore(office),
+            Event::Lull => {
+                self.tell("nothing happens for a while");
+                for office in &mut self.offices {
+                    office.skew += 20 * MINUTE_MS * MS;
+                }
+            }
+            Event::Away(branch) => {
+                if branch > 0 {
+                    self.tell(format!("{} is away", self.offices[branch].name));
+                    self.network.links[branch].severed = true;
+                    self.unlink(branch);
+                    let length = 2 * SECOND + self.up_to(8 * SECOND);
+                    for _ in 0..self.rng.random_range(0..9) {
+                        let delay = self.up_to(length);
+                        self.at(delay, Event::Lull);
+                    }
+                    self.at(length, Event::Mend(branch));
+                }
+            }
+            Event::Promote => self.promote(),
+            Event::Rejoin(branch) => self.rejoin(branch),
             Event::BrokerStop => {
                 self.tell("the broker stops");
                 self.network.broker_up = false;

@@ -720,6 +720,12 @@ impl Company {
         self.at_head.row(&table, &key(id)).unwrap().0[1].clone()
     }
 
+    pub fn amount_at(&mut self, at: usize, id: i64) -> Value {
+        let table = self.schema.tables[1].clone();
+        let row = self.branches[at].disk.row(&table, &key(id));
+        row.unwrap().0[1].clone()
+    }
+
     pub fn conflicts(&mut self) -> Vec<ConflictRecord> {
         conflicts_in(&mut self.at_head)
     }

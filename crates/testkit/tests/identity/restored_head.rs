@@ -449,3 +449,92 @@ fn go_on_again(company: &mut Company) {
     company.write(1, &[insert(71, "b2's")]);
     company.settle();
 }
+
+/// A broker brings a branch's batches before its greeting.
+#[test]
+fn a_batch_that_was_made_on_a_lost_part_of_the_log_waits_for_the_greeting() {
+    let mut company = shop(2);
+    let image = company.head_image();
+    company.write_head(&[update(2, "lost")]);
+    company.settle();
+    company.branches[0].deaf = true;
+    company.heard.clear();
+    company.write(0, &[update(1, "b1's")]);
+    company.settle();
+    let sent: Vec<_> = company.heard.drain(..).collect();
+    company.cut(0);
+    company.cut(1);
+    company.branches[0].deaf = false;
+    company.restore_head(&image);
+    // Longer than it waits for its branches.
+    company.settle();
+    company.write_head(&[update(1, "head's")]);
+    company.settle();
+    for (_, bytes) in sent {
+        company.deliver_late(&bytes);
+        company.settle();
+    }
+    assert_eq!(company.head_names()[&1], "head's");
+    company.connect(0);
+    company.connect(1);
+    company.settle();
+    company.settle();
+    company.assert_even();
+    let records = company.conflicts();
+    let contested = records.iter().filter(|record| record.key == key(1));
+    assert!(contested.count() > 0, "both changed it: {records:?}");
+    take_part_again(&mut company);
+}
+
+/// The backup has the row in its capture only, and what came of it is in the lost part of the log.
+#[test]
+fn a_row_that_came_before_the_backup_and_goes_after_it_is_gone_everywhere() {
+    let mut company = shop(1);
+    company.cut(0);
+    company.write_head(&[insert(70, "head's")]);
+    let image = company.head_image();
+    company.connect(0);
+    company.settle();
+    assert_eq!(company.names_at(0)[&70], "head's");
+    company.cut(0);
+    company.restore_head(&image);
+    company.write_head(&[delete(70)]);
+    company.connect(0);
+    company.settle();
+    company.assert_even();
+    assert!(!company.head_names().contains_key(&70));
+    take_part_again(&mut company);
+}
+
+#[test]
+fn a_decision_of_the_lost_part_stays_listed_where_the_head_has_gone_on() {
+    let mut company = shop(2);
+    let image = company.head_image();
+    company.cut(0);
+    company.write(1, &[update(4, "b2's")]);
+    company.settle();
+    company.cut(1);
+    company.write(0, &[update(4, "b1's, later")]);
+    company.connect(0);
+    company.settle();
+    let listed = company.listed(Reason::Newest);
+    assert_eq!(
+        listed,
+        [(key(4), Some(row(4, "b2's")), Some(row(4, "b1's, later")))]
+    );
+    company.cut(0);
+    company.restore_head(&image);
+    company.settle();
+    company.write_head(&[insert(60, "head's")]);
+    company.settle();
+    company.connect(0);
+    company.connect(1);
+    company.settle();
+    company.settle();
+    company.assert_even();
+    assert_eq!(company.head_names()[&4], "b1's, later");
+    let kept = company.conflicts();
+    let lost = Some(row(4, "b2's"));
+    assert!(kept.iter().any(|record| record.ours == lost), "{kept:?}");
+    take_part_again(&mut company);
+}

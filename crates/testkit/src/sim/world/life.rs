@@ -75,6 +75,12 @@ impl World {
         match loaded {
             Ok(mut machine) => {
                 let moving = !self.offices[office].manual;
+                if let Some(retention) = self.retention {
+                    match &mut machine {
+                        Machine::Head(head) => head.set_retention(retention),
+                        Machine::Branch(branch) => branch.set_retention(retention),
+                    }
+                }
                 match &mut machine {
                     Machine::Head(head) => head.set_moving(moving),
                     Machine::Branch(branch) => {
@@ -124,7 +130,7 @@ impl World {
     /// The head takes a branch out; the branch leaves, keeps its rows, and is invited again later.
     pub(super) fn dismiss(&mut self, branch: usize) {
         let office = &self.offices[branch];
-        if branch == 0 || !office.joined || office.machine.is_none() {
+        if branch == 0 || !office.joined || office.machine.is_none() || self.head_gives_back() {
             return;
         }
         let name = office.name.clone();
@@ -193,9 +199,7 @@ impl World {
                 Digest::of(format!("{} {times} {name}", self.seed).as_bytes()).0,
             ),
             head_name: self.offices[0].name.clone(),
-            head_key: SigningKey::from_bytes(&self.identity(0).secret_key)
-                .verifying_key()
-                .to_bytes(),
+            head_key: self.head_key(),
             secret: code,
         };
         let founded = self.with_database(branch, |db, _| {
@@ -214,6 +218,9 @@ impl World {
         let Some((image, since)) = self.offices[office].image.take() else {
             return;
         };
+        if self.head_gives_back() {
+            return;
+        }
         self.kill(office, "stops, since its disk is broken");
         self.tell(format!(
             "{} is restored from its backup",
@@ -222,13 +229,243 @@ impl World {
         self.offices[office].disk.restore(&image);
         self.offices[office].restored = true;
         self.set_joined(office, false);
-        self.journal.restored(office, since);
+        self.journal.restored(office, since, &BTreeSet::new());
+    }
+
+    /// Whether the branches may still have something that the head lost: until the company was at rest again, none of
+    /// them may go, or what it alone has is gone with it.
+    fn head_gives_back(&self) -> bool {
+        self.head_restored_now
+    }
+
+    /// A backup of the head, where all branches are in: those that are invited later would need another invitation.
+    pub(super) fn image_head(&mut self) {
+        let all_in = self.offices.iter().all(|office| office.joined);
+        if self.retention.is_some() || !all_in || self.head_restored_now {
+            return;
+        }
+        self.tell("a backup of the head is made");
+        self.head_image = Some(HeadImage {
+            image: self.offices[0].disk.image(),
+            since: self.journal.last(),
+            log: self.log.clone(),
+            invitations: self.offices.iter().map(|o| o.invitations).collect(),
+        });
+        let delay = self.up_to(5 * SECOND);
+        self.at(delay, Event::Restore(0));
+    }
+
+    pub(super) fn restore_head(&mut self) {
+        let Some(backup) = self.head_image.take() else {
+            return;
+        };
+        let invited = self.offices.iter().map(|office| office.invitations);
+        if !backup.invitations.iter().copied().eq(invited) || self.head_restored_now {
+            return;
+        }
+        self.kill(0, "stops, since its disk is broken");
+        let mut followed = LogPosition::NONE;
+        for branch in 1..self.offices.len() {
+            followed = followed.max(self.cursor_of(branch));
+            // What it has may be the only copy.
+            self.offices[branch].image = None;
+        }
+        let kept = self.log.writes_through(followed);
+        self.tell(format!(
+            "ho is restored from its backup; the branches have the log up to {followed}"
+        ));
+        self.offices[0].disk.restore(&backup.image);
+        self.offices[0].restored = true;
+        self.log = backup.log;
+        self.head_restored = true;
+        self.head_restored_now = true;
+        self.journal.restored(0, backup.since, &kept);
+        // Whoever comes late finds that the head has gone on.
+        let late = self.rng.random_range(1..self.offices.len());
+        if self.rng.random_bool(0.5) {
+            self.network.links[late].severed = true;
+            self.unlink(late);
+            let delay = 3 * SECOND + self.up_to(3 * SECOND);
+            self.at(delay, Event::Mend(late));
+        }
+    }
+
+    /// How far a branch's database follows the log.
+    fn cursor_of(&mut self, branch: usize) -> LogPosition {
+        let book = self.with_database(branch, |db, _| {
+            run(async {
+                db.begin(Purpose::Read).await?;
+                let book = books::load::<BranchBook, _>(db, "branch").await;
+                db.rollback().await?;
+                book
+            })
+        });
+        let book = book.expect("the branch's database works");
+        book.map_or(LogPosition::NONE, |book| book.cursor)
+    }
+
+    /// The head is gone, and a branch takes its place, killed now and then while it does; its office begins anew, empty.
+    pub(super) fn promote(&mut self) {
+        let all_in = self.offices.iter().all(|office| office.joined);
+        if !all_in || self.promoted || self.head_restored_now || self.offices.len() < 3 {
+            return;
+        }
+        let branch = self.rng.random_range(1..self.offices.len());
+        self.kill(branch, "is stopped to take the head's place");
+        self.promoted = true;
+        let mut plan = Plan::default();
+        for _ in 0..self.rng.random_range(0..4) {
+            let (step, after) = (self.rng.random_range(0..300), self.rng.random_bool(0.5));
+            plan.crash = Some((step, after));
+            match self.promote_once(branch, &mut plan) {
+                Some(true) => break,
+                Some(false) => {
+                    self.promoted = false;
+                    return;
+                }
+                None => self.tell("the promotion is cut short"),
+            }
+            plan = Plan::default();
+        }
+        match self.promote_once(branch, &mut Plan::default()) {
+            Some(true) => {}
+            Some(false) => {
+                self.promoted = false;
+                return;
+            }
+            None => return self.fail("a promotion without a fault failed".into()),
+        }
+        self.kill(0, "is gone for good");
+        let followed = (1..self.offices.len()).filter(|other| *other != branch);
+        let followed: Vec<usize> = followed.collect();
+        let furthest = followed.iter().map(|other| self.cursor_of(*other)).max();
+        let kept = self
+            .log
+            .writes_through(furthest.unwrap_or_default().max(self.promoted_from));
+        self.tell(format!(
+            "{} is the head now; the others have the log up to {furthest:?}",
+            self.offices[branch].name
+        ));
+        let place = match &self.offices[branch].disk.store {
+            Store::Memory(_) => Place::Memory,
+            Store::Sqlite(_) => Place::SqliteMemory,
+        };
+        let fresh = Disk::new(place, "anew");
+        let taken = std::mem::replace(&mut self.offices[branch].disk, fresh);
+        let times = std::mem::take(&mut self.offices[branch].times);
+        let office = &mut self.offices[branch];
+        (office.founded, office.image, office.restored, office.manual) = (false, None, true, false);
+        let head = &mut self.offices[0];
+        (head.disk, head.times, head.restored) = (taken, times, true);
+        head.disk.changed = true;
+        self.head_image = None;
+        self.set_joined(branch, false);
+        self.log = LogReader::default();
+        (self.head_restored, self.head_restored_now) = (true, true);
+        self.journal.restored(0, 0, &kept);
+        self.at(SECOND, Event::Restart(0));
+        let delay = SECOND + self.up_to(3 * SECOND);
+        self.at(delay, Event::Found(branch));
+        for other in followed {
+            self.offices[other].image = None;
+            let delay = self.up_to(4 * SECOND);
+            self.at(delay, Event::Rejoin(other));
+        }
+    }
+
+    /// Returns whether it is done; none where it was cut short, and false where the branch cannot be the head.
+    fn promote_once(&mut self, branch: usize, plan: &mut Plan) -> Option<bool> {
+        let head = self.identity(0);
+        let wiring = if self.network.fanout {
+            Wiring::Fanout
+        } else {
+            Wiring::Direct
+        };
+        let cursor = self.with_database(branch, |db, _| {
+            run(async {
+                db.begin(Purpose::Read).await?;
+                let book = books::load::<BranchBook, _>(db, "branch").await;
+                db.rollback().await?;
+                book
+            })
+        });
+        if let Ok(Some(book)) = cursor {
+            self.promoted_from = book.cursor;
+        }
+        let done = self.with_plan(branch, plan, |db, now| {
+            run(async {
+                db.begin(Purpose::Read).await?;
+                let identity = Identity::load(db).await;
+                db.rollback().await?;
+                if !identity?.1 {
+                    let machine = Branch::load(db, [7; 16]).await?;
+                    if let Err(why) = machine.promote(db, now, &head).await? {
+                        return Ok(Err(why));
+                    }
+                }
+                Head::load(db, wiring, now).await?;
+                Ok::<_, branchline_core::failure::OfficeError>(Ok(()))
+            })
+        });
+        match done {
+            Ok(Ok(())) => Some(true),
+            Ok(Err(why)) => {
+                self.tell(format!("it cannot be the head: {why}"));
+                Some(false)
+            }
+            Err(_) if plan.dead || plan.hindered => {
+                self.offices[branch].disk.reopen();
+                None
+            }
+            Err(error) => {
+                self.fail(format!("the promotion failed: {error}"));
+                None
+            }
+        }
+    }
+
+    /// A branch takes the code of the head that took the former one's place.
+    pub(super) fn rejoin(&mut self, branch: usize) {
+        let name = self.offices[branch].name.clone();
+        let code = secret(self.seed, &format!("new code of {name}"));
+        let expires = Micros(i64::MAX);
+        let invited = self.with_database(0, |db, _| {
+            run(async {
+                let invited = seats::invite(db, &name, code, expires).await?;
+                let log = branchline_core::head::log_of(db).await?;
+                Ok::<_, branchline_core::failure::OfficeError>(invited.map(|()| log))
+            })
+        });
+        let log = invited.expect("the head's database works");
+        let log = log.expect("the branch has not come yet");
+        self.seat_changed(branch);
+        self.kill(branch, "is stopped to take a new code");
+        let offer = Offer {
+            head_name: self.offices[0].name.clone(),
+            head_key: self.head_key(),
+            secret: code,
+            log: Some(log),
+        };
+        let renewal = self.with_database(branch, |db, _| run(Branch::renew(db, &offer)));
+        assert_eq!(renewal.expect("the database works"), Renewal::Succeeded);
+        self.tell(format!("{name} is told of the new head"));
+    }
+
+    fn head_key(&self) -> [u8; 32] {
+        let key = SigningKey::from_bytes(&self.identity(0).secret_key);
+        key.verifying_key().to_bytes()
     }
 
     pub(super) fn identity(&self, index: usize) -> IdentityBook {
         let name = self.offices[index].name.clone();
         IdentityBook {
-            secret_key: secret(self.seed, name.as_str()),
+            secret_key: if index == 0 && self.promoted {
+                secret(self.seed, "the second head")
+            } else {
+                // An office that joins anew has another key.
+                let times = self.offices[index].invitations;
+                secret(self.seed, &format!("{name} {times}"))
+            },
             name,
             head: index == 0,
         }

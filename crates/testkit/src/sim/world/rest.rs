@@ -50,6 +50,7 @@ impl World {
             }
             (Phase::Rest { .. }, Ok(())) => {
                 self.tell("the company is at rest");
+                self.head_restored_now = false;
                 if let Err(why) = super::super::oracle::at_rest(self) {
                     self.fail(why);
                     return false;

@@ -82,10 +82,26 @@ impl World {
             ("dismiss", Event::Dismiss),
             ("manual", Event::Manual),
             ("disk full", Event::Full),
+            ("restore the head", |_| Event::Image(0)),
+            ("promote", |_| Event::Promote),
+            ("lull", |_| Event::Lull),
+            ("away", Event::Away),
         ] {
+            if name == "promote" && !self.promotes {
+                continue;
+            }
+            let needs_horizon = matches!(name, "lull" | "away");
+            if needs_horizon && self.retention.is_none() {
+                continue;
+            }
+            let restores = matches!(name, "restore" | "restore the head");
+            if restores && self.retention.is_some() {
+                continue;
+            }
             let one_in = match name {
                 "restore" | "manual" | "disk full" => 5,
                 "dismiss" => 8,
+                "restore the head" => 4,
                 _ => 2,
             };
             if self.one_in(one_in) {
@@ -156,6 +172,9 @@ impl World {
                     | Event::Compare(_)
                     | Event::Image(_)
                     | Event::Dismiss(_)
+                    | Event::Lull
+                    | Event::Promote
+                    | Event::Away(_)
                     | Event::Manual(_)
                     | Event::Full(_)
                     | Event::Restore(_)

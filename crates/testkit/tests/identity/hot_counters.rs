@@ -1,0 +1,114 @@
+//! A branch that writes a counter without pause: the others' changes show there at once.
+
+use branchline_core::message::Message;
+use branchline_core::value::Value;
+use branchline_testkit::conformance::Op;
+
+use crate::company::*;
+
+fn shop() -> Company {
+    let mut company = Company::new(2);
+    company.write_head(&[Op::Insert(STOCK, amount(1, 1000))]);
+    company.settle();
+    company.assert_even();
+    company
+}
+
+/// The application at a branch, or at the head, takes some out of what it sees.
+fn sell(company: &mut Company, at: Option<usize>, count: i64) {
+    let left = match at {
+        Some(at) => company.amount_at(at, 1),
+        None => company.head_amount(1),
+    };
+    let Value::Int(left) = left else {
+        panic!("{left:?}")
+    };
+    let op = [Op::Update(STOCK, key(1), amount(1, left - count))];
+    match at {
+        Some(at) => company.write(at, &op),
+        None => company.write_head(&op),
+    }
+}
+
+#[test]
+fn what_others_sold_shows_while_ones_own_is_unanswered() {
+    let mut company = shop();
+    company.branches[0].lose = |message| matches!(message, Message::Batch(_));
+    sell(&mut company, Some(0), 1);
+    company.settle();
+    sell(&mut company, Some(0), 2);
+    company.settle();
+    assert_eq!(company.amount_at(0, 1), Value::Int(997));
+    sell(&mut company, Some(1), 10);
+    company.settle();
+    assert_eq!(company.amount_at(0, 1), Value::Int(987));
+    sell(&mut company, Some(0), 4);
+    sell(&mut company, None, 100);
+    company.settle();
+    assert_eq!(company.amount_at(0, 1), Value::Int(883));
+    // Also after a restart.
+    company.restart_branch(0);
+    sell(&mut company, Some(1), 20);
+    company.settle();
+    assert_eq!(company.amount_at(0, 1), Value::Int(863));
+    company.branches[0].lose = |_| false;
+    company.settle();
+    company.assert_even();
+    assert_eq!(company.head_amount(1), Value::Int(863));
+    assert!(company.conflicts().is_empty());
+}
+
+/// Nobody returns anything: what shows only goes down, and is never behind the log by more than what is on its way.
+#[test]
+fn a_counter_that_is_never_at_rest_never_jumps_back() {
+    let mut company = shop();
+    let mut seen = [1000; 3];
+    let mut sold = 0;
+    for round in 0..200 {
+        sell(&mut company, Some(0), 1);
+        sold += 1;
+        if round % 3 == 0 {
+            sell(&mut company, Some(1), 1);
+            sold += 1;
+        }
+        if round % 5 == 0 {
+            sell(&mut company, None, 1);
+            sold += 1;
+        }
+        if round == 100 {
+            company.cut(1);
+        } else if round == 150 {
+            company.connect(1);
+        }
+        company.tick(100);
+        company.step();
+        for (office, last) in seen.iter_mut().enumerate() {
+            let shown = match office {
+                2 => company.head_amount(1),
+                at => company.amount_at(at, 1),
+            };
+            let Value::Int(shown) = shown else {
+                panic!("{shown:?}")
+            };
+            assert!(
+                shown <= *last,
+                "office {office} in round {round}: {shown} after {last}"
+            );
+            *last = shown;
+        }
+        // The first has nothing but what is on its way: it sees the others' although its own row never rests.
+        if round < 100 {
+            let Value::Int(at_head) = company.head_amount(1) else {
+                panic!()
+            };
+            assert!(
+                (at_head - seen[0]).abs() <= 6,
+                "round {round}: {at_head} and {seen:?}"
+            );
+        }
+    }
+    company.settle();
+    company.assert_even();
+    assert_eq!(company.head_amount(1), Value::Int(1000 - sold));
+    assert!(company.conflicts().is_empty());
+}
