@@ -29,8 +29,8 @@ FROM shared s
 UNION ALL
 SELECT ROW('c', a.attrelid, a.attnum, a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity,
            a.attgenerated, a.attcollation, pg_catalog.pg_get_expr(d.adbin, d.adrelid),
-           t.typbasetype, t.typtypmod, ARRAY(SELECT e.enumlabel FROM pg_catalog.pg_enum e
-               WHERE e.enumtypid IN (t.oid, t.typelem, t.typbasetype) ORDER BY e.enumtypid, e.enumsortorder))::text
+           t.typbasetype, t.typtypmod, CASE WHEN t.typtype IN ('e', 'd') OR t.typcategory = 'A' THEN ARRAY(SELECT e.enumlabel FROM pg_catalog.pg_enum e
+               WHERE e.enumtypid IN (t.oid, t.typelem, t.typbasetype) ORDER BY e.enumtypid, e.enumsortorder) END)::text
 FROM shared s JOIN pg_catalog.pg_attribute a ON a.attrelid = s.oid AND a.attnum > 0 AND NOT a.attisdropped
 JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
 LEFT JOIN pg_catalog.pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
