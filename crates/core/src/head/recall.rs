@@ -690,6 +690,13 @@ impl Head {
                     self.tail.adopt(writer.1, &mut self.recent);
                     for (name, book) in seats {
                         if let Some(seat) = self.seats.get_mut(&name) {
+                            if seat.book.cursor != book.cursor
+                                || seat.book.incarnation != book.incarnation
+                            {
+                                let dropped = seat.inbox.restart(book.cursor.0);
+                                self.outputs.extend(dropped.into_iter().map(Output::Settle));
+                                seat.staged = false;
+                            }
                             seat.book = book;
                         }
                     }
@@ -758,7 +765,7 @@ impl Head {
             BTreeMap<OfficeName, SeatBook>,
         )>,
     > {
-        let (agreed, anew_from) = place;
+        let (agreed, _) = place;
         let mut seats: BTreeMap<OfficeName, SeatBook> = BTreeMap::new();
         let mut writer = LogWriter::new(&self.identity, &self.schema, self.book.clone());
         let mut pile = Pile::default();
@@ -833,9 +840,8 @@ impl Head {
                 let digest = |row: Option<&Row>| row.map(|row| row.digest(table));
                 let same = digest(ours.as_ref()) == digest(logged.effect.row());
                 // What a lost entry follows that won is no rival of it.
-                let contested = newest
-                    .as_ref()
-                    .is_some_and(|newest| newest.position <= anew_from)
+                // Nor does it matter when the head took what its application had written: also after this had begun.
+                let contested = newest.is_some()
                     && !newest
                         .as_ref()
                         .is_some_and(|newest| relogged.contains(&newest.position))
