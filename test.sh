@@ -4,6 +4,8 @@
 #   ./test.sh         everything
 #   ./test.sh quick   format, lints, and the tests that need no server
 #
+# BRANCHLINE_TEST_DJANGO=1 adds a Django project that migrates while branches write (bench/django.py; minutes).
+#
 # Missing system packages are installed with apt-get. Servers run in folders below target/servers and end with this
 # script, however it ends. To use running servers instead, set BRANCHLINE_TEST_POSTGRES and
 # BRANCHLINE_TEST_MYSQL (a super-user's URL each), and BRANCHLINE_TEST_AMQP (an administrator's URL) with BRANCHLINE_TEST_AMQP_CTL (a rabbitmqctl for it).

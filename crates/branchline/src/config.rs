@@ -317,11 +317,11 @@ fn check(file: &Path, typed: ConfigFile) -> Outcome<Settings> {
         api,
         mode: typed.sync.mode,
         retention: typed.retention.checked()?,
-        plan: plan(typed.plan, typed.tables)?,
+        plan: plan(&typed.plan, typed.tables)?,
     })
 }
 
-fn plan(typed: PlanSection, tables: BTreeMap<String, TableSection>) -> Outcome<PlanSettings> {
+fn plan(typed: &PlanSection, tables: BTreeMap<String, TableSection>) -> Outcome<PlanSettings> {
     let list = typed.tables.as_deref().map(TableList::parse).transpose();
     Ok(PlanSettings {
         tables: list.map_err(|failure| failure.at("plan.tables"))?,

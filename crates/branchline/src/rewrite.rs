@@ -109,6 +109,7 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::panic)]
     use super::*;
     use crate::config::{self, RoleName, TransportSettings};
+    use crate::plan::former::Former;
     use branchline_core::schema::{self, Column, Counter};
     use branchline_core::value::Type;
 
@@ -172,7 +173,10 @@ mod tests {
             settings.transport,
             TransportSettings::Listen { .. }
         ));
-        assert_eq!(settings.plan.rules.of(&with_rules), rules);
+        assert_eq!(
+            settings.plan.rules.of(&with_rules, &Former::default()),
+            rules
+        );
         assert!(
             text.contains("# ours") && text.contains("recovery_days = 3"),
             "{text}"

@@ -11,6 +11,7 @@ use tokio_postgres::{Client, Row, Statement};
 
 use super::error::failed;
 use super::layout::Layout;
+use super::shape::Stamped;
 use super::take::Taking;
 use super::tls::{Target, target};
 
@@ -41,6 +42,7 @@ pub struct PostgresDatabase {
     layouts: HashMap<String, Arc<Layout>>,
     /// How the shared tables were defined when they were last looked at.
     shape: Option<Digest>,
+    pub(super) stamped: Option<Stamped>,
     open: Option<Purpose>,
     /// This process owns the office: so must each connection that replaces a broken one.
     owner: bool,
@@ -61,6 +63,7 @@ impl PostgresDatabase {
             statements: HashMap::new(),
             layouts: HashMap::new(),
             shape: None,
+            stamped: None,
             open: None,
             owner: false,
             taking: Taking::default(),

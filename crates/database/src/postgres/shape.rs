@@ -89,7 +89,7 @@ pub(super) struct Stamped {
     shape: Digest,
 }
 
-async fn stamp(db: &PostgresDatabase, numbers: &[i64]) -> DbResult<String> {
+async fn stamp(db: &mut PostgresDatabase, numbers: &[i64]) -> DbResult<String> {
     let rows = db.query(STAMP, &[Wire::INT8_ARRAY], &[&numbers]).await?;
     rows.first().map_or(Ok(String::new()), |row| get(row, 0))
 }

@@ -184,6 +184,9 @@ async fn define<O: Office>(office: &mut Ready<O>, from: &Table, to: &Table, sql:
     office.app.define(from, to, &statements).await;
 }
 
+/// What a statement does to a table.
+type Alteration = fn(&mut Table);
+
 /// A column added, renamed or dropped, a constraint or a table changes the shape; rows, and what is ours, do not.
 pub async fn the_shape_changes_with_what_defines_the_tables<O: Office>(office: &O) {
     let mut now = ready_with(office, schema()).await;
@@ -197,7 +200,7 @@ pub async fn the_shape_changes_with_what_defines_the_tables<O: Office>(office: &
     assert_eq!(now.db.shape(&now.schema).await.unwrap(), last);
     now.db.rollback().await.unwrap();
 
-    let steps: [(&str, fn(&mut Table)); 4] = [
+    let steps: [(&str, Alteration); 4] = [
         (
             "ALTER TABLE \"customers\" ADD COLUMN \"since\" DATE",
             |table| {

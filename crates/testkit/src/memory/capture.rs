@@ -110,10 +110,7 @@ fn net(state: &State, schema: &Schema, unit: &[u64]) -> DbResult<Vec<Taken>> {
             }
             Err(_) => None,
         };
-        let effect = row.map_or_else(
-            || Effect::Delete(write.key.clone()),
-            |row| Effect::Put(row.clone()),
-        );
+        let effect = row.map_or_else(|| Effect::Delete(write.key.clone()), Effect::Put);
         places.insert((&write.table, &write.key), net.len());
         net.push(Taken {
             table: table.id,

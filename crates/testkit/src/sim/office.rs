@@ -47,6 +47,7 @@ pub struct Disk {
 }
 
 /// Where an office's database is.
+#[allow(clippy::large_enum_variant, reason = "a company has few of them")]
 pub enum Store {
     /// In memory.
     Memory(MemoryDatabase),

@@ -402,7 +402,7 @@ fn a_table_that_is_away_for_a_moment_is_not_dropped() {
     company.drop_at_head(NAMES);
     company.tick(250);
     company.step();
-    company.bring_back(names.clone(), &[insert(1, "one"), insert(2, "two")]);
+    company.bring_back(names, &[insert(1, "one"), insert(2, "two")]);
     company.settle();
     company.assert_even();
     assert_eq!(company.names_at(0).len(), 2);
