@@ -166,7 +166,7 @@ async fn open_driver(
 /// tables while the office was down is told, not locked out.
 pub async fn check_rules(db: &mut AnyDatabase, settings: &Settings) -> Outcome<Vec<String>> {
     let (schema, former) = outlook::present(db).await?;
-    let found = db.inspect().await?;
+    let found = db.definitions().await?;
     let tables: Vec<&Table> = schema.tables.iter().chain(&found.tables).collect();
     settings.plan.rules.check(&tables, &former)
 }

@@ -124,7 +124,7 @@ pub async fn preview<D: Database>(db: &mut D, plan: &Plan) -> OfficeResult<(Next
     };
     let outcome: OfficeResult<_> = outcome.await;
     let (present, origins, renamed) = conclude(db, outcome).await?;
-    let found = db.inspect().await?;
+    let found = db.definitions().await?;
     Ok((follow(&present, &origins, &found, plan, &renamed), found))
 }
 

@@ -307,6 +307,11 @@ pub trait Database: Send {
 
     /// Looks at the application's tables.
     fn inspect(&mut self) -> impl Future<Output = DbResult<Inspection>> + Send;
+    /// What [`Database::inspect`] says of the tables' definitions alone: no rows are looked at, so that it costs the same
+    /// whatever the tables hold.
+    fn definitions(&mut self) -> impl Future<Output = DbResult<Inspection>> + Send {
+        self.inspect()
+    }
     /// Creates Branchline's own tables where they are missing. Nothing of the application's is touched.
     fn prepare(&mut self) -> impl Future<Output = DbResult<()>> + Send;
     /// Installs capture on the schema's tables and removes it from tables no longer in it. Idempotent. Writes that

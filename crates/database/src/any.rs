@@ -159,6 +159,7 @@ dispatch! {
     fn notes(&mut self, table: &Table, keys: Option<&[Key]>) -> BTreeMap<Key, Vec<u8>>;
     fn set_notes(&mut self, table: &Table, notes: &[(Key, Option<Vec<u8>>)]) -> ();
     fn inspect(&mut self) -> Inspection;
+    fn definitions(&mut self) -> Inspection;
     fn prepare(&mut self) -> ();
     fn install(&mut self, schema: &Schema) -> ();
     fn shape(&mut self, schema: &Schema) -> Digest;

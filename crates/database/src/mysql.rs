@@ -125,6 +125,9 @@ impl Database for MysqlDatabase {
         }
         Ok(found)
     }
+    async fn definitions(&mut self) -> DbResult<Inspection> {
+        catalog::inspect(self).await
+    }
     async fn prepare(&mut self) -> DbResult<()> {
         capture::prepare(self).await
     }

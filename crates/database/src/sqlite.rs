@@ -151,6 +151,10 @@ impl Database for SqliteDatabase {
         Ok(found)
     }
 
+    async fn definitions(&mut self) -> DbResult<Inspection> {
+        self.catalogue_read(inspect::inspect)
+    }
+
     async fn prepare(&mut self) -> DbResult<()> {
         self.catalogue_write(ddl::prepare)
     }

@@ -62,7 +62,7 @@ impl Driver {
         for told in check_rules(&mut self.parts.db, &settings).await? {
             tracing::warn!("{told}");
         }
-        let found = self.parts.db.inspect().await?;
+        let found = self.parts.db.definitions().await?;
         let names = found.tables.into_iter().map(|table| table.name);
         let list = settings.plan.tables.as_ref();
         self.reshaping.named = names

@@ -128,7 +128,7 @@ impl Branch {
         db.begin(Purpose::Read).await?;
         let shape = db.shape(&self.schema).await;
         let shape = conclude(db, shape.map_err(Into::into)).await?;
-        let found = db.inspect().await?;
+        let found = db.definitions().await?;
         let mut differing = Differing::new();
         for table in &self.schema.tables {
             let refused = self.book.refused.iter().find(|one| one.id == table.id);
@@ -414,6 +414,10 @@ impl<D: Database> Database for Here<'_, D> {
 
     async fn inspect(&mut self) -> DbResult<Inspection> {
         self.db.inspect().await
+    }
+
+    async fn definitions(&mut self) -> DbResult<Inspection> {
+        self.db.definitions().await
     }
 
     async fn prepare(&mut self) -> DbResult<()> {

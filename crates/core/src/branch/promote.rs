@@ -175,7 +175,7 @@ impl Branch {
                 named(upward)
             )));
         }
-        let present = db.inspect().await?.tables;
+        let present = db.definitions().await?.tables;
         let missing = self
             .schema
             .tables

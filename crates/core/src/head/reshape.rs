@@ -131,7 +131,7 @@ impl Head {
         };
         let outcome: OfficeResult<_> = outcome.await;
         let (before, origins, renamed, accepted) = conclude(db, outcome).await?;
-        let found = db.inspect().await?;
+        let found = db.definitions().await?;
         let findings = found.findings.clone();
         self.outputs
             .push_back(Output::Notice(Notice::Inspected(findings)));

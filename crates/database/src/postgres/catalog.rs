@@ -489,7 +489,7 @@ pub(super) fn compatible(planned: &Table, found: &Inspection) -> DbResult<()> {
                 format!("column `{name}` does not exist here"),
             ));
         };
-        if !same(&column.kind, &here.kind) {
+        if !serves(&column.kind, &here.kind) {
             let (planned_kind, kind) = (&column.kind, &here.kind);
             let message = format!("column `{name}` is {kind} here, and {planned_kind} in the plan");
             return Err(mismatch(&planned.name, message));
@@ -538,6 +538,12 @@ pub(super) fn insertable(planned: &Table, layout: &Layout) -> DbResult<()> {
             Err(mismatch(&planned.name, message))
         }
     }
+}
+
+/// Whether a column found with one type serves for one planned with another. The two kinds of JSON are one in canonical form.
+fn serves(planned: &Type, here: &Type) -> bool {
+    let json = |kind: &Type| matches!(kind, Type::Json | Type::Jsonb);
+    same(planned, here) || (json(planned) && json(here))
 }
 
 /// Enums are told by their labels: engines without named enums have no name for them.

@@ -180,6 +180,38 @@ async fn rows_of_django_are_the_same_at_every_office() {
     }
 }
 
+/// What MariaDB and SQLite call JSON, a framework keeps as `jsonb` in PostgreSQL.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn json_of_another_head_fits_jsonb() {
+    for (head, sql) in [
+        (
+            Engine::MariaDb,
+            "CREATE TABLE t (id BIGINT PRIMARY KEY, data JSON)",
+        ),
+        (
+            Engine::Sqlite,
+            "CREATE TABLE t (id BIGINT PRIMARY KEY, data JSON)",
+        ),
+    ] {
+        let mut head = Place::with(head, sql).await;
+        let plan = schema(head.look().await.tables);
+        head.share(&plan).await.unwrap();
+        head.sql("INSERT INTO t VALUES (1, '{\"b\": 1e2, \"a\": [1.50, null]}')")
+            .await;
+        let (rows, _) = head.take(&plan).await;
+        let made = "CREATE TABLE t (id bigint PRIMARY KEY, data jsonb)";
+        let mut branch = Place::with(Engine::Postgres, made).await;
+        branch.share(&plan).await.unwrap();
+        branch.put(&plan, &rows[0]).await.unwrap();
+        assert_eq!(branch.take_all(&plan).await.0, rows);
+        let refused = Row(vec![Value::Int(2), Value::Text("\"\\u0000\"".into())]);
+        assert!(matches!(
+            branch.put(&plan, &refused).await,
+            Err(DatabaseError::Mismatch { .. })
+        ));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_framework_has_no_spelling_for_is_held() {
     let plan = plan(DJANGO[0].1).await;

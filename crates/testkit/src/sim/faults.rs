@@ -520,6 +520,10 @@ impl Database for Faulty<'_> {
         step!(self, db => db.inspect())
     }
 
+    async fn definitions(&mut self) -> DbResult<Inspection> {
+        step!(self, db => db.definitions())
+    }
+
     async fn prepare(&mut self) -> DbResult<()> {
         step!(self, db => db.prepare())
     }
