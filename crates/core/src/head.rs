@@ -696,6 +696,18 @@ impl Head {
 
     /// Does one bounded piece of work. Returns whether there may be more.
     pub async fn work<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<bool> {
+        match self.work_on(db, now).await {
+            Err(error) if crate::unfit::is_unfit(&error) => {
+                if self.tables_changed(db).await? {
+                    return Ok(true);
+                }
+                Err(error)
+            }
+            outcome => outcome,
+        }
+    }
+
+    async fn work_on<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<bool> {
         let mut more = false;
         let given_back: Vec<(OfficeName, Recalled)> = self
             .seats

@@ -103,6 +103,9 @@ impl Head {
                 }
                 Ok(Judgement::Clash) => while self.take(db, now).await? {},
                 Err(error) if is_unfit(&error) => {
+                    if self.tables_changed(db).await? {
+                        return Ok(true);
+                    }
                     // One unit alone, without the rows that do not fit. What is tried is what would be accepted.
                     let Some(seat) = self.seats.get(branch) else {
                         return Err(error);

@@ -64,6 +64,18 @@ impl Head {
         self.catalogue.known.is_some() || self.catalogue.waiting.is_some()
     }
 
+    /// Whether something went wrong only since the tables are no longer what the present version says; then they are
+    /// looked at next.
+    pub(super) async fn tables_changed<D: Database>(&mut self, db: &mut D) -> OfficeResult<bool> {
+        db.begin(Purpose::Read).await?;
+        let known = self.is_as_known(db).await;
+        let changed = !conclude(db, known).await?;
+        if changed {
+            self.catalogue.forget();
+        }
+        Ok(changed)
+    }
+
     /// What changed in the tables and waits for a person, in sentences.
     pub fn waiting_changes(&self) -> &[String] {
         self.catalogue
