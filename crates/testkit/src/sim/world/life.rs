@@ -188,7 +188,18 @@ impl World {
         let times = self.offices[branch].invitations;
         let code = secret(self.seed, &format!("code {times} of {name}"));
         let expires = Micros(i64::MAX);
-        let invited = self.with_database(0, |db, _| run(seats::invite(db, &name, code, expires)));
+        let invited = self.with_database(0, |db, _| {
+            run(async {
+                let invited = seats::invite(db, &name, code, expires).await?;
+                if invited.is_ok() {
+                    return Ok(invited);
+                }
+                // The head was restored to before the branch's removal; the refusal says what to do.
+                let removed = seats::remove(db, &name).await?;
+                removed.expect("the branch has a seat");
+                seats::invite(db, &name, code, expires).await
+            })
+        });
         invited
             .expect("the head's database works")
             .expect("the branch is new");
