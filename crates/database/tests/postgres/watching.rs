@@ -88,7 +88,7 @@ async fn a_watcher_returns_after_its_connection_broke() {
     // Its last statement is another one at times.
     tokio::time::timeout(PATIENCE, async {
         while shop.app.execute(kill, &[]).await.unwrap() == 0 {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     })
     .await
