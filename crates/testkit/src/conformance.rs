@@ -13,9 +13,11 @@ use branchline_core::port::{Backlog, Database, First, Portion, Purpose, Taken};
 use branchline_core::schema::{Schema, Table, TableId};
 use branchline_core::value::{Type, Value, canonical};
 
+pub mod altered;
 pub mod before;
 pub mod books;
 pub mod capture;
+pub mod carried;
 pub mod catalogue;
 pub mod evolution;
 pub mod reading;
@@ -364,15 +366,15 @@ macro_rules! conformance_tests {
             evolution: tables_come_go_and_stay_without_capture,
             evolution: what_cannot_follow_stays_whole_and_the_others_go_on,
             evolution: what_the_application_did_already_is_not_done_twice,
-            evolution: captured_writes_are_taken_in_the_new_shape,
-            evolution: captured_keys_follow_their_columns,
-            evolution: rows_before_follow_their_columns,
-            evolution: notes_follow_their_rows,
-            evolution: an_alter_by_the_application_captures_nothing,
-            evolution: the_application_renames_columns_and_goes_on_writing,
-            evolution: the_application_retypes_columns_and_goes_on_writing,
-            evolution: the_application_drops_columns_and_goes_on_writing,
-            evolution: the_application_renames_a_table_and_goes_on_writing,
+            carried: captured_writes_are_taken_in_the_new_shape,
+            carried: captured_keys_follow_their_columns,
+            carried: rows_before_follow_their_columns,
+            carried: notes_follow_their_rows,
+            altered: an_alter_by_the_application_captures_nothing,
+            altered: the_application_renames_columns_and_goes_on_writing,
+            altered: the_application_retypes_columns_and_goes_on_writing,
+            altered: the_application_drops_columns_and_goes_on_writing,
+            altered: the_application_renames_a_table_and_goes_on_writing,
             values: ordinary_values_of_every_type_come_back_as_they_were,
             values: extreme_values_come_back_as_they_were_or_are_refused,
             values: what_the_application_wrote_is_taken_in_canonical_form,

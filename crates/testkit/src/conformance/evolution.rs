@@ -1,4 +1,4 @@
-//! Following schema versions, and the application's own changes of its tables.
+//! Following schema versions.
 
 use branchline_core::change::{Effect, Key, Row};
 use branchline_core::identity::Digest;
@@ -7,21 +7,20 @@ use branchline_core::schema::{Column, Schema, Table, TableId};
 use branchline_core::value::{Type, Value, canonical, convert};
 
 use super::sample::{
-    CUSTOMERS, LINES, ODD, ORDERS, STAFF, STOCK, WIDE, column, customer, gone, id, item, kinds,
-    line, member, nullable, order, put, reference, sku, table, text,
+    CUSTOMERS, LINES, ODD, ORDERS, STAFF, STOCK, WIDE, column, customer, gone, id, item, line,
+    member, nullable, order, put, reference, sku, table, text,
 };
-use super::sql::Dialect;
 use super::{Application, Office, Op, Ready, gist, ready_with, sample, take_all};
 
 /// The suite's schema, with numbers.
-fn schema() -> Schema {
+pub(super) fn schema() -> Schema {
     let mut schema = sample::schema();
     schema.number();
     schema
 }
 
 /// The next version of a schema.
-fn next(from: &Schema, change: impl FnOnce(&mut Schema)) -> Schema {
+pub(super) fn next(from: &Schema, change: impl FnOnce(&mut Schema)) -> Schema {
     let mut to = from.clone();
     to.version += 1;
     change(&mut to);
@@ -29,7 +28,7 @@ fn next(from: &Schema, change: impl FnOnce(&mut Schema)) -> Schema {
     to
 }
 
-fn at(schema: &mut Schema, id: TableId) -> &mut Table {
+pub(super) fn at(schema: &mut Schema, id: TableId) -> &mut Table {
     schema
         .tables
         .iter_mut()
@@ -37,11 +36,11 @@ fn at(schema: &mut Schema, id: TableId) -> &mut Table {
         .unwrap()
 }
 
-fn int(number: i64) -> Value {
+pub(super) fn int(number: i64) -> Value {
     Value::Int(number)
 }
 
-async fn evolve<D: Database>(
+pub(super) async fn evolve<D: Database>(
     db: &mut D,
     from: &Schema,
     to: &Schema,
@@ -55,7 +54,12 @@ async fn evolve<D: Database>(
 
 impl<O: Office> Ready<O> {
     /// Follows a version, twice, and looks whether the tables are what it says and are captured.
-    async fn follow(&mut self, office: &O, to: &Schema, dropped: &[TableId]) -> Evolution {
+    pub(super) async fn follow(
+        &mut self,
+        office: &O,
+        to: &Schema,
+        dropped: &[TableId],
+    ) -> Evolution {
         let from = std::mem::replace(&mut self.schema, to.clone());
         let done = evolve(&mut self.db, &from, to, dropped).await;
         assert_eq!(done.refused, []);
@@ -79,7 +83,7 @@ impl<O: Office> Ready<O> {
 }
 
 /// The database's tables are those of the schema, and captured.
-async fn looks_like<O: Office>(office: &O, db: &mut O::Db, schema: &Schema) {
+pub(super) async fn looks_like<O: Office>(office: &O, db: &mut O::Db, schema: &Schema) {
     assert_eq!(
         db.missing_capture(schema).await.unwrap(),
         Vec::<TableId>::new()
@@ -171,7 +175,7 @@ async fn looks_like<O: Office>(office: &O, db: &mut O::Db, schema: &Schema) {
     }
 }
 
-async fn shape<D: Database>(db: &mut D, schema: &Schema) -> Digest {
+pub(super) async fn shape<D: Database>(db: &mut D, schema: &Schema) -> Digest {
     db.begin(Purpose::Take).await.unwrap();
     let shape = db.shape(schema).await.unwrap();
     db.rollback().await.unwrap();
@@ -179,7 +183,12 @@ async fn shape<D: Database>(db: &mut D, schema: &Schema) -> Digest {
 }
 
 /// The application's own change of a table, in SQL that all engines understand.
-async fn define<O: Office>(office: &mut Ready<O>, from: &Table, to: &Table, sql: &[&str]) {
+pub(super) async fn define<O: Office>(
+    office: &mut Ready<O>,
+    from: &Table,
+    to: &Table,
+    sql: &[&str],
+) {
     let statements: Vec<_> = sql.iter().map(|sql| (None, (*sql).to_owned())).collect();
     office.app.define(from, to, &statements).await;
 }
@@ -790,417 +799,5 @@ pub async fn what_the_application_did_already_is_not_done_twice<O: Office>(offic
     assert_eq!(
         gist(&now.take_all().await),
         [(CUSTOMERS, Effect::Put(written), First::Existing)]
-    );
-}
-
-/// What was written before is taken after, as rows of the new version.
-pub async fn captured_writes_are_taken_in_the_new_shape<O: Office>(office: &O) {
-    let mut now = ready_with(office, schema()).await;
-    now.apply(&[
-        put(CUSTOMERS, customer(1, "Ada", None)),
-        put(STOCK, item("nail", 1)),
-    ])
-    .await;
-    now.local(&[
-        Op::Update(CUSTOMERS, id(1), customer(1, "Eve", None)),
-        Op::Insert(CUSTOMERS, customer(2, "Bob", None)),
-        Op::Delete(STOCK, sku("nail")),
-    ])
-    .await;
-    let to = next(&now.schema, |schema| {
-        let customers = at(schema, CUSTOMERS);
-        customers.columns[0].name = "number".into();
-        customers.columns.remove(2);
-        customers.unique.clear();
-        customers.columns.push(column("level", Type::Int32));
-        at(schema, ORDERS).foreign_keys[0].parent_columns = vec!["number".into()];
-        at(schema, STOCK).columns[0].name = "code".into();
-    });
-    now.follow(office, &to, &[]).await;
-    let row = |id, name| Row(vec![int(id), text(name), int(0)]);
-    assert_eq!(
-        gist(&now.take_all().await),
-        [
-            (CUSTOMERS, Effect::Put(row(1, "Eve")), First::Existing),
-            (CUSTOMERS, Effect::Put(row(2, "Bob")), First::Inserted),
-            (STOCK, Effect::Delete(sku("nail")), First::Existing),
-        ]
-    );
-}
-
-/// Captured keys become what their columns become.
-pub async fn captured_keys_follow_their_columns<O: Office>(office: &O) {
-    let mut now = ready_with(office, schema()).await;
-    now.apply(&[
-        put(STOCK, item("12", 1)),
-        put(STAFF, member(5, "Eve", None)),
-    ])
-    .await;
-    now.local(&[
-        Op::Delete(STOCK, sku("12")),
-        Op::Insert(STOCK, item("13", 1)),
-        Op::Update(STAFF, id(5), member(5, "Cy", None)),
-    ])
-    .await;
-    let to = next(&now.schema, |schema| {
-        at(schema, STOCK).columns[0].kind = Type::Int32;
-        at(schema, STAFF).foreign_keys.clear();
-        at(schema, STAFF).columns[0].kind = Type::Int32;
-    });
-    now.follow(office, &to, &[]).await;
-    assert_eq!(
-        gist(&now.take_all().await),
-        [
-            (STAFF, Effect::Put(member(5, "Cy", None)), First::Existing),
-            (STOCK, Effect::Delete(id(12)), First::Existing),
-            (
-                STOCK,
-                Effect::Put(Row(vec![int(13), int(1)])),
-                First::Inserted
-            ),
-        ]
-    );
-}
-
-/// The rows before, that merging needs, are known by the new names.
-pub async fn rows_before_follow_their_columns<O: Office>(office: &O) {
-    let mut keeping = sample::keeping(&[CUSTOMERS, STOCK]);
-    keeping.number();
-    let mut now = ready_with(office, keeping).await;
-    now.apply(&[
-        put(CUSTOMERS, customer(1, "Ada", Some("a"))),
-        put(STOCK, item("nail", 1)),
-    ])
-    .await;
-    now.local(&[
-        Op::Update(CUSTOMERS, id(1), customer(1, "Eve", Some("b"))),
-        Op::Delete(STOCK, sku("nail")),
-    ])
-    .await;
-    let to = next(&now.schema, |schema| {
-        at(schema, CUSTOMERS).columns[1].name = "full_name".into();
-        at(schema, STOCK).name = "store".into();
-    });
-    now.follow(office, &to, &[]).await;
-    let taken = now.take_all().await;
-    let before: Vec<Option<Row>> = taken.iter().map(|taken| taken.before.clone()).collect();
-    assert_eq!(
-        before,
-        [Some(customer(1, "Ada", Some("a"))), Some(item("nail", 1))]
-    );
-}
-
-/// Notes stay with their rows, whatever these are called now.
-pub async fn notes_follow_their_rows<O: Office>(office: &O) {
-    let mut now = ready_with(office, schema()).await;
-    let stock = now.table(STOCK);
-    now.db.begin(Purpose::Apply).await.unwrap();
-    now.db
-        .set_notes(&stock, &[(sku("12"), Some(b"held".to_vec()))])
-        .await
-        .unwrap();
-    now.db.commit().await.unwrap();
-    let to = next(&now.schema, |schema| {
-        at(schema, STOCK).columns[0].kind = Type::Int64;
-        at(schema, STOCK).name = "store".into();
-    });
-    now.follow(office, &to, &[]).await;
-    let stock = now.table(STOCK);
-    now.db.begin(Purpose::Read).await.unwrap();
-    let notes = now.db.notes(&stock, None).await.unwrap();
-    assert_eq!(
-        notes.into_iter().collect::<Vec<_>>(),
-        [(id(12), b"held".to_vec())]
-    );
-    let named = now.db.notes(&stock, Some(&[id(12)])).await.unwrap();
-    assert_eq!(named.len(), 1);
-    now.db.rollback().await.unwrap();
-}
-
-/// An `ALTER` that writes every row is no change of a row.
-pub async fn an_alter_by_the_application_captures_nothing<O: Office>(office: &O) {
-    let mut now = ready_with(office, schema()).await;
-    now.apply(&[put(STOCK, item("nail", 1)), put(STOCK, item("nut", 2))])
-        .await;
-    let from = now.table(STOCK);
-    let mut to = from.clone();
-    let mut price = column("price", Type::Int32);
-    price.default = Some(int(3));
-    price.id = 9;
-    to.columns.push(price);
-    define(
-        &mut now,
-        &from,
-        &to,
-        &["ALTER TABLE \"stock\" ADD COLUMN \"price\" INTEGER DEFAULT 3 NOT NULL"],
-    )
-    .await;
-    let sql =
-        "ALTER TABLE \"stock\" ALTER COLUMN \"price\" TYPE numeric(9,2) USING \"price\" + 0.5";
-    let narrow =
-        "ALTER TABLE \"stock\" MODIFY COLUMN \"price\" DECIMAL(9,2) NOT NULL DEFAULT 3, FORCE";
-    let statements = [
-        (Some(Dialect::Postgres), sql.to_owned()),
-        (Some(Dialect::Mysql), narrow.to_owned()),
-    ];
-    now.app.define(&to, &to, &statements).await;
-    assert_eq!(now.take_all().await, vec![]);
-}
-
-/// The application renames a key and other columns, also of a table whose rows before are kept, and writes on, before
-/// anybody noticed. What it wrote is taken once the version follows.
-pub async fn the_application_renames_columns_and_goes_on_writing<O: Office>(office: &O) {
-    let mut keeping = sample::keeping(&[CUSTOMERS]);
-    keeping.number();
-    let mut now = ready_with(office, keeping).await;
-    now.apply(&[
-        put(CUSTOMERS, customer(1, "Ada", None)),
-        put(CUSTOMERS, customer(2, "Bob", None)),
-        put(STOCK, item("nail", 1)),
-        put(STOCK, item("nut", 1)),
-    ])
-    .await;
-    let to = next(&now.schema, |schema| {
-        let customers = at(schema, CUSTOMERS);
-        customers.columns[0].name = "number".into();
-        customers.columns[1].name = "full_name".into();
-        at(schema, ORDERS).foreign_keys[0].parent_columns = vec!["number".into()];
-        at(schema, STOCK).columns[0].name = "code".into();
-    });
-    let renames = [
-        (
-            CUSTOMERS,
-            vec![
-                "ALTER TABLE \"customers\" RENAME COLUMN \"id\" TO \"number\"",
-                "ALTER TABLE \"customers\" RENAME COLUMN \"name\" TO \"full_name\"",
-            ],
-        ),
-        (
-            STOCK,
-            vec!["ALTER TABLE \"stock\" RENAME COLUMN \"sku\" TO \"code\""],
-        ),
-    ];
-    for (id, sql) in renames {
-        let (from, becomes) = (now.table(id), to.table(id).unwrap().clone());
-        define(&mut now, &from, &becomes, &sql).await;
-    }
-    let ops = [
-        Op::Insert(CUSTOMERS, customer(3, "Cy", None)),
-        Op::Update(CUSTOMERS, id(1), customer(1, "Eve", None)),
-        Op::Delete(CUSTOMERS, id(2)),
-        Op::Insert(STOCK, item("screw", 1)),
-        Op::Update(STOCK, sku("nail"), item("nail", 2)),
-        Op::Delete(STOCK, sku("nut")),
-    ];
-    super::transaction(&mut now.app, &to, &ops)
-        .await
-        .expect("the application is not hurt");
-    let missing = now.db.missing_capture(&to).await.unwrap();
-    now.follow(office, &to, &[]).await;
-    let taken = gist(&now.take_all().await);
-    let expected = [
-        (
-            CUSTOMERS,
-            Effect::Put(customer(1, "Eve", None)),
-            First::Existing,
-        ),
-        (CUSTOMERS, Effect::Delete(id(2)), First::Existing),
-        (
-            CUSTOMERS,
-            Effect::Put(customer(3, "Cy", None)),
-            First::Inserted,
-        ),
-        (STOCK, Effect::Put(item("nail", 2)), First::Existing),
-        (STOCK, Effect::Delete(sku("nut")), First::Existing),
-        (STOCK, Effect::Put(item("screw", 1)), First::Inserted),
-    ];
-    if taken != expected {
-        assert_eq!(
-            missing,
-            [CUSTOMERS, STOCK],
-            "what was not captured is named: {taken:?}"
-        );
-    }
-}
-
-/// The application retypes a key and writes on.
-pub async fn the_application_retypes_columns_and_goes_on_writing<O: Office>(office: &O) {
-    let mut keeping = sample::keeping(&[STOCK]);
-    keeping.number();
-    let mut now = ready_with(office, keeping).await;
-    now.apply(&[
-        put(STAFF, member(1, "Eve", None)),
-        put(STOCK, item("12", 1)),
-    ])
-    .await;
-    let to = next(&now.schema, |schema| {
-        at(schema, STOCK).columns[0].kind = Type::Int32;
-        at(schema, STOCK).columns[1].kind = Type::Decimal {
-            limits: Some((30, 2)),
-        };
-        at(schema, STOCK).counters.clear();
-        at(schema, STOCK).before = true;
-    });
-    let (from, becomes) = (now.table(STOCK), to.table(STOCK).unwrap().clone());
-    let statements = [
-        (
-            Some(Dialect::Postgres),
-            "ALTER TABLE stock ALTER sku TYPE integer USING sku::integer, ALTER amount TYPE numeric(30,2)".to_owned(),
-        ),
-        (Some(Dialect::Mysql), "ALTER TABLE stock MODIFY sku INT NOT NULL, MODIFY amount DECIMAL(30,2) NOT NULL".to_owned()),
-        (
-            Some(Dialect::Sqlite),
-            "CREATE TABLE new__stock (sku INTEGER PRIMARY KEY, amount DECIMAL_TEXT(30,2) NOT NULL);
-             INSERT INTO new__stock SELECT * FROM stock; DROP TABLE stock; ALTER TABLE new__stock RENAME TO stock"
-                .to_owned(),
-        ),
-    ];
-    now.app.define(&from, &becomes, &statements).await;
-    let row = |sku, amount: &str| Row(vec![int(sku), text(amount)]);
-    let ops = [
-        Op::Insert(STOCK, row(13, "1.5")),
-        Op::Update(STOCK, id(12), row(12, "2.5")),
-    ];
-    super::transaction(&mut now.app, &to, &ops)
-        .await
-        .expect("the application is not hurt");
-    let missing = now.db.missing_capture(&to).await.unwrap();
-    now.follow(office, &to, &[]).await;
-    let taken = gist(&now.take_all().await);
-    let expected = [
-        (STOCK, Effect::Put(row(12, "2.5")), First::Existing),
-        (STOCK, Effect::Put(row(13, "1.5")), First::Inserted),
-    ];
-    if taken != expected {
-        assert!(
-            missing.contains(&STOCK),
-            "what was not captured is named: {taken:?}"
-        );
-    }
-}
-
-/// The application drops columns, also of a table whose rows before are kept, and writes on.
-pub async fn the_application_drops_columns_and_goes_on_writing<O: Office>(office: &O) {
-    let mut keeping = sample::keeping(&[ORDERS, LINES]);
-    keeping.number();
-    let mut now = ready_with(office, keeping).await;
-    now.apply(&[
-        put(CUSTOMERS, customer(1, "Ada", None)),
-        put(ORDERS, order(10, 1, "x")),
-        put(
-            WIDE,
-            Row([vec![int(1)], vec![Value::Null; kinds().len()]].concat()),
-        ),
-    ])
-    .await;
-    let to = next(&now.schema, |schema| {
-        at(schema, ORDERS).columns.pop();
-        at(schema, WIDE).columns.truncate(2);
-    });
-    let drops: Vec<String> = (1..kinds().len())
-        .map(|at| format!("ALTER TABLE \"wide\" DROP COLUMN \"c{at}\""))
-        .collect();
-    let (from, becomes) = (now.table(WIDE), to.table(WIDE).unwrap().clone());
-    define(
-        &mut now,
-        &from,
-        &becomes,
-        &drops.iter().map(String::as_str).collect::<Vec<_>>(),
-    )
-    .await;
-    let (from, becomes) = (now.table(ORDERS), to.table(ORDERS).unwrap().clone());
-    let drop = "ALTER TABLE \"orders\" DROP COLUMN \"note\"".to_owned();
-    // SQLite refuses it while a trigger names the column; a rebuild is what frameworks do there anyway.
-    let rebuild = "PRAGMA foreign_keys = OFF; PRAGMA legacy_alter_table = ON;
-        CREATE TABLE new__orders (id INTEGER PRIMARY KEY, customer_id BIGINT NOT NULL REFERENCES customers (id));
-        INSERT INTO new__orders SELECT id, customer_id FROM orders; DROP TABLE orders; ALTER TABLE new__orders RENAME TO orders;
-        PRAGMA legacy_alter_table = OFF; PRAGMA foreign_keys = ON";
-    let statements = [
-        (Some(Dialect::Postgres), drop.clone()),
-        (Some(Dialect::Mysql), drop),
-        (Some(Dialect::Sqlite), rebuild.to_owned()),
-    ];
-    now.app.define(&from, &becomes, &statements).await;
-    let wide = Row(vec![int(1), Value::Bool(true)]);
-    let orders = Row(vec![int(11), int(1)]);
-    let ops = [
-        Op::Update(WIDE, id(1), wide.clone()),
-        Op::Insert(ORDERS, orders.clone()),
-        Op::Delete(ORDERS, id(10)),
-    ];
-    super::transaction(&mut now.app, &to, &ops)
-        .await
-        .expect("the application is not hurt");
-    let missing = now.db.missing_capture(&to).await.unwrap();
-    now.follow(office, &to, &[]).await;
-    let mut taken = gist(&now.take_all().await);
-    let mut expected = vec![
-        (ORDERS, Effect::Delete(id(10)), First::Existing),
-        (ORDERS, Effect::Put(orders), First::Inserted),
-        (WIDE, Effect::Put(wide), First::Existing),
-    ];
-    if taken.len() < expected.len() {
-        assert!(
-            missing.contains(&ORDERS),
-            "what was not captured is named: {taken:?}"
-        );
-        taken.retain(|(table, _, _)| *table == WIDE);
-        expected.retain(|(table, _, _)| *table == WIDE);
-    }
-    assert_eq!(taken, expected);
-}
-
-/// The application renames a table and writes on.
-pub async fn the_application_renames_a_table_and_goes_on_writing<O: Office>(office: &O) {
-    let mut keeping = sample::keeping(&[CUSTOMERS]);
-    keeping.number();
-    let mut now = ready_with(office, keeping).await;
-    now.apply(&[
-        put(CUSTOMERS, customer(1, "Ada", None)),
-        put(ORDERS, order(10, 1, "x")),
-        put(LINES, line(10, 1, "nail")),
-    ])
-    .await;
-    let to = next(&now.schema, |schema| {
-        at(schema, CUSTOMERS).name = "clients".into();
-        at(schema, ORDERS).name = "bills".into();
-        at(schema, ORDERS).foreign_keys[0].parent = "clients".into();
-        at(schema, LINES).foreign_keys[0].parent = "bills".into();
-    });
-    for (table, sql) in [
-        (CUSTOMERS, "ALTER TABLE \"customers\" RENAME TO \"clients\""),
-        (ORDERS, "ALTER TABLE \"orders\" RENAME TO \"bills\""),
-    ] {
-        let (from, becomes) = (now.table(table), to.table(table).unwrap().clone());
-        define(&mut now, &from, &becomes, &[sql]).await;
-    }
-    let (from, becomes) = (now.table(LINES), to.table(LINES).unwrap().clone());
-    define(&mut now, &from, &becomes, &[]).await;
-    let ops = [
-        Op::Update(CUSTOMERS, id(1), customer(1, "Eve", None)),
-        Op::Insert(ORDERS, order(11, 1, "y")),
-        Op::Delete(LINES, sample::line_key(10, 1)),
-        Op::Delete(ORDERS, id(10)),
-    ];
-    super::transaction(&mut now.app, &to, &ops)
-        .await
-        .expect("the application is not hurt");
-    now.follow(office, &to, &[]).await;
-    assert_eq!(
-        gist(&now.take_all().await),
-        [
-            (
-                CUSTOMERS,
-                Effect::Put(customer(1, "Eve", None)),
-                First::Existing
-            ),
-            (ORDERS, Effect::Delete(id(10)), First::Existing),
-            (ORDERS, Effect::Put(order(11, 1, "y")), First::Inserted),
-            (
-                LINES,
-                Effect::Delete(sample::line_key(10, 1)),
-                First::Existing
-            ),
-        ]
     );
 }
