@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{BRANCH, Branch};
-use crate::books::{self, BranchBook};
+use crate::books::{self, BranchBook, Note};
 use crate::change::{Effect, Key, Row};
 use crate::evolution::{Lift, recapture_filled};
 use crate::failure::OfficeResult;
@@ -39,10 +39,23 @@ impl<D> Here<'_, D> {
                 None => Some(table.clone()),
                 Some(local) => local.clone(),
             });
-        Schema {
+        let mut local = Schema {
             tables: tables.collect(),
             ..schema.clone()
+        };
+        let mut renamed = BTreeMap::new();
+        for table in &local.tables {
+            let planned = schema.table(table.id).map(|planned| planned.name.clone());
+            renamed.extend(planned.map(|name| (name, table.name.clone())));
         }
+        for table in &mut local.tables {
+            for reference in &mut table.foreign_keys {
+                if let Some(name) = renamed.get(&reference.parent) {
+                    reference.parent.clone_from(name);
+                }
+            }
+        }
+        local
     }
 
     /// The table as it is here; where there is none, nothing.
@@ -187,6 +200,34 @@ impl Branch {
         Ok(self.shape == Some(db.shape(&self.schema).await?))
     }
 
+    /// Captures the rows once more that could not be sent: the tables changed, and what the plan had no place for before may
+    /// have one now.
+    async fn read_again<D: Database>(&mut self, db: &mut D) -> OfficeResult<()> {
+        if !self.any_notes {
+            return Ok(());
+        }
+        db.begin(Purpose::Apply).await?;
+        let outcome = async {
+            let mut any = false;
+            for table in &self.schema.tables {
+                let mut keys = Vec::new();
+                for (key, note) in db.notes(table, None).await? {
+                    if matches!(books::decode(&note)?, Note::Unreadable(..)) {
+                        keys.push(key);
+                    }
+                }
+                if !keys.is_empty() {
+                    db.recapture(table, Some(&keys)).await?;
+                    any = true;
+                }
+            }
+            Ok(any)
+        };
+        let outcome = outcome.await;
+        self.captured |= conclude(db, outcome).await?;
+        Ok(())
+    }
+
     /// Looks at the tables, which have changed since: what of them serves, and whether they are still captured. Rows of
     /// tables that were not are captured whole: what was written to them meanwhile went unseen (SETTLED 16).
     pub(super) async fn look<D: Database>(&mut self, db: &mut D) -> OfficeResult<()> {
@@ -198,7 +239,10 @@ impl Branch {
         for table in &self.schema.tables {
             let refused = self.book.refused.iter().find(|one| one.id == table.id);
             let base = refused.unwrap_or(table);
-            let now = found.tables.iter().find(|one| one.name == base.name);
+            // The capture goes with a table that the application renamed.
+            let there = |name: &str| found.tables.iter().find(|one| one.name == name);
+            let moved = || there(found.captured.get(&table.id)?);
+            let now = there(&base.name).or_else(moved);
             let listed = found.findings.iter().any(|finding| {
                 finding.fatal && finding.table.as_deref() == Some(base.name.as_str())
             });
@@ -215,8 +259,12 @@ impl Branch {
                 .iter()
                 .filter(|c| names.contains(c.name.as_str()));
             let kept: BTreeSet<ColumnId> = kept.map(|column| column.id).collect();
-            if refused.is_some() || kept.len() < base.columns.len() {
-                differing.insert(table.id, narrowed(base, &kept));
+            if refused.is_some() || kept.len() < base.columns.len() || now.name != base.name {
+                let here = narrowed(base, &kept).map(|base| Table {
+                    name: now.name.clone(),
+                    ..base
+                });
+                differing.insert(table.id, here);
             }
         }
         if differing != self.differing {
@@ -267,6 +315,7 @@ impl Branch {
             self.book = book;
         }
         self.note_lacking(db).await?;
+        self.read_again(db).await?;
         self.shape = Some(shape);
         Ok(())
     }
