@@ -249,23 +249,31 @@ fn contents(office: &Office) -> Vec<Vec<Vec<String>>> {
 #[track_caller]
 fn compare(company: &Company, told: &str) {
     let all: Vec<&Office> = company.branches.iter().collect();
+    settle(&company.head, &all, SOON);
     // What fits only since the head's own change is tried again after some seconds.
-    wait_until(&format!("nothing is held after {told}"), SOON, || {
+    wait_until(&format!("all hold the same after {told}"), SOON, || {
+        let expected = contents(&company.head);
         for office in std::iter::once(&company.head).chain(&company.branches) {
             let holds = office.json(&["holds"]);
-            if holds != serde_json::json!([]) {
-                return Err(format!("{}: {holds}", office.name));
+            let found = contents(office);
+            if holds != serde_json::json!([]) || found != expected {
+                return Err(format!(
+                    "{} has {found:?}, holds {holds}, the head {expected:?}",
+                    office.name
+                ));
             }
         }
         Ok(())
     });
     settle(&company.head, &all, SOON);
-    let expected = contents(&company.head);
-    for branch in &company.branches {
-        assert_eq!(contents(branch), expected, "{} after {told}", branch.name);
-    }
+    // What a branch ahead wrote may have been held until the head's tables took it; nothing else was decided.
     let conflicts = company.head.json(&["conflicts"]);
-    assert_eq!(conflicts, serde_json::json!([]), "after {told}");
+    for conflict in conflicts.as_array().unwrap() {
+        assert_eq!(
+            conflict["settled"]["keep"], "branch",
+            "after {told}: {conflict}"
+        );
+    }
 }
 
 /// Goes through all changes with a head and three branches of these engines.
