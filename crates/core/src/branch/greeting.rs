@@ -1,18 +1,20 @@
 //! Greeting the head: what both agree on, whose clock is which, and a branch that was restored from a backup.
 
+use super::step::LOST_VERSIONS;
 use super::{
     BRANCH, Branch, CLOCK_NOISE, GREET_AGAIN_MS, LONGEST_ROUND_TRIP, READ_BYTES, REISSUED,
 };
 use crate::books::{self, BranchBook, OUTBOX};
 use crate::change::Base;
 use crate::envelope;
-use crate::evolution::Versions;
+use crate::evolution::{LostVersion, Versions};
 use crate::failure::OfficeResult;
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros};
-use crate::message::{Hello, Message, Welcome};
+use crate::message::{Batch, Hello, Message, Welcome};
 use crate::office::conclude;
 use crate::output::{Notice, Output};
 use crate::port::{Database, Entry, Purpose};
+use crate::schema::{Schema, SchemaVersion};
 use std::collections::BTreeMap;
 
 impl Branch {
@@ -74,6 +76,10 @@ impl Branch {
         }
         if let Some((place, chain)) = welcome.rewind {
             if let Some(schema) = welcome.schema.filter(|_| place <= self.book.cursor) {
+                if !self.take_all(db).await? {
+                    // The tables changed here; it greets again.
+                    return Ok(());
+                }
                 self.jump(db, schema).await?;
             }
             return self.rewind(db, now, place, chain).await;
@@ -260,6 +266,8 @@ impl Branch {
             answered: BatchNumber::NONE,
             ..self.book.clone()
         };
+        let lost = books::load::<(SchemaVersion, Vec<Schema>), D>(db, LOST_VERSIONS).await?;
+        db.set_meta(LOST_VERSIONS, None).await?;
         let mut renumbered = BTreeMap::new();
         let mut from = self.book.answered.next();
         while from <= self.book.frozen {
@@ -290,6 +298,9 @@ impl Branch {
                             .map_or(Base::Log(place), |own| Base::Own(*own, place));
                     }
                 }
+                if let Some((since, versions)) = &lost {
+                    speak_for_itself(&mut batch, *since, versions);
+                }
                 batch.incarnation = incarnation;
                 batch.number = number;
                 batch.previous = book.chain;
@@ -319,4 +330,22 @@ impl Branch {
         books::store(db, BRANCH, &book).await?;
         Ok(book)
     }
+}
+
+/// The head may have given the version of this batch's rows to other tables: the batch names its own.
+fn speak_for_itself(batch: &mut Batch, since: SchemaVersion, versions: &[Schema]) {
+    if let Some(lost) = &mut batch.lost {
+        lost.since = lost.since.min(since);
+        return;
+    }
+    let mut versions = versions.iter();
+    let Some(schema) = versions.find(|schema| schema.version == batch.schema) else {
+        return;
+    };
+    let used = |id| batch.changes.iter().any(|change| change.table == id);
+    let tables = schema.tables.iter().filter(|table| used(table.id));
+    batch.lost = Some(LostVersion {
+        since,
+        tables: tables.cloned().collect(),
+    });
 }

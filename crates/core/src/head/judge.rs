@@ -64,6 +64,8 @@ struct Bench<'a> {
     held: BTreeMap<(TableId, Key), Option<Hold>>,
     settled: Vec<Settled>,
     changes: u64,
+    /// The batch in work stands in a version that this head lost: its branch has changed its tables since it wrote the rows.
+    of_lost_version: bool,
     now: Micros,
     /// Rows that the head's tables do not take.
     unfit: &'a RowNames,
@@ -189,6 +191,7 @@ impl Head {
             held: BTreeMap::new(),
             settled: Vec::new(),
             changes: 0,
+            of_lost_version: false,
             now,
             unfit,
             tried,
@@ -300,8 +303,10 @@ impl Bench<'_> {
         batch: &Batch,
         bytes: &[u8],
     ) -> OfficeResult<bool> {
-        let LiftedBatch { changes, unplaced } =
-            lift_batch(batch, &self.head.versions, &self.head.schema);
+        self.of_lost_version = batch.lost.is_some();
+        let head = self.head;
+        let shapes = head.versions.shapes_of(batch, &head.schema);
+        let LiftedBatch { changes, unplaced } = lift_batch(batch, shapes.as_ref(), &head.schema);
         let mut cases = self.gather(db, &changes).await?;
         let present = self.present_rows(db, &mut cases).await?;
         let position = self.writer.next();
