@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::here::Here;
 use super::succeed::answered_chain;
 use super::{BRANCH, Branch};
 use crate::books::{
@@ -87,12 +88,7 @@ impl Branch {
         if let Some(why) = self.hindrance(db).await? {
             return Ok(Err(why));
         }
-        for _ in 0..TAKES {
-            if !self.captured {
-                break;
-            }
-            self.take(db, now).await?;
-        }
+        self.freeze_all(db, now).await?;
         self.copy_log(db, &head.name).await?;
         db.begin(Purpose::Read).await?;
         let outcome = self.gather(db).await;
@@ -156,6 +152,25 @@ impl Branch {
         Ok(Err(
             "the application writes without pause; stop it for a moment, and try again".into(),
         ))
+    }
+
+    /// Freezes what the application wrote.
+    async fn freeze_all<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<()> {
+        for _ in 0..TAKES {
+            if self.shape.is_none() {
+                self.look(db).await?;
+            }
+            if !self.captured {
+                break;
+            }
+            let differing = self.differing.clone();
+            if differing.is_empty() {
+                self.take(db, now).await?;
+            } else {
+                self.take(&mut Here { db, differing }, now).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Why this branch cannot be the head.
