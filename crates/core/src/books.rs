@@ -4,7 +4,7 @@ use minicbor::{Decode, Encode};
 
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
-use crate::port::Database;
+use crate::port::{Database, Entry};
 use crate::schema::{Schema, TableId};
 use crate::succession::Succession;
 
@@ -344,6 +344,33 @@ pub fn decode<T: for<'b> Decode<'b, ()>>(bytes: &[u8]) -> OfficeResult<T> {
 /// Writes CBOR.
 pub fn encode<T: Encode<()>>(record: &T) -> OfficeResult<Vec<u8>> {
     minicbor::to_vec(record).map_err(|error| OfficeError::Books(error.to_string()))
+}
+
+/// A stream read from a number on, a page at a time.
+#[derive(Clone, Debug)]
+pub struct Pages<'s> {
+    stream: &'s str,
+    from: u64,
+}
+
+impl<'s> Pages<'s> {
+    /// Bytes of a page, about: it holds at least one entry.
+    pub const BYTES: usize = 1024 * 1024;
+
+    /// The entries numbered `from` and up.
+    pub fn from(stream: &'s str, from: u64) -> Self {
+        Self { stream, from }
+    }
+
+    /// The next page; nothing after the last.
+    pub async fn next<D: Database>(&mut self, db: &mut D) -> OfficeResult<Option<Vec<Entry>>> {
+        let entries = db.entries(self.stream, self.from, Self::BYTES).await?;
+        let Some(last) = entries.last() else {
+            return Ok(None);
+        };
+        self.from = last.number.saturating_add(1);
+        Ok(Some(entries))
+    }
 }
 
 /// The newest schema version in the database.

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use super::recent::Newest;
 use super::writer::{Fresh, LogWriter};
 use super::{Head, Seat};
-use crate::books::{self, CONFLICTS, HeadBook, Hold, RowNames, SeatBook, seat_name, staged_of};
+use crate::books::{
+    self, CONFLICTS, HeadBook, Hold, Pages, RowNames, SeatBook, seat_name, staged_of,
+};
 use crate::change::{Effect, Key};
 use crate::conflict::ConflictRecord;
 use crate::envelope;
@@ -17,6 +19,7 @@ use crate::output::{Notice, Output};
 use crate::pile::Pile;
 use crate::port::{Database, Entry, Purpose};
 use crate::schema::TableId;
+use crate::staged::stage;
 use crate::unfit::{self, is_unfit};
 
 mod facts;
@@ -27,8 +30,6 @@ use lift::{LiftedBatch, lift_batch};
 
 /// How often a judgement is begun anew because the head's own application was writing the same rows.
 const ATTEMPTS: usize = 20;
-/// How many bytes of staged parts are read at a time.
-const STAGED_BYTES: usize = 1024 * 1024;
 
 /// What one transaction did.
 struct Judged {
@@ -198,19 +199,14 @@ impl Head {
         };
         if seat.staged {
             let stream = staged_of(branch);
-            let mut from = seat.book.cursor.next().0;
-            loop {
-                let parts = db.entries(&stream, from, STAGED_BYTES).await?;
-                let Some(last) = parts.last().map(|part| part.number) else {
-                    break;
-                };
+            let mut pages = Pages::from(&stream, seat.book.cursor.next().0);
+            while let Some(parts) = pages.next(db).await? {
                 for part in &parts {
                     let batch = own_batch(&part.bytes)?;
                     if bench.hear(db, &batch, &part.bytes).await? {
                         return Ok(Judgement::Clash);
                     }
                 }
-                from = last + 1;
             }
             db.trim(&stream, u64::MAX >> 1).await?;
         }
@@ -237,34 +233,13 @@ impl Head {
         let Some(seat) = self.seats.get_mut(branch) else {
             return Ok(false);
         };
-        if seat.inbox.has_room() && seat.inbox.len() < 16 {
+        let parts = stage(db, &staged_of(branch), &seat.inbox, seat.staged).await?;
+        let Some(parts) = parts else {
             return Ok(false);
-        }
-        let parts: Vec<Entry> = seat
-            .inbox
-            .slots()
-            .map(|slot| Entry {
-                number: slot.number,
-                bytes: slot.bytes.clone(),
-            })
-            .collect();
-        db.begin(Purpose::Apply).await?;
-        let stream = staged_of(branch);
-        let outcome = async {
-            if !seat.staged {
-                db.trim(&stream, u64::MAX >> 1).await?;
-            }
-            Ok(db.append(&stream, &parts).await?)
         };
-        let outcome = outcome.await;
-        crate::office::conclude(db, outcome).await?;
         seat.staged = true;
-        self.outputs.extend(
-            seat.inbox
-                .leave(parts.len())
-                .into_iter()
-                .map(Output::Settle),
-        );
+        self.outputs
+            .extend(seat.inbox.leave(parts).into_iter().map(Output::Settle));
         Ok(true)
     }
 }

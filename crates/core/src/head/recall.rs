@@ -39,8 +39,6 @@ pub(super) const STARTS: &str = "starts";
 pub(super) const LEFT: &str = "left";
 /// How many starts are remembered.
 const STARTS_KEPT: usize = 32;
-/// Bytes read of a stream at a time.
-const READ_BYTES: usize = 1024 * 1024;
 /// How often a piece is begun anew because the head's application was writing the same rows.
 const ATTEMPTS: usize = 20;
 

@@ -4,8 +4,8 @@ use super::super::Head;
 use super::super::recent::{Newest, own_entry};
 use super::super::writer::{Fresh, LogWriter};
 use super::lost::{Anew, LostEntry, Unplaced};
-use super::{ATTEMPTS, READ_BYTES, list};
-use crate::books::{self, HeadBook, LOG, RowNames, SeatBook, seat_name};
+use super::{ATTEMPTS, list};
+use crate::books::{self, HeadBook, LOG, Pages, RowNames, SeatBook, seat_name};
 use crate::change::{Effect, Key, Row};
 use crate::conflict::{ConflictRecord, Resolution};
 use crate::evolution::fill_row;
@@ -122,12 +122,8 @@ impl Head {
         agreed: LogPosition,
     ) -> OfficeResult<BTreeMap<(OfficeName, Incarnation, BatchNumber), Digest>> {
         let mut judged = BTreeMap::new();
-        let mut from = agreed.next().0;
-        loop {
-            let entries = db.entries(LOG, from, READ_BYTES).await?;
-            let Some(last) = entries.last().map(|entry| entry.number) else {
-                return Ok(judged);
-            };
+        let mut pages = Pages::from(LOG, agreed.next().0);
+        while let Some(entries) = pages.next(db).await? {
             for entry in &entries {
                 if let LogBody::Changes(body) = own_entry(&entry.bytes)?.body
                     && let Some(answer) = body.answers
@@ -136,8 +132,8 @@ impl Head {
                     judged.insert(place, answer.chain);
                 }
             }
-            from = last + 1;
         }
+        Ok(judged)
     }
 
     async fn try_anew<D: Database>(
@@ -496,18 +492,14 @@ type TakenBefore = BTreeMap<LogPosition, (Digest, LogPosition)>;
 
 async fn taken_before<D: Database>(db: &mut D, stream: &str) -> OfficeResult<TakenBefore> {
     let mut taken = TakenBefore::new();
-    let mut from = 0;
-    loop {
-        let entries = db.entries(stream, from, READ_BYTES).await?;
-        let Some(last) = entries.last().map(|entry| entry.number) else {
-            return Ok(taken);
-        };
+    let mut pages = Pages::from(stream, 0);
+    while let Some(entries) = pages.next(db).await? {
         for entry in entries {
             let known = books::decode(&entry.bytes)?;
             taken.insert(LogPosition(entry.number), known);
         }
-        from = last + 1;
     }
+    Ok(taken)
 }
 
 /// The places of entries that were logged anew.

@@ -2,9 +2,9 @@
 
 use super::super::Head;
 use super::super::recent::own_entry;
+use super::ATTEMPTS;
 use super::anew::{relogged, taken_stream};
-use super::{ATTEMPTS, READ_BYTES};
-use crate::books::{self, LOG, SeatBook, TakenBack, seat_name};
+use crate::books::{self, LOG, Pages, SeatBook, TakenBack, seat_name};
 use crate::change::Key;
 use crate::conflict::{ConflictRecord, LOST, Reason, Resolution};
 use crate::envelope;
@@ -328,12 +328,8 @@ impl Head {
         db.begin(Purpose::Read).await?;
         let outcome = async {
             let relogged = relogged(db, &taken_stream(&anew.agreed.1)).await?;
-            let mut from = anew.agreed.0.next().0;
-            loop {
-                let entries = db.entries(LOG, from, READ_BYTES).await?;
-                let Some(last) = entries.last().map(|entry| entry.number) else {
-                    return Ok(false);
-                };
+            let mut pages = Pages::from(LOG, anew.agreed.0.next().0);
+            while let Some(entries) = pages.next(db).await? {
                 for entry in &entries {
                     let entry = own_entry(&entry.bytes)?;
                     if let LogBody::Changes(body) = entry.body
@@ -343,8 +339,8 @@ impl Head {
                         return Ok(true);
                     }
                 }
-                from = last + 1;
             }
+            Ok(false)
         };
         let outcome = outcome.await;
         conclude(db, outcome).await
