@@ -5,7 +5,7 @@ use minicbor::{Decode, Encode};
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::port::{Database, Entry};
-use crate::schema::{Schema, TableId};
+use crate::schema::{ColumnId, Schema, TableId};
 use crate::succession::Succession;
 
 /// Frozen batches of this branch.
@@ -178,6 +178,9 @@ pub struct BranchBook {
     /// first welcome.
     #[n(15)]
     pub succession: Option<Succession>,
+    /// Columns of the plan that tables here lacked, whose values are still to come from the head.
+    #[n(16)]
+    pub lacked: Option<Vec<(TableId, ColumnId)>>,
 }
 
 impl BranchBook {

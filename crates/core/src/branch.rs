@@ -25,7 +25,7 @@ use crate::office::{IDENTITY, Identity, conclude};
 use crate::output::{Notice, Output, To, Token};
 use crate::port::{Database, Purpose};
 use crate::retention::Retention;
-use crate::schema::{Schema, Table};
+use crate::schema::{Schema, Table, TableId};
 use crate::succession::{self, Predecessor};
 
 mod anew;
@@ -98,6 +98,8 @@ pub struct Branch {
     /// The log answers batches of this incarnation that this database does not have: it was restored.
     reused: bool,
     unfit_tried: Micros,
+    /// The last row of each table that the last round of trying again came to, where it left some out.
+    unfit_after: BTreeMap<TableId, Key>,
     store_and_forward: bool,
     retention: Retention,
     upkept: Option<Micros>,
@@ -193,6 +195,7 @@ impl Branch {
                 clock_offset: None,
                 refused: Vec::new(),
                 succession: None,
+                lacked: None,
             };
             books::store(db, IDENTITY, &enrolment.identity).await?;
             books::store(db, BRANCH, &book).await
@@ -249,6 +252,7 @@ impl Branch {
             captured: true,
             moving: true,
             reused: false,
+            unfit_after: BTreeMap::new(),
             unfit_tried: Micros(0),
             store_and_forward: false,
             retention: Retention::default(),

@@ -82,6 +82,8 @@ pub struct TableVerification {
     pub pending: u64,
     /// More differs than was looked at: the counts are lower bounds.
     pub more: bool,
+    /// The branch's table is not what the plan says, so that its rows cannot be compared.
+    pub unlike: bool,
     /// Rows that were repaired at the branch.
     pub repaired: u64,
     /// Some of the differing rows' keys.
@@ -93,12 +95,17 @@ impl TableVerification {
     pub fn differing(&self) -> u64 {
         self.different + self.only_head + self.only_branch
     }
+
+    /// Whether no row differs.
+    pub fn is_equal(&self) -> bool {
+        self.differing() == 0 && !self.more && !self.unlike
+    }
 }
 
 impl BranchVerification {
     /// Whether no row differs.
     pub fn is_equal(&self) -> bool {
-        self.answered && self.tables.iter().all(|t| t.differing() == 0 && !t.more)
+        self.answered && self.tables.iter().all(TableVerification::is_equal)
     }
 }
 
@@ -112,8 +119,8 @@ impl Verification {
     pub fn to_json(&self) -> serde_json::Value {
         let table = |t: &TableVerification| {
             let mut document = serde_json::json!({
-                "name": t.name, "rows": t.rows, "different": t.different, "only_head": t.only_head,
-                "only_branch": t.only_branch, "pending": t.pending, "more": t.more,
+                "name": t.name, "equal": t.is_equal(), "rows": t.rows, "different": t.different, "only_head": t.only_head,
+                "only_branch": t.only_branch, "pending": t.pending, "more": t.more, "unlike": t.unlike,
                 "keys": t.keys.iter().map(Key::to_json).collect::<Vec<_>>(),
             });
             if let Some(fields) = document.as_object_mut().filter(|_| self.repair) {

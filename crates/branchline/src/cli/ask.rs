@@ -143,6 +143,13 @@ pub fn explain(document: &serde_json::Value) -> String {
                     text(&branch["name"])
                 ));
             }
+            if compared["unlike"] == true {
+                lines.push(format!(
+                    "{} at {} is not what the plan says and was not compared; `branchline status` there tells why",
+                    text(&compared["name"]),
+                    text(&branch["name"])
+                ));
+            }
             let fields = columns.iter().map(|(_, key)| text(&compared[*key]));
             let names = [text(&branch["name"]), text(&compared["name"])];
             rows.add_row(names.into_iter().chain(fields));

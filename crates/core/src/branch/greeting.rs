@@ -14,7 +14,7 @@ use crate::message::{Batch, Hello, Message, Welcome};
 use crate::office::conclude;
 use crate::output::{Notice, Output};
 use crate::port::{Database, Entry, Purpose};
-use crate::schema::{Schema, SchemaVersion};
+use crate::schema::{Direction, Schema, SchemaVersion, Table};
 use std::collections::BTreeMap;
 
 impl Branch {
@@ -114,18 +114,46 @@ impl Branch {
         result: String,
     ) -> OfficeResult<()> {
         let told: serde_json::Value = serde_json::from_str(&result).unwrap_or_default();
-        if self.book.compare.is_some() && told["repair"] == true && told["equal"] == true {
-            let book = BranchBook {
-                compare: None,
-                ..self.book.clone()
-            };
-            db.begin(Purpose::Apply).await?;
-            let outcome = books::store(db, BRANCH, &book).await;
-            conclude(db, outcome).await?;
-            self.book = book;
+        if self.book.compare.is_some() && told["repair"] == true {
+            let book = self.book_after(&told);
+            if book != self.book {
+                db.begin(Purpose::Apply).await?;
+                let outcome = books::store(db, BRANCH, &book).await;
+                conclude(db, outcome).await?;
+                self.book = book;
+            }
         }
         self.notice(Notice::VerifyResult(result));
         Ok(())
+    }
+
+    /// The book after a comparison with repair: what tables here lacked has come where they are equal now. Nothing is left
+    /// to compare where all are, but for those that are not what the plan says.
+    fn book_after(&self, told: &serde_json::Value) -> BranchBook {
+        let branches = told["branches"].as_array().into_iter().flatten();
+        let mut mine = branches.filter(|branch| branch["name"] == self.identity.name.as_str());
+        let tables = mine.next().and_then(|branch| branch["tables"].as_array());
+        let is_equal = |table: &Table| {
+            let told = tables.into_iter().flatten();
+            let mut told = told.filter(|told| told["name"] == table.name.as_str());
+            told.next().is_some_and(|told| told["equal"] == true)
+        };
+        let is_unlike = |table: &Table| self.differing.contains_key(&table.id);
+        // What several branches send up is nowhere alike.
+        let settled =
+            self.schema.tables.iter().all(|table| {
+                is_equal(table) || is_unlike(table) || table.direction == Direction::Up
+            });
+        let mut lacked = self.book.lacked.clone().unwrap_or_default();
+        lacked.retain(|(id, _)| {
+            let table = self.schema.table(*id);
+            table.is_some_and(|table| is_unlike(table) || !is_equal(table))
+        });
+        BranchBook {
+            compare: self.book.compare.filter(|_| !settled),
+            lacked: (!lacked.is_empty()).then_some(lacked),
+            ..self.book.clone()
+        }
     }
 
     /// Measures the head's clock against this office's, by the way from the greeting to its answer (as NTP does, RFC

@@ -7,9 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{BRANCH, Branch};
-use crate::books;
+use crate::books::{self, BranchBook};
 use crate::change::{Effect, Key, Row};
-use crate::evolution::Lift;
+use crate::evolution::{Lift, recapture_filled};
 use crate::failure::OfficeResult;
 use crate::identity::Digest;
 use crate::office::conclude;
@@ -18,7 +18,7 @@ use crate::port::{
     Backlog, Database, DatabaseError, DbResult, Entry, Evolution, Extent, Inspection, Portion,
     Purpose, Taken, Unreadable,
 };
-use crate::schema::{ColumnId, Schema, Table, TableId};
+use crate::schema::{Column, ColumnId, Schema, Table, TableId};
 
 /// How tables differ from the plan's. None: there is no such table.
 pub(super) type Differing = BTreeMap<TableId, Option<Table>>;
@@ -106,15 +106,80 @@ fn narrowed(table: &Table, kept: &BTreeSet<ColumnId>) -> Option<Table> {
 }
 
 impl Branch {
-    /// Columns that the tables here say nothing of.
-    pub(super) fn absent(&self, table: &Table) -> Vec<u16> {
-        let Some(Some(local)) = self.differing.get(&table.id) else {
-            return Vec::new();
+    /// Columns of which a row here says nothing: the table lacks them, or lacked them and their values are still to come.
+    pub(super) fn absent(&self, table: &Table, row: Option<&Row>) -> Vec<u16> {
+        let local = self.differing.get(&table.id).and_then(Option::as_ref);
+        let lacks = |column: &Column| {
+            local.is_some_and(|local| !local.columns.iter().any(|one| one.id == column.id))
         };
-        let missing = (0u16..)
-            .zip(&table.columns)
-            .filter(|(_, column)| !local.columns.iter().any(|one| one.id == column.id));
-        missing.map(|(at, _)| at).collect()
+        let lacked = self.book.lacked.as_deref().unwrap_or_default();
+        let unfilled = |at: u16, column: &Column| {
+            let value = row.and_then(|row| row.0.get(usize::from(at)));
+            lacked.contains(&(table.id, column.id))
+                && value
+                    .is_none_or(|value| value.is_null() || Some(value) == column.default.as_ref())
+        };
+        let columns = (0u16..).zip(&table.columns);
+        let absent = columns.filter(|(at, column)| lacks(column) || unfilled(*at, column));
+        absent.map(|(at, _)| at).collect()
+    }
+
+    /// Columns of the plan that tables here lack.
+    fn lacking(&self) -> BTreeSet<(TableId, ColumnId)> {
+        let differing = self.differing.iter();
+        let pairs =
+            differing.filter_map(|(id, local)| Some((self.schema.table(*id)?, local.as_ref()?)));
+        pairs
+            .flat_map(|(table, local)| {
+                let lacks = |column: &&Column| !local.columns.iter().any(|one| one.id == column.id);
+                table
+                    .columns
+                    .iter()
+                    .filter(lacks)
+                    .map(|column| (table.id, column.id))
+            })
+            .collect()
+    }
+
+    /// Notes which columns are lacking. Where one came since it was noted, the rows are compared with the head's, which
+    /// has its values.
+    async fn note_lacking<D: Database>(&mut self, db: &mut D) -> OfficeResult<()> {
+        let lacking = self.lacking();
+        let known = self.book.lacked.clone().unwrap_or_default();
+        let shared = |(id, column): &(TableId, ColumnId)| {
+            let table = self.schema.table(*id);
+            table.is_some_and(|table| table.columns.iter().any(|one| one.id == *column))
+        };
+        let known: BTreeSet<_> = known.into_iter().filter(shared).collect();
+        let came: Vec<(TableId, ColumnId)> = known.difference(&lacking).copied().collect();
+        let lacked: Vec<_> = known.union(&lacking).copied().collect();
+        let mut book = BranchBook {
+            lacked: (!lacked.is_empty()).then_some(lacked),
+            ..self.book.clone()
+        };
+        if !came.is_empty() {
+            book.compare = Some(true);
+        }
+        if book == self.book {
+            return Ok(());
+        }
+        db.begin(Purpose::Apply).await?;
+        let outcome = async {
+            for (id, column) in &came {
+                if let Some(table) = self.schema.table(*id) {
+                    recapture_filled(db, table, *column).await?;
+                }
+            }
+            books::store(db, BRANCH, &book).await
+        };
+        let outcome = outcome.await;
+        conclude(db, outcome).await?;
+        self.book = book;
+        self.captured |= !came.is_empty();
+        if !came.is_empty() && self.link.welcomed && self.book.joining.is_none() {
+            self.verify(true)?;
+        }
+        Ok(())
     }
 
     /// Whether the tables are what they were when they were last looked at; asked first in a taking transaction.
@@ -201,6 +266,7 @@ impl Branch {
             conclude(db, outcome).await?;
             self.book = book;
         }
+        self.note_lacking(db).await?;
         self.shape = Some(shape);
         Ok(())
     }

@@ -278,6 +278,7 @@ impl Branch {
             None => Base::Log(place),
         };
         let inserted = taken.first != First::Existing && own.is_none();
+        let absent = self.absent(table, taken.effect.row());
         Some(Change {
             table: table.id,
             effect: taken.effect,
@@ -285,7 +286,7 @@ impl Branch {
             inserted,
             at: self.by_the_heads_clock(taken.at),
             before: taken.before,
-            absent: self.absent(table),
+            absent,
         })
     }
 

@@ -99,20 +99,25 @@ impl Branch {
         if self.stepped || !self.any_notes {
             return Ok(());
         }
+        let mut left = std::mem::take(&mut self.unfit_after);
         for table in &self.schema.tables {
             db.begin(Purpose::Read).await?;
             let notes = db.notes(table, None).await.map_err(OfficeError::from);
             let notes = conclude(db, notes).await?;
+            // Each round goes on where the former one ended: rows that never fit must not keep the others waiting.
+            let after = left.remove(&table.id);
+            let later = |key: &Key| after.as_ref().is_none_or(|after| key > after);
             let mut tried = 0;
-            for (key, note) in notes {
+            for (key, note) in notes.into_iter().filter(|(key, _)| later(key)) {
                 let Note::Unfit(_, effect) = books::decode(&note)? else {
                     continue;
                 };
+                self.retry_row(db, table, &key, effect).await?;
                 tried += 1;
-                if tried > RETRIED {
+                if tried == RETRIED {
+                    self.unfit_after.insert(table.id, key);
                     break;
                 }
-                self.retry_row(db, table, key, effect).await?;
             }
         }
         Ok(())
@@ -122,7 +127,7 @@ impl Branch {
         &self,
         db: &mut D,
         table: &Table,
-        key: Key,
+        key: &Key,
         effect: Effect,
     ) -> OfficeResult<()> {
         if self.claims.contains_key(&key.digest(table)) {
@@ -131,9 +136,9 @@ impl Branch {
         db.begin(Purpose::Apply).await?;
         let outcome = async {
             db.write(&self.schema, &[(table.id, effect)]).await?;
-            let keys = std::slice::from_ref(&key);
+            let keys = std::slice::from_ref(key);
             let free = db.captured(table, Some(keys)).await?.is_empty();
-            db.set_notes(table, &[(key, None)]).await?;
+            db.set_notes(table, &[(key.clone(), None)]).await?;
             Ok(free)
         };
         let outcome: OfficeResult<bool> = outcome.await;

@@ -167,8 +167,7 @@ impl Compared {
             let compared = TableVerification {
                 name: table.name.clone(),
                 rows: ours.rows,
-                // A branch that does not know the table yet.
-                more: of_table.is_none(),
+                unlike: of_table.is_none(),
                 ..TableVerification::default()
             };
             self.tables.insert(table.id, compared);

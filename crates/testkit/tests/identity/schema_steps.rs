@@ -1,7 +1,7 @@
 //! The head's tables change while branches are up to date, behind with unsent changes, or ahead.
 
 use branchline_core::change::Row;
-use branchline_core::conflict::Reason;
+use branchline_core::conflict::{ConflictRecord, Reason};
 use branchline_core::evolution::{Follow, Plan};
 use branchline_core::output::Notice;
 use branchline_core::schema::{Column, Rules, Table};
@@ -9,7 +9,7 @@ use branchline_core::value::{Type, Value};
 use branchline_testkit::conformance::Op;
 use std::sync::Arc;
 
-use crate::company::{Company, NAMES, STOCK, amount, insert, key, row, update};
+use crate::company::{Company, NAMES, STOCK, amount, delete, insert, key, row, update};
 
 fn column(name: &str, kind: Type) -> Column {
     Column {
@@ -414,5 +414,69 @@ fn a_table_that_is_away_for_a_moment_is_not_dropped() {
             .unwrap()
             .name,
         "names"
+    );
+}
+
+#[test]
+fn a_table_that_could_not_follow_gets_the_values_of_a_new_column_when_it_does() {
+    let mut company = Company::new(2);
+    company.write_head(&[insert(1, "11"), insert(2, "22")]);
+    company.settle();
+    company.cut(0);
+    company.write(0, &[insert(3, "three")]);
+    company.alter_head(NAMES, |table| {
+        table.columns[1].kind = Type::Int64;
+        add_note(table);
+    });
+    company.settle();
+    let table = company.head.schema().table(NAMES).unwrap().clone();
+    let mut one = company.at_head.row(&table, &key(1)).unwrap();
+    one.0[2] = Value::Text("kept".into());
+    company.write_head(&[Op::Update(NAMES, key(1), one)]);
+    company.settle();
+    company.connect(0);
+    company.settle();
+    company.assert_even();
+}
+
+#[test]
+fn a_column_that_a_branch_dropped_and_put_back_holds_what_the_head_has() {
+    let mut company = Company::new(2);
+    company.alter_head(NAMES, add_note);
+    company.write_head(&[Op::Insert(NAMES, noted(1, "one", Some("kept")))]);
+    company.settle();
+    company.alter(0, NAMES, |table| drop(table.columns.pop()));
+    company.settle();
+    company.write_head(&[Op::Insert(NAMES, noted(2, "two", Some("later")))]);
+    company.settle();
+    company.alter(0, NAMES, |_| ());
+    // Before the branch has the head's values again.
+    company.write(0, &[Op::Update(NAMES, key(1), noted(1, "uno", None))]);
+    company.settle();
+    company.assert_even();
+    assert_eq!(named(&mut company, 1), noted(1, "uno", Some("kept")));
+    let repaired = |record: &ConflictRecord| record.reason == Reason::Repaired;
+    assert!(company.conflicts().iter().all(repaired));
+    company.write(0, &[Op::Update(NAMES, key(1), noted(1, "uno", None))]);
+    company.settle();
+    company.assert_even();
+    assert_eq!(named(&mut company, 1), noted(1, "uno", None));
+}
+
+#[test]
+fn rows_that_never_fit_do_not_keep_others_from_being_tried_again() {
+    let mut company = Company::new(1);
+    company.alter(0, NAMES, |table| table.unique.push(vec![1]));
+    let same: Vec<Op> = (100..350).map(|id| insert(id, "same")).collect();
+    company.write_head(&same);
+    company.write_head(&[insert(400, "late"), insert(401, "late")]);
+    company.settle();
+    assert_eq!(company.names_at(0).len(), 2);
+    company.write_head(&[delete(400)]);
+    company.settle();
+    company.let_pass(5);
+    assert_eq!(
+        company.names_at(0).get(&401).map(String::as_str),
+        Some("late")
     );
 }
