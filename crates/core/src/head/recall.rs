@@ -28,9 +28,11 @@ use crate::succession::sealed_by;
 mod adopt;
 mod anew;
 mod lost;
+mod sums;
 
 pub(super) use anew::trim_lost;
 use lost::Anew;
+use sums::Lineage;
 
 /// The name of the record that lists where the log ended at the last starts: a restored log goes on from one of them.
 pub(super) const STARTS: &str = "starts";
@@ -286,6 +288,7 @@ impl Head {
                 let mut anew = asking.anew.unwrap_or_else(|| Anew {
                     agreed,
                     part: LostPart::new(first.schema),
+                    lineage: Lineage::default(),
                 });
                 if !self.log_all_anew(db, now, &lost, &mut anew).await? {
                     // The application was in the way; the branch greets again.

@@ -4,10 +4,11 @@ use super::super::Head;
 use super::super::recent::{Newest, own_entry};
 use super::super::writer::{Fresh, LogWriter};
 use super::lost::{Anew, LostEntry, Unplaced};
+use super::sums::Lineage;
 use super::{ATTEMPTS, list};
 use crate::books::{self, HeadBook, LOG, Pages, RowNames, SeatBook, seat_name};
 use crate::change::{Effect, Key, Row};
-use crate::conflict::{ConflictRecord, Resolution};
+use crate::conflict::{self, ConflictRecord, Decision, Reason, Resolution};
 use crate::evolution::fill_row;
 use crate::failure::OfficeResult;
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
@@ -18,7 +19,7 @@ use crate::office::conclude;
 use crate::output::Output;
 use crate::pile::Pile;
 use crate::port::{Database, Entry, Purpose};
-use crate::schema::TableId;
+use crate::schema::{Table, TableId};
 use crate::unfit::{self, is_unfit};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -32,6 +33,8 @@ struct Facts {
     /// The newest version of each row since the two continuations parted.
     newest: BTreeMap<Digest, Newest>,
     present: BTreeMap<(TableId, Key), Row>,
+    /// Rows with counters as they were before the two continuations parted.
+    shared: BTreeMap<Digest, Row>,
 }
 
 /// One piece in the making.
@@ -43,6 +46,7 @@ struct Relogging<'a> {
     writer: LogWriter<'a>,
     seats: BTreeMap<OfficeName, SeatBook>,
     pile: Pile,
+    lineage: Lineage,
     /// What is written, for finding what of it does not fit.
     tried: &'a mut Vec<(TableId, Effect)>,
 }
@@ -52,6 +56,7 @@ struct Relogged {
     book: HeadBook,
     fresh: Vec<Fresh>,
     seats: BTreeMap<OfficeName, SeatBook>,
+    lineage: Lineage,
 }
 
 impl Head {
@@ -62,7 +67,7 @@ impl Head {
         db: &mut D,
         now: Micros,
         lost: &[(LogEntry, Vec<u8>)],
-        anew: &Anew,
+        anew: &mut Anew,
     ) -> OfficeResult<bool> {
         let mut unfit = RowNames::new();
         for _ in 0..ATTEMPTS {
@@ -74,6 +79,7 @@ impl Head {
             };
             match outcome {
                 Ok(Some(done)) => {
+                    anew.lineage.clone_from(&done.lineage);
                     self.adopt_relogged(now, done);
                     return Ok(true);
                 }
@@ -153,13 +159,10 @@ impl Head {
         for (entry, bytes) in lost {
             entries.extend(self.read_by_present(&anew.part, entry, bytes)?);
         }
-        // What another branch gave back before is left out.
-        entries.retain(|entry| {
-            let known = taken.get(&entry.position);
-            known.is_none_or(|(chain, _)| *chain != entry.chain)
-        });
         let relogged = taken.values().map(|(_, place)| *place).collect();
-        let facts = self.facts(db, &entries, agreed, relogged).await?;
+        let mut lineage = anew.lineage.clone();
+        lineage.enter(self.schema.version);
+        let facts = self.facts(db, &entries, agreed, relogged, &lineage).await?;
         let mut piece = Relogging {
             head: self,
             now,
@@ -168,12 +171,21 @@ impl Head {
             writer: LogWriter::new(&self.identity, &self.schema, self.book.clone()),
             seats: BTreeMap::new(),
             pile: Pile::default(),
+            lineage,
             tried,
         };
         let mut noted = Vec::new();
         for entry in entries {
             let place = piece.writer.next();
             let (position, chain) = (entry.position, entry.chain);
+            if taken
+                .get(&position)
+                .is_some_and(|(known, _)| *known == chain)
+            {
+                // Another branch gave it back before.
+                piece.lineage.follow(&entry.body, &self.schema);
+                continue;
+            }
             if piece.hear(db, entry, &judged).await? {
                 noted.push((position, chain, place));
             }
@@ -190,6 +202,7 @@ impl Head {
             book: piece.writer.book,
             fresh: piece.writer.fresh,
             seats: piece.seats,
+            lineage: piece.lineage,
         }))
     }
 
@@ -200,7 +213,9 @@ impl Head {
         entries: &[LostEntry],
         agreed: LogPosition,
         relogged: BTreeSet<LogPosition>,
+        lineage: &Lineage,
     ) -> OfficeResult<Facts> {
+        let mut counting = BTreeMap::new();
         let mut names = BTreeSet::new();
         let mut present = BTreeMap::new();
         for table in &self.schema.tables {
@@ -210,6 +225,10 @@ impl Head {
                 let changes = body.changes.iter().filter(|one| here(&one.table));
                 let changed: BTreeSet<Key> = changes.map(|one| one.effect.key(table)).collect();
                 names.extend(changed.iter().map(|key| key.digest(table)));
+                if !table.counters.is_empty() {
+                    let keys = changed.iter();
+                    counting.extend(keys.map(|key| (key.digest(table), (table, key.clone()))));
+                }
                 keys.extend(changed);
                 let verdicts = body.verdicts.iter().filter(|one| here(&one.table));
                 keys.extend(verdicts.map(|one| one.key.clone()));
@@ -229,9 +248,18 @@ impl Head {
         }
         let (versions, name) = (&self.versions, &self.identity.shared_name);
         let newest = self.recent.newest(db, versions, name, &names, agreed);
+        let newest = newest.await?;
+        let with_row = |(name, (table, key)): (Digest, (_, Key))| {
+            let table: &Table = table;
+            let row = present.get(&(table.id, key.clone())).cloned();
+            (name, (table, key, row))
+        };
+        let counting = counting.into_iter().map(with_row).collect();
+        let shared = self.shared_rows(db, counting, lineage, &newest, agreed);
         Ok(Facts {
+            shared: shared.await?,
             relogged,
-            newest: newest.await?,
+            newest,
             present,
         })
     }
@@ -286,6 +314,7 @@ impl Relogging<'_> {
             let place = (answer.branch.clone(), answer.incarnation, answer.batch);
             if judged.get(&place) == Some(&answer.chain) {
                 // The branch sent it again since the restore, and it was judged.
+                self.lineage.follow(&body, &self.head.schema);
                 return Ok(false);
             }
             if again {
@@ -358,6 +387,31 @@ impl Relogging<'_> {
         let contested = rival && !piled;
         let later = newest.as_ref().is_none_or(|newest| logged.at > newest.at);
         let fits = !self.unfit.contains(&(table.id, key.clone()));
+        let sum = self.sum(&logged, absent, ours.as_ref(), newest.as_ref(), origin);
+        self.lineage.note(table, &key, &logged.effect);
+        if let Some((row, reason)) = sum.filter(|_| fits) {
+            let at = newest.map_or(logged.at, |newest| newest.at.max(logged.at));
+            if let Some(reason) = reason {
+                let (now, head) = (self.now, self.head);
+                let result = Resolution::Merged;
+                let record = head.restored(now, table, &key, origin, &logged, ours.clone(), result);
+                let record = ConflictRecord {
+                    reason,
+                    merged: Some(row.clone()),
+                    ..record
+                };
+                self.list(db, record).await?;
+            }
+            let effect = Effect::Put(row);
+            self.put(table.id, key, effect.clone());
+            anew.changes.push(Logged {
+                effect,
+                at,
+                source: Source::Merged,
+                ..logged
+            });
+            return Ok(());
+        }
         let wins = fits && (later || !contested);
         if !same && (contested || !fits) {
             let result = if wins {
@@ -394,6 +448,49 @@ impl Relogging<'_> {
             });
         }
         Ok(())
+    }
+
+    /// The row in which a counter's steps on both sides count, where there were any on both; with the reason to list it.
+    fn sum(
+        &self,
+        logged: &Logged,
+        absent: &[u16],
+        ours: Option<&Row>,
+        newest: Option<&Newest>,
+        origin: Option<&OfficeName>,
+    ) -> Option<(Row, Option<Reason>)> {
+        let table = self.head.schema.table(logged.table)?;
+        if table.counters.is_empty() {
+            return None;
+        }
+        let name = logged.effect.key(table).digest(table);
+        let mut before = self.lineage.before(&name, &self.facts.shared)?.clone();
+        fill_row(&mut before, absent, ours);
+        let (ours, theirs) = (ours?, logged.effect.row()?);
+        if ours.digest(table) == before.digest(table) {
+            return None;
+        }
+        let facts = conflict::Facts {
+            table,
+            origin: origin.unwrap_or(&self.head.identity.name),
+            on_present_version: false,
+            inserted: false,
+            before: Some(&before),
+            theirs: Some(theirs),
+            at: logged.at,
+            ours: Some(ours),
+            present: newest.map(|newest| (newest.at, &*newest.origin)),
+        };
+        match conflict::decide(&facts) {
+            Decision::Merge(row, reason) => {
+                let reason = reason.map(|reason| match reason {
+                    Reason::BelowFloor => reason,
+                    _ => Reason::Restored,
+                });
+                Some((row, reason))
+            }
+            _ => None,
+        }
     }
 
     /// Keeps what a lost entry says and the present tables have no place for.

@@ -4,6 +4,7 @@ use super::super::Head;
 use super::super::recent::own_entry;
 use super::ATTEMPTS;
 use super::anew::{relogged, taken_stream};
+use super::sums::Lineage;
 use crate::books::{self, LOG, Pages, SeatBook, TakenBack, seat_name};
 use crate::change::Key;
 use crate::conflict::{ConflictRecord, LOST, Reason, Resolution};
@@ -27,6 +28,8 @@ pub(super) struct Anew {
     pub agreed: (LogPosition, Digest),
     /// Which version the lost entries stand in.
     pub part: LostPart,
+    /// What it said of counters so far.
+    pub lineage: Lineage,
 }
 
 /// A lost entry with its rows as the present tables have them.
