@@ -108,6 +108,10 @@ pub struct TakenBack {
     /// The last place that both continuations share, with the hash of the entry there.
     #[n(1)]
     pub agreed: (LogPosition, Digest),
+    /// The incarnation in which the branch came with it, and the last batch that it had frozen by then: it issues again
+    /// what it has no answer to.
+    #[n(2)]
+    pub came: Option<(Incarnation, BatchNumber)>,
 }
 
 /// Secret bytes that do not show in debug output.

@@ -82,7 +82,8 @@ impl Branch {
                 }
                 self.jump(db, schema).await?;
             }
-            return self.rewind(db, now, place, chain).await;
+            let known = welcome.cursor;
+            return self.rewind(db, now, (place, chain), known).await;
         }
         if self.book.head.is_none() {
             self.adopt_welcome(db, &welcome).await?;
@@ -249,7 +250,7 @@ impl Branch {
     ) -> OfficeResult<()> {
         let incarnation = self.fresh_incarnation(now);
         db.begin(Purpose::Apply).await?;
-        let outcome = self.reissue(db, incarnation, None).await;
+        let outcome = self.reissue(db, incarnation, None, BatchNumber::NONE).await;
         self.book = conclude(db, outcome).await?;
         self.begin_anew(db, now).await
     }
@@ -280,12 +281,14 @@ impl Branch {
         self.greet(now)
     }
 
-    /// Writes the unanswered batches anew, numbered from 1, by way of a second stream; with bases not after `latest`.
+    /// Writes the unanswered batches anew, numbered from 1, by way of a second stream; with bases not after `latest`. Those
+    /// up to `known` are in the head's log already: what they did to counters would count twice.
     pub(super) async fn reissue<D: Database>(
         &self,
         db: &mut D,
         incarnation: Incarnation,
         latest: Option<(LogPosition, Digest)>,
+        known: BatchNumber,
     ) -> OfficeResult<BranchBook> {
         let mut book = BranchBook {
             incarnation,
@@ -307,8 +310,8 @@ impl Branch {
                 let Message::Batch(mut batch) = envelope::open(&entry.bytes)?.read_own()? else {
                     continue;
                 };
-                let number = book.frozen.next();
-                renumbered.insert(batch.number, number);
+                let (former, number) = (batch.number, book.frozen.next());
+                renumbered.insert(former, number);
                 if latest
                     .is_some_and(|(latest, _)| batch.log.is_none_or(|(place, _)| place > latest))
                 {
@@ -328,6 +331,9 @@ impl Branch {
                 }
                 if let Some((since, versions)) = &lost {
                     speak_for_itself(&mut batch, *since, versions);
+                }
+                if former <= known {
+                    self.leave_out_counters(&mut batch);
                 }
                 batch.incarnation = incarnation;
                 batch.number = number;
@@ -357,6 +363,19 @@ impl Branch {
         db.trim(REISSUED, u64::MAX >> 1).await?;
         books::store(db, BRANCH, &book).await?;
         Ok(book)
+    }
+}
+
+impl Branch {
+    fn leave_out_counters(&self, batch: &mut Batch) {
+        let Some(was) = self.versions.shapes_of(batch, &self.schema) else {
+            return;
+        };
+        batch.changes.retain(|change| {
+            let table = was.table(change.table);
+            let table = table.and_then(|table| self.schema.table(table.id));
+            table.is_none_or(|table| table.counters.is_empty())
+        });
     }
 }
 

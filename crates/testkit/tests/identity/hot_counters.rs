@@ -204,21 +204,32 @@ fn a_long_lost_part_adds_up() {
 /// A batch that the lost part answers was sent again, and was judged since the restore.
 #[test]
 fn a_batch_on_both_sides_of_a_fork_counts_once() {
-    let (mut company, image) = backed_up(3);
-    sell(&mut company, None, 10);
-    company.settle();
-    company.branches[1].deaf = true;
-    sell(&mut company, Some(1), 20);
-    company.settle();
-    sell(&mut company, Some(2), 30);
-    company.settle();
-    company.branches[1].deaf = false;
-    company.cut(2);
-    fork(&mut company, &image);
-    company.connect(1);
-    company.settle();
-    company.connect(2);
-    company.settle();
-    company.assert_even();
-    assert_eq!(company.head_amount(1), Value::Int(1000 - 7 - 60));
+    for order in [[1, 2], [2, 1]] {
+        for heard in [false, true] {
+            let (mut company, image) = backed_up(3);
+            if heard {
+                sell(&mut company, None, 10);
+                company.settle();
+            }
+            company.branches[1].deaf = true;
+            sell(&mut company, Some(1), 20);
+            company.settle();
+            sell(&mut company, Some(1), 100);
+            company.settle();
+            sell(&mut company, Some(2), 30);
+            company.settle();
+            company.branches[1].deaf = false;
+            company.cut(1);
+            sell(&mut company, Some(1), 200);
+            fork(&mut company, &image);
+            for at in order {
+                company.connect(at);
+                company.settle();
+            }
+            company.assert_even();
+            let sold = 7 + 150 + 200 + if heard { 10 } else { 0 };
+            let told = format!("{order:?} {heard}");
+            assert_eq!(company.head_amount(1), Value::Int(1000 - sold), "{told}");
+        }
+    }
 }

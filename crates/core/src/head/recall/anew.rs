@@ -13,7 +13,7 @@ use crate::evolution::fill_row;
 use crate::failure::OfficeResult;
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::message::{
-    LogBody, LogEntry, Logged, LoggedChanges, Outcome, Settlement, Source, Verdict,
+    Answer, LogBody, LogEntry, Logged, LoggedChanges, Outcome, Settlement, Source, Verdict,
 };
 use crate::office::conclude;
 use crate::output::Output;
@@ -43,6 +43,8 @@ struct Relogging<'a> {
     now: Micros,
     unfit: &'a RowNames,
     facts: Facts,
+    /// The last place that both continuations share.
+    agreed: (LogPosition, Digest),
     writer: LogWriter<'a>,
     seats: BTreeMap<OfficeName, SeatBook>,
     pile: Pile,
@@ -168,6 +170,7 @@ impl Head {
             now,
             unfit,
             facts,
+            agreed: anew.agreed,
             writer: LogWriter::new(&self.identity, &self.schema, self.book.clone()),
             seats: BTreeMap::new(),
             pile: Pile::default(),
@@ -291,6 +294,18 @@ impl Relogging<'_> {
         Ok(record.fit_to_travel())
     }
 
+    /// Whether the branch whose batch an entry answers does not know that answer, and issues the batch again: it went
+    /// back from an earlier place of the lost part.
+    fn comes_again(&self, answer: &Answer, position: LogPosition) -> bool {
+        let seat = self.head.seats.get(&answer.branch);
+        let back = seat.and_then(|seat| seat.book.taken_back.as_ref());
+        let back = back.filter(|back| back.agreed == self.agreed && back.end.0 < position);
+        back.and_then(|back| back.came)
+            .is_some_and(|(incarnation, frozen)| {
+                incarnation == answer.incarnation && frozen >= answer.batch
+            })
+    }
+
     /// Logs one entry anew. Returns whether there was anything to log.
     async fn hear<D: Database>(
         &mut self,
@@ -299,6 +314,7 @@ impl Relogging<'_> {
         judged: &BTreeMap<(OfficeName, Incarnation, BatchNumber), Digest>,
     ) -> OfficeResult<bool> {
         let LostEntry {
+            position,
             body,
             absent,
             unplaced,
@@ -314,6 +330,10 @@ impl Relogging<'_> {
             let place = (answer.branch.clone(), answer.incarnation, answer.batch);
             if judged.get(&place) == Some(&answer.chain) {
                 // The branch sent it again since the restore, and it was judged.
+                self.lineage.follow(&body, &self.head.schema);
+                return Ok(false);
+            }
+            if self.comes_again(answer, position) {
                 self.lineage.follow(&body, &self.head.schema);
                 return Ok(false);
             }

@@ -357,12 +357,13 @@ impl Head {
         end: (LogPosition, Digest),
         agreed: (LogPosition, Digest),
     ) -> OfficeResult<()> {
-        let Some(known) = self.seats.get(branch).map(|seat| seat.book.clone()) else {
+        let Some(seat) = self.seats.get(branch) else {
             return Ok(());
         };
+        let came = seat.produced.map(|frozen| (seat.book.incarnation, frozen));
         let book = SeatBook {
-            taken_back: Some(TakenBack { end, agreed }),
-            ..known
+            taken_back: Some(TakenBack { end, agreed, came }),
+            ..seat.book.clone()
         };
         db.begin(Purpose::Apply).await?;
         let outcome = books::store(db, &seat_name(branch), &book).await;
