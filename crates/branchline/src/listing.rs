@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use branchline_core::books::{self, CONFLICTS, HeldAtHead, Note};
+use branchline_core::books::{self, CONFLICTS, HeldAtHead, Note, Pages};
 use branchline_core::change::{Effect, Key};
 use branchline_core::conflict::{ConflictRecord, Reason, Resolution};
 use branchline_core::failure::OfficeResult;
@@ -14,8 +14,6 @@ use branchline_core::port::{Database, Purpose};
 use branchline_core::schema::{Schema, Table};
 use serde_json::{Value, json};
 
-/// Bytes of records read at a time.
-const READ_BYTES: usize = 1024 * 1024;
 /// For how many rows that do not fit the database is asked why.
 const EXPLAINED: usize = 50;
 
@@ -62,8 +60,8 @@ struct Aside {
     decisions: BTreeSet<u64>,
     /// At a branch: rows with the head's decision, by table name and key.
     decided: BTreeSet<(String, Key)>,
-    /// At a branch: rows that do not fit here or cannot be read.
-    here: Vec<(Table, Key, Note)>,
+    /// At a branch: how many rows do not fit here or cannot be read.
+    here: usize,
 }
 
 async fn aside<D: Database>(db: &mut D, schema: &Schema, is_head: bool) -> OfficeResult<Aside> {
@@ -79,9 +77,7 @@ async fn aside<D: Database>(db: &mut D, schema: &Schema, is_head: bool) -> Offic
             }
             match books::decode::<Note>(&note)? {
                 Note::Held(..) => drop(aside.decided.insert((table.name.clone(), key))),
-                note @ (Note::Unfit(..) | Note::Unreadable(..)) => {
-                    aside.here.push((table.clone(), key, note));
-                }
+                Note::Unfit(..) | Note::Unreadable(..) => aside.here += 1,
                 Note::Deferred(_) | Note::Unseen(_) => {}
             }
         }
@@ -96,75 +92,110 @@ pub async fn count_held<D: Database>(
     is_head: bool,
 ) -> OfficeResult<usize> {
     let aside = aside(db, schema, is_head).await?;
-    Ok(aside.decisions.len() + aside.decided.len() + aside.here.len())
+    Ok(aside.decisions.len() + aside.decided.len() + aside.here)
 }
 
-/// Everything that was decided, by number.
-pub async fn conflicts<D: Database>(db: &mut D) -> OfficeResult<Vec<Entry>> {
+/// Tells `visit` everything that was decided, by number. The list is read a page at a time.
+pub async fn conflicts<D: Database>(db: &mut D, visit: &mut impl FnMut(Entry)) -> OfficeResult<()> {
     let (schema, is_head) = begin(db).await?;
-    let aside = aside(db, &schema, is_head).await?;
-    let decisions = decisions(db, &aside, false).await?;
-    db.rollback().await?;
-    Ok(decisions.into_iter().map(Decision::into_entry).collect())
+    let held = holding(db, &schema, is_head).await?;
+    let mut pages = Pages::from(CONFLICTS, 1);
+    while let Some(entries) = pages.next(db).await? {
+        for entry in &entries {
+            let record: ConflictRecord = books::decode(&entry.bytes)?;
+            let decision = Decision {
+                settled: holds::settled(db, record.id).await?,
+                held: held.contains(&record.id),
+                record,
+            };
+            visit(decision.into_entry());
+        }
+    }
+    Ok(db.rollback().await?)
 }
 
-/// Everything that is set aside now.
-pub async fn holds<D: Database>(db: &mut D) -> OfficeResult<Vec<Entry>> {
+/// Tells `visit` everything that is set aside now: what the head decided so, by number, then what is set aside here by
+/// itself. What is held in memory grows with the rows of one table that are set aside, not with the list of decisions.
+pub async fn holds<D: Database>(db: &mut D, visit: &mut impl FnMut(Entry)) -> OfficeResult<()> {
     let (schema, is_head) = begin(db).await?;
-    let mut aside = aside(db, &schema, is_head).await?;
-    let decisions = if aside.decisions.is_empty() && aside.decided.is_empty() {
-        Vec::new()
-    } else {
-        decisions(db, &aside, true).await?
-    };
+    for conflict in holding(db, &schema, is_head).await? {
+        if let Some(decision) = decision(db, conflict).await? {
+            let decision = Decision {
+                held: true,
+                ..decision
+            };
+            visit(decision.into_entry());
+        }
+    }
     let office = Identity::load(db).await?.0.name.to_string();
-    let mut rows = Vec::new();
-    for (table, key, note) in std::mem::take(&mut aside.here) {
-        let theirs = match &note {
-            Note::Unreadable(..) => None,
-            // A row that cannot be read is told without its content.
-            _ => match db.read(&table, std::slice::from_ref(&key)).await {
-                Ok(mut rows) => rows.remove(&key),
-                Err(_) => None,
-            },
-        };
-        rows.push((table, key, note, theirs));
-    }
     db.rollback().await?;
-    let mut entries: Vec<Entry> = decisions.into_iter().map(Decision::into_entry).collect();
-    for (at, (table, key, note, theirs)) in rows.into_iter().enumerate() {
-        let problem = match &note {
-            Note::Unfit(_, effect) if at < EXPLAINED => {
-                why_unfit(db, &schema, &table, effect).await
+    let mut explained = 0;
+    let tables = schema.tables.iter().filter(|_| !is_head);
+    for table in tables {
+        db.begin(Purpose::Read).await?;
+        let notes = db.notes(table, None).await?;
+        db.rollback().await?;
+        for (key, note) in notes {
+            let note: Note = books::decode(&note)?;
+            if !matches!(note, Note::Unfit(..) | Note::Unreadable(..)) {
+                continue;
             }
-            Note::Unreadable(_, problem) => Some(problem.clone()),
-            _ => None,
-        };
-        let name = key.digest(&table);
-        let name: String = name.0.iter().take(4).map(|b| format!("{b:02x}")).collect();
-        let theirs = theirs.map(|row| row.to_json(&table));
-        let (reason, explanation, ours) = match &note {
-            Note::Unfit(_, effect) => (
-                Reason::DoesNotFit,
-                "this office's tables do not take what the head sent (a unique value is taken, a parent is missing, or a check fails); it is tried again every few seconds",
-                effect.row().map(|row| row.to_json(&table)),
-            ),
-            _ => (Reason::Unreadable, Reason::Unreadable.sentence(), None),
-        };
-        let id = format!("row-{name}");
-        let document = json!({
-            "id": id, "table": table.name, "key": key.to_json(), "reason": reason.code(), "explanation": explanation,
-            "at": null, "decided_at": null, "origin": office, "base": { "log": note.first_unseen().previous() },
-            "before": null, "detail": problem, "ours": ours, "theirs": theirs,
-            "result": { "stands": "held", "row": theirs }, "settled": null, "held": true,
-        });
-        entries.push(Entry {
-            id,
-            document,
-            decision: None,
-        });
+            let explain = explained < EXPLAINED;
+            explained += 1;
+            visit(row_aside(db, &schema, table, &key, &note, &office, explain).await?);
+        }
     }
-    Ok(entries)
+    Ok(())
+}
+
+/// A row that is set aside here by itself.
+async fn row_aside<D: Database>(
+    db: &mut D,
+    schema: &Schema,
+    table: &Table,
+    key: &Key,
+    note: &Note,
+    office: &str,
+    explain: bool,
+) -> OfficeResult<Entry> {
+    let theirs = match note {
+        Note::Unreadable(..) => None,
+        // A row that cannot be read is told without its content.
+        _ => {
+            db.begin(Purpose::Read).await?;
+            let rows = db.read(table, std::slice::from_ref(key)).await;
+            db.rollback().await?;
+            rows.ok().and_then(|mut rows| rows.remove(key))
+        }
+    };
+    let problem = match note {
+        Note::Unfit(_, effect) if explain => why_unfit(db, schema, table, effect).await,
+        Note::Unreadable(_, problem) => Some(problem.clone()),
+        _ => None,
+    };
+    let name = key.digest(table);
+    let name: String = name.0.iter().take(4).map(|b| format!("{b:02x}")).collect();
+    let theirs = theirs.map(|row| row.to_json(table));
+    let (reason, explanation, ours) = match note {
+        Note::Unfit(_, effect) => (
+            Reason::DoesNotFit,
+            "this office's tables do not take what the head sent (a unique value is taken, a parent is missing, or a check fails); it is tried again every few seconds",
+            effect.row().map(|row| row.to_json(table)),
+        ),
+        _ => (Reason::Unreadable, Reason::Unreadable.sentence(), None),
+    };
+    let id = format!("row-{name}");
+    let document = json!({
+        "id": id, "table": table.name, "key": key.to_json(), "reason": reason.code(), "explanation": explanation,
+        "at": null, "decided_at": null, "origin": office, "base": { "log": note.first_unseen().previous() },
+        "before": null, "detail": problem, "ours": ours, "theirs": theirs,
+        "result": { "stands": "held", "row": theirs }, "settled": null, "held": true,
+    });
+    Ok(Entry {
+        id,
+        document,
+        decision: None,
+    })
 }
 
 /// One decision as it is listed.
@@ -187,49 +218,31 @@ async fn begin<D: Database>(db: &mut D) -> OfficeResult<(Schema, bool)> {
     Ok((schema, is_head))
 }
 
-/// The decisions, by number; only those that hold a row where `held_only`.
-async fn decisions<D: Database>(
+/// The decisions on whose account rows are set aside now.
+async fn holding<D: Database>(
     db: &mut D,
-    aside: &Aside,
-    held_only: bool,
-) -> OfficeResult<Vec<Decision>> {
-    let mut decisions = Vec::new();
+    schema: &Schema,
+    is_head: bool,
+) -> OfficeResult<BTreeSet<u64>> {
+    let aside = aside(db, schema, is_head).await?;
+    let mut holding = aside.decisions;
+    if aside.decided.is_empty() {
+        return Ok(holding);
+    }
     // A branch's row is held on account of the last decision about it.
     let mut last = BTreeMap::new();
-    let mut from = 1;
-    loop {
-        let entries = db.entries(CONFLICTS, from, READ_BYTES).await?;
-        let Some(end) = entries.last().map(|entry| entry.number) else {
-            break;
-        };
+    let mut pages = Pages::from(CONFLICTS, 1);
+    while let Some(entries) = pages.next(db).await? {
         for entry in &entries {
             let record: ConflictRecord = books::decode(&entry.bytes)?;
-            let place = (record.table.clone(), record.key.clone());
-            let here = record.result == Resolution::Held && aside.decided.contains(&place);
-            if held_only && !here && !aside.decisions.contains(&record.id) {
-                continue;
+            let place = (record.table, record.key);
+            if record.result == Resolution::Held && aside.decided.contains(&place) {
+                last.insert(place, record.id);
             }
-            if here
-                && let Some(former) = last.insert(place, record.id)
-                && held_only
-            {
-                decisions.retain(|decision: &Decision| decision.record.id != former);
-            }
-            let settled = holds::settled(db, record.id).await?;
-            let held = aside.decisions.contains(&record.id);
-            decisions.push(Decision {
-                record,
-                settled,
-                held,
-            });
         }
-        from = end + 1;
     }
-    let held: BTreeSet<u64> = last.into_values().collect();
-    for decision in &mut decisions {
-        decision.held |= held.contains(&decision.record.id);
-    }
-    Ok(decisions)
+    holding.extend(last.into_values());
+    Ok(holding)
 }
 
 /// What the database says to a row that does not fit; nothing where it is busy, or takes the row by now.

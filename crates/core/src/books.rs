@@ -4,7 +4,7 @@ use minicbor::{Decode, Encode};
 
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
-use crate::port::Database;
+use crate::port::{Database, Entry};
 use crate::schema::{ColumnId, Schema, TableId};
 use crate::succession::Succession;
 
@@ -108,6 +108,10 @@ pub struct TakenBack {
     /// The last place that both continuations share, with the hash of the entry there.
     #[n(1)]
     pub agreed: (LogPosition, Digest),
+    /// The incarnation in which the branch came with it, and the last batch that it had frozen by then: it issues again
+    /// what it has no answer to.
+    #[n(2)]
+    pub came: Option<(Incarnation, BatchNumber)>,
 }
 
 /// Secret bytes that do not show in debug output.
@@ -347,6 +351,33 @@ pub fn decode<T: for<'b> Decode<'b, ()>>(bytes: &[u8]) -> OfficeResult<T> {
 /// Writes CBOR.
 pub fn encode<T: Encode<()>>(record: &T) -> OfficeResult<Vec<u8>> {
     minicbor::to_vec(record).map_err(|error| OfficeError::Books(error.to_string()))
+}
+
+/// A stream read from a number on, a page at a time.
+#[derive(Clone, Debug)]
+pub struct Pages<'s> {
+    stream: &'s str,
+    from: u64,
+}
+
+impl<'s> Pages<'s> {
+    /// Bytes of a page, about: it holds at least one entry.
+    pub const BYTES: usize = 1024 * 1024;
+
+    /// The entries numbered `from` and up.
+    pub fn from(stream: &'s str, from: u64) -> Self {
+        Self { stream, from }
+    }
+
+    /// The next page; nothing after the last.
+    pub async fn next<D: Database>(&mut self, db: &mut D) -> OfficeResult<Option<Vec<Entry>>> {
+        let entries = db.entries(self.stream, self.from, Self::BYTES).await?;
+        let Some(last) = entries.last() else {
+            return Ok(None);
+        };
+        self.from = last.number.saturating_add(1);
+        Ok(Some(entries))
+    }
 }
 
 /// The newest schema version in the database.

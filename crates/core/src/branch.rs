@@ -288,11 +288,12 @@ impl Branch {
 
     /// Notes the rows of a batch, by their keys in the present tables.
     fn claim(&mut self, batch: &Batch) {
-        let Some(was) = self.versions.get(batch.schema) else {
+        let Some(was) = self.versions.shapes_of(batch, &self.schema) else {
             return;
         };
         for change in &batch.changes {
-            let (from, to) = (was.table(change.table), self.schema.table(change.table));
+            let from = was.table(change.table);
+            let to = from.and_then(|from| self.schema.table(from.id));
             let Some((from, to)) = from.zip(to) else {
                 continue;
             };

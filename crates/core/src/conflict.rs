@@ -271,10 +271,13 @@ pub struct ConflictRecord {
     /// What a person needs to know besides, in a sentence: which columns, what the database said.
     #[n(14)]
     pub detail: Option<String>,
-    /// The schema version that the rows stand in, and the table's number.
+    /// The schema version that the rows stand in, and the table's number; [`LOST`] where the head has lost that version.
     #[n(15)]
     pub shape: (SchemaVersion, TableId),
 }
+
+/// No version: rows that stand in one that a restored head lost.
+pub const LOST: SchemaVersion = 0;
 
 /// How a conflict ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]

@@ -503,27 +503,7 @@ impl Versions {
         let (Some(from), Some(to)) = (from, present.table(id)) else {
             return Err(format!("table `{}` is not shared any more", record.table));
         };
-        let lift = Lift { from, to };
-        let row = |row: &Option<Row>| -> Result<Option<Row>, String> {
-            row.as_ref()
-                .map(|row| lift.row(row).map(|lifted| lifted.row))
-                .transpose()
-        };
-        Ok(ConflictRecord {
-            table: to.name.clone(),
-            columns: to
-                .columns
-                .iter()
-                .map(|column| column.name.clone())
-                .collect(),
-            key: lift.key(&record.key)?,
-            ours: row(&record.ours)?,
-            theirs: row(&record.theirs)?,
-            before: row(&record.before)?,
-            merged: row(&record.merged)?,
-            shape: (present.version, id),
-            ..record
-        })
+        Lift { from, to }.record(record, present.version)
     }
 
     /// Keeps a version in the open transaction, in place of one with its number.
@@ -660,6 +640,30 @@ impl Lift<'_> {
         }
     }
 
+    /// Lifts a record of a decision, which then stands in this version.
+    pub fn record(
+        &self,
+        record: ConflictRecord,
+        version: SchemaVersion,
+    ) -> Result<ConflictRecord, String> {
+        let row = |row: &Option<Row>| -> Result<Option<Row>, String> {
+            let lifted = row.as_ref().map(|row| self.row(row));
+            Ok(lifted.transpose()?.map(|lifted| lifted.row))
+        };
+        let columns = self.to.columns.iter();
+        Ok(ConflictRecord {
+            table: self.to.name.clone(),
+            columns: columns.map(|column| column.name.clone()).collect(),
+            key: self.key(&record.key)?,
+            ours: row(&record.ours)?,
+            theirs: row(&record.theirs)?,
+            before: row(&record.before)?,
+            merged: row(&record.merged)?,
+            shape: (version, self.to.id),
+            ..record
+        })
+    }
+
     /// Lifts a change. Columns that it says nothing of are named in [`Change::absent`].
     pub fn change(&self, change: &Change) -> Result<(Change, Vec<String>), String> {
         let (effect, mut absent, lost) = self.effect(&change.effect)?;
@@ -684,6 +688,7 @@ impl Lift<'_> {
         absent.sort_unstable();
         absent.dedup();
         let lifted = Change {
+            table: self.to.id,
             effect,
             absent,
             before,
@@ -695,22 +700,24 @@ impl Lift<'_> {
 
 /// Gives the columns that a change says nothing of the values of the row that is there.
 pub fn fill(change: &mut Change, present: Option<&Row>) {
+    if let Some(before) = &mut change.before {
+        fill_row(before, &change.absent, present);
+    }
+    if let Effect::Put(row) = &mut change.effect {
+        fill_row(row, &change.absent, present);
+    }
+}
+
+/// Gives the columns of a row of which nothing is known the values of the row that is there.
+pub(crate) fn fill_row(row: &mut Row, absent: &[u16], present: Option<&Row>) {
     let Some(present) = present else {
         return;
     };
-    let fill_in = |row: &mut Row| {
-        for at in &change.absent {
-            let at = usize::from(*at);
-            if let (Some(value), Some(there)) = (row.0.get_mut(at), present.0.get(at)) {
-                value.clone_from(there);
-            }
+    for at in absent {
+        let at = usize::from(*at);
+        if let (Some(value), Some(there)) = (row.0.get_mut(at), present.0.get(at)) {
+            value.clone_from(there);
         }
-    };
-    if let Some(before) = &mut change.before {
-        fill_in(before);
-    }
-    if let Effect::Put(row) = &mut change.effect {
-        fill_in(row);
     }
 }
 
@@ -748,5 +755,9 @@ pub async fn recapture_filled<D: Database>(
     }
 }
 
+mod lost;
 #[cfg(test)]
 mod tests;
+
+pub(crate) use lost::LostPart;
+pub use lost::{LostVersion, Shapes};

@@ -33,6 +33,7 @@ pub mod pile;
 pub mod port;
 pub mod retention;
 pub mod schema;
+mod staged;
 pub mod succession;
 mod unfit;
 pub mod value;

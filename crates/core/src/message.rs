@@ -5,6 +5,7 @@ use minicbor::{Decode, Encode};
 use crate::books::PublicKey;
 use crate::change::{Change, Effect, Key, Row};
 use crate::conflict::ConflictRecord;
+use crate::evolution::LostVersion;
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::schema::{Schema, SchemaVersion, TableId};
 use crate::succession::{Predecessor, Succession};
@@ -297,6 +298,9 @@ pub struct Batch {
     /// head that was restored may have gone on otherwise.
     #[n(6)]
     pub log: Option<(LogPosition, Digest)>,
+    /// The tables, where the head lost the version that the rows stand in, and may have given its number to another one.
+    #[n(7)]
+    pub lost: Option<LostVersion>,
 }
 
 /// An entry of the head's log.

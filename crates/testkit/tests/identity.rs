@@ -10,7 +10,9 @@ mod identity {
     mod horizon;
     mod hot_counters;
     mod promoted;
+    mod promoted_across_steps;
     mod restored_branch;
     mod restored_head;
+    mod schema_forks;
     mod schema_steps;
 }

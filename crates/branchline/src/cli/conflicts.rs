@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 use branchline_core::message::Keep;
 use branchline_database::AnyDatabase;
 use clap::{Args, Subcommand, ValueEnum};
-use serde_json::Value;
 
 use super::ask::{either, text};
 use super::{Context, SHORT};
@@ -108,9 +107,15 @@ impl Conflicts {
     pub async fn run(self, context: &Context) -> Outcome<u8> {
         let settings = config::read(&context.config)?;
         match self.action {
-            None => list(context, &conflicts(&settings).await?),
+            None => {
+                let mut list = List::new(context);
+                conflicts(&settings, &mut |entry| list.add(&entry)).await?;
+                list.end();
+            }
             Some(ConflictAction::Show { id }) => {
-                show(context, &settings, &conflicts(&settings).await?, &id)?;
+                let mut found = None;
+                conflicts(&settings, &mut |entry| keep_if(&mut found, entry, &id)).await?;
+                show(context, &settings, found, &id)?;
             }
             Some(ConflictAction::Resolve { id, keep, timeout }) => {
                 return settle(context, id, keep.at(settings.role), timeout).await;
@@ -124,39 +129,39 @@ impl Holds {
     /// Does it.
     pub async fn run(self, context: &Context) -> Outcome<u8> {
         let settings = config::read(&context.config)?;
-        let holds = holds(&settings).await?;
+        let mut found = None;
         let (id, keep, timeout) = match self.action {
             None => {
-                list(context, &holds);
-                return Ok(if self.strict && !holds.is_empty() {
-                    NO
-                } else {
-                    0
-                });
+                let mut list = List::new(context);
+                holds(&settings, &mut |entry| list.add(&entry)).await?;
+                let any = list.end() > 0;
+                return Ok(if self.strict && any { NO } else { 0 });
             }
             Some(HoldAction::Show { id }) => {
-                show(context, &settings, &holds, &id)?;
+                holds(&settings, &mut |entry| keep_if(&mut found, entry, &id)).await?;
+                show(context, &settings, found, &id)?;
                 return Ok(0);
             }
             Some(HoldAction::Retry { id, timeout }) => (id, KeepWord::Retry, timeout),
             Some(HoldAction::Drop { id, timeout }) => (id, KeepWord::Head, timeout),
         };
-        let entry = find(&holds, &id)?;
+        holds(&settings, &mut |entry| keep_if(&mut found, entry, &id)).await?;
+        let entry = found.ok_or_else(|| unknown(&id))?;
         let Some(decision) = &entry.decision else {
-            return Err(Failure::new(NO, tell::by_itself(entry)));
+            return Err(Failure::new(NO, tell::by_itself(&entry)));
         };
         settle(context, decision.record.id, keep, timeout).await
     }
 }
 
-async fn conflicts(settings: &Settings) -> Outcome<Vec<Entry>> {
+async fn conflicts(settings: &Settings, visit: &mut impl FnMut(Entry)) -> Outcome<()> {
     let mut db = AnyDatabase::open(&settings.database, false).await?;
-    Ok(listing::conflicts(&mut db).await?)
+    Ok(listing::conflicts(&mut db, visit).await?)
 }
 
-async fn holds(settings: &Settings) -> Outcome<Vec<Entry>> {
+async fn holds(settings: &Settings, visit: &mut impl FnMut(Entry)) -> Outcome<()> {
     let mut db = AnyDatabase::open(&settings.database, false).await?;
-    Ok(listing::holds(&mut db).await?)
+    Ok(listing::holds(&mut db, visit).await?)
 }
 
 async fn settle(context: &Context, conflict: u64, keep: KeepWord, timeout: u64) -> Outcome<u8> {
@@ -181,25 +186,54 @@ async fn settle(context: &Context, conflict: u64, keep: KeepWord, timeout: u64) 
     Ok(code)
 }
 
-fn find<'e>(entries: &'e [Entry], id: &str) -> Outcome<&'e Entry> {
-    let found = entries.iter().find(|entry| entry.id == id);
-    found.ok_or_else(|| Failure::new(NO, format!("there is no number {id} in this list")))
+fn keep_if(found: &mut Option<Entry>, entry: Entry, id: &str) {
+    if entry.id == id {
+        *found = Some(entry);
+    }
 }
 
-fn show(context: &Context, settings: &Settings, entries: &[Entry], id: &str) -> Outcome<()> {
-    let entry = find(entries, id)?;
-    context.show(&entry.document, || tell::whole(entry, settings.role));
+fn unknown(id: &str) -> Failure {
+    Failure::new(NO, format!("there is no number {id} in this list"))
+}
+
+fn show(context: &Context, settings: &Settings, found: Option<Entry>, id: &str) -> Outcome<()> {
+    let entry = found.ok_or_else(|| unknown(id))?;
+    context.show(&entry.document, || tell::whole(&entry, settings.role));
     Ok(())
 }
 
-fn list(context: &Context, entries: &[Entry]) {
-    let documents: Vec<Value> = entries.iter().map(|entry| entry.document.clone()).collect();
-    context.show(&documents.into(), || {
-        let lines: Vec<String> = entries.iter().map(tell::line).collect();
-        if lines.is_empty() {
-            "none".into()
-        } else {
-            lines.join("\n")
+/// A list that is printed as it is read: it may be longer than memory.
+struct List<'c> {
+    context: &'c Context,
+    entries: u64,
+}
+
+impl<'c> List<'c> {
+    fn new(context: &'c Context) -> Self {
+        Self {
+            context,
+            entries: 0,
         }
-    });
+    }
+
+    fn add(&mut self, entry: &Entry) {
+        if self.context.json {
+            let before = if self.entries == 0 { "[" } else { "," };
+            print!("{before}{}", entry.document);
+        } else {
+            println!("{}", tell::line(entry));
+        }
+        self.entries += 1;
+    }
+
+    /// Ends the list. Returns how many entries it had.
+    fn end(self) -> u64 {
+        match (self.context.json, self.entries) {
+            (true, 0) => println!("[]"),
+            (true, _) => println!("]"),
+            (false, 0) => println!("none"),
+            (false, _) => {}
+        }
+        self.entries
+    }
 }

@@ -1,19 +1,20 @@
 //! Greeting the head: what both agree on, whose clock is which, and a branch that was restored from a backup.
 
+use super::step::LOST_VERSIONS;
 use super::{
     BRANCH, Branch, CLOCK_NOISE, GREET_AGAIN_MS, LONGEST_ROUND_TRIP, READ_BYTES, REISSUED,
 };
 use crate::books::{self, BranchBook, OUTBOX};
 use crate::change::Base;
 use crate::envelope;
-use crate::evolution::Versions;
+use crate::evolution::{LostVersion, Versions};
 use crate::failure::OfficeResult;
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros};
-use crate::message::{Hello, Message, Welcome};
+use crate::message::{Batch, Hello, Message, Welcome};
 use crate::office::conclude;
 use crate::output::{Notice, Output};
 use crate::port::{Database, Entry, Purpose};
-use crate::schema::{Direction, Table};
+use crate::schema::{Direction, Schema, SchemaVersion, Table};
 use std::collections::BTreeMap;
 
 impl Branch {
@@ -75,9 +76,14 @@ impl Branch {
         }
         if let Some((place, chain)) = welcome.rewind {
             if let Some(schema) = welcome.schema.filter(|_| place <= self.book.cursor) {
+                if !self.take_all(db).await? {
+                    // The tables changed here; it greets again.
+                    return Ok(());
+                }
                 self.jump(db, schema).await?;
             }
-            return self.rewind(db, now, place, chain).await;
+            let known = welcome.cursor;
+            return self.rewind(db, now, (place, chain), known).await;
         }
         if self.book.head.is_none() {
             self.adopt_welcome(db, &welcome).await?;
@@ -244,7 +250,7 @@ impl Branch {
     ) -> OfficeResult<()> {
         let incarnation = self.fresh_incarnation(now);
         db.begin(Purpose::Apply).await?;
-        let outcome = self.reissue(db, incarnation, None).await;
+        let outcome = self.reissue(db, incarnation, None, BatchNumber::NONE).await;
         self.book = conclude(db, outcome).await?;
         self.begin_anew(db, now).await
     }
@@ -275,12 +281,14 @@ impl Branch {
         self.greet(now)
     }
 
-    /// Writes the unanswered batches anew, numbered from 1, by way of a second stream; with bases not after `latest`.
+    /// Writes the unanswered batches anew, numbered from 1, by way of a second stream; with bases not after `latest`. Those
+    /// up to `known` are in the head's log already: what they did to counters would count twice.
     pub(super) async fn reissue<D: Database>(
         &self,
         db: &mut D,
         incarnation: Incarnation,
         latest: Option<(LogPosition, Digest)>,
+        known: BatchNumber,
     ) -> OfficeResult<BranchBook> {
         let mut book = BranchBook {
             incarnation,
@@ -289,6 +297,8 @@ impl Branch {
             answered: BatchNumber::NONE,
             ..self.book.clone()
         };
+        let lost = books::load::<(SchemaVersion, Vec<Schema>), D>(db, LOST_VERSIONS).await?;
+        db.set_meta(LOST_VERSIONS, None).await?;
         let mut renumbered = BTreeMap::new();
         let mut from = self.book.answered.next();
         while from <= self.book.frozen {
@@ -300,8 +310,8 @@ impl Branch {
                 let Message::Batch(mut batch) = envelope::open(&entry.bytes)?.read_own()? else {
                     continue;
                 };
-                let number = book.frozen.next();
-                renumbered.insert(batch.number, number);
+                let (former, number) = (batch.number, book.frozen.next());
+                renumbered.insert(former, number);
                 if latest
                     .is_some_and(|(latest, _)| batch.log.is_none_or(|(place, _)| place > latest))
                 {
@@ -318,6 +328,12 @@ impl Branch {
                             .get(&own)
                             .map_or(Base::Log(place), |own| Base::Own(*own, place));
                     }
+                }
+                if let Some((since, versions)) = &lost {
+                    speak_for_itself(&mut batch, *since, versions);
+                }
+                if former <= known {
+                    self.leave_out_counters(&mut batch);
                 }
                 batch.incarnation = incarnation;
                 batch.number = number;
@@ -348,4 +364,35 @@ impl Branch {
         books::store(db, BRANCH, &book).await?;
         Ok(book)
     }
+}
+
+impl Branch {
+    fn leave_out_counters(&self, batch: &mut Batch) {
+        let Some(was) = self.versions.shapes_of(batch, &self.schema) else {
+            return;
+        };
+        batch.changes.retain(|change| {
+            let table = was.table(change.table);
+            let table = table.and_then(|table| self.schema.table(table.id));
+            table.is_none_or(|table| table.counters.is_empty())
+        });
+    }
+}
+
+/// The head may have given the version of this batch's rows to other tables: the batch names its own.
+fn speak_for_itself(batch: &mut Batch, since: SchemaVersion, versions: &[Schema]) {
+    if let Some(lost) = &mut batch.lost {
+        lost.since = lost.since.min(since);
+        return;
+    }
+    let mut versions = versions.iter();
+    let Some(schema) = versions.find(|schema| schema.version == batch.schema) else {
+        return;
+    };
+    let used = |id| batch.changes.iter().any(|change| change.table == id);
+    let tables = schema.tables.iter().filter(|table| used(table.id));
+    batch.lost = Some(LostVersion {
+        since,
+        tables: tables.cloned().collect(),
+    });
 }

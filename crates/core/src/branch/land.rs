@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::{BRANCH, Branch};
-use crate::books::{self, BranchBook, CONFLICTS, Note, OUTBOX, RowNames, STAGED};
+use crate::books::{self, BranchBook, CONFLICTS, Note, OUTBOX, Pages, RowNames, STAGED};
 use crate::change::{Effect, Key, Row};
 use crate::conflict::ConflictRecord;
 use crate::envelope;
@@ -17,19 +17,17 @@ use crate::message::{
     Answer, Barrier, LogBody, LogEntry, LoggedChanges, Outcome, Settled, Settlement, Source,
     Verdict,
 };
-use crate::office::conclude;
 use crate::output::{Notice, Output};
 use crate::pile::Pile;
 use crate::port::{Database, Entry, Purpose};
 use crate::schema::{Direction, Table, TableId};
+use crate::staged::stage;
 use crate::unfit::is_unfit;
 
 /// How often a landing is begun anew because the application was writing the same rows.
 const ATTEMPTS: usize = 50;
 /// How many entries followed are written at a time.
 const FOLLOWED_PIECE: usize = 16;
-/// How many bytes of staged parts are read at a time.
-pub(super) const STAGED_BYTES: usize = 1024 * 1024;
 
 /// Rows that a landing leaves alone.
 #[derive(Debug, Default)]
@@ -191,12 +189,8 @@ impl Branch {
             reused: false,
         };
         if self.staged {
-            let mut from = self.book.cursor.next().0;
-            loop {
-                let parts = db.entries(STAGED, from, STAGED_BYTES).await?;
-                let Some(last) = parts.last().map(|part| part.number) else {
-                    break;
-                };
+            let mut pages = Pages::from(STAGED, self.book.cursor.next().0);
+            while let Some(parts) = pages.next(db).await? {
                 for part in &parts {
                     let clashes = landing
                         .hear(db, &own_entry(&part.bytes)?, &part.bytes)
@@ -205,7 +199,6 @@ impl Branch {
                         return Ok(LandingEnd::Clash(clashes));
                     }
                 }
-                from = last + 1;
             }
             db.trim(STAGED, u64::MAX >> 1).await?;
         }
@@ -260,33 +253,13 @@ impl Branch {
 
     /// Makes the parts of a unit that is too large for the inbox durable, so that the rest can come (SETTLED 2).
     async fn stage_parts<D: Database>(&mut self, db: &mut D) -> OfficeResult<bool> {
-        if self.inbox.has_room() && self.inbox.len() < 16 {
+        let parts = stage(db, STAGED, &self.inbox, self.staged).await?;
+        let Some(parts) = parts else {
             return Ok(false);
-        }
-        let parts: Vec<Entry> = self
-            .inbox
-            .slots()
-            .map(|slot| Entry {
-                number: slot.number,
-                bytes: slot.bytes.clone(),
-            })
-            .collect();
-        db.begin(Purpose::Apply).await?;
-        let outcome = async {
-            if !self.staged {
-                db.trim(STAGED, u64::MAX >> 1).await?;
-            }
-            Ok(db.append(STAGED, &parts).await?)
         };
-        let outcome = outcome.await;
-        conclude(db, outcome).await?;
         self.staged = true;
-        self.outputs.extend(
-            self.inbox
-                .leave(parts.len())
-                .into_iter()
-                .map(Output::Settle),
-        );
+        self.outputs
+            .extend(self.inbox.leave(parts).into_iter().map(Output::Settle));
         Ok(true)
     }
 }

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::here::Here;
 use super::succeed::answered_chain;
 use super::{BRANCH, Branch};
 use crate::books::{
@@ -15,6 +16,7 @@ use crate::books::{
 use crate::change::{Base, Effect, Key};
 use crate::conflict::{ConflictRecord, Reason, Resolution};
 use crate::envelope;
+use crate::evolution::{Lift, fill_row};
 use crate::failure::{OfficeError, OfficeResult};
 use crate::head::own_entry;
 use crate::head::promote::{Estate, found, names_beside, reason_to_hold, recapture};
@@ -57,6 +59,8 @@ pub struct Promotion {
 #[derive(Clone, Debug)]
 struct Stand {
     effect: Effect,
+    /// Columns of which the log says nothing, since the entry is of an earlier schema version.
+    absent: Vec<u16>,
     at: Micros,
     origin: Option<OfficeName>,
 }
@@ -84,12 +88,7 @@ impl Branch {
         if let Some(why) = self.hindrance(db).await? {
             return Ok(Err(why));
         }
-        for _ in 0..TAKES {
-            if !self.captured {
-                break;
-            }
-            self.take(db, now).await?;
-        }
+        self.freeze_all(db, now).await?;
         self.copy_log(db, &head.name).await?;
         db.begin(Purpose::Read).await?;
         let outcome = self.gather(db).await;
@@ -153,6 +152,25 @@ impl Branch {
         Ok(Err(
             "the application writes without pause; stop it for a moment, and try again".into(),
         ))
+    }
+
+    /// Freezes what the application wrote.
+    async fn freeze_all<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<()> {
+        for _ in 0..TAKES {
+            if self.shape.is_none() {
+                self.look(db).await?;
+            }
+            if !self.captured {
+                break;
+            }
+            let differing = self.differing.clone();
+            if differing.is_empty() {
+                self.take(db, now).await?;
+            } else {
+                self.take(&mut Here { db, differing }, now).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Why this branch cannot be the head.
@@ -248,7 +266,7 @@ impl Branch {
             .map(|entry| {
                 Ok(Entry {
                     number: entry.number,
-                    bytes: names_beside(&entry.bytes, &self.schema, head)?,
+                    bytes: names_beside(&entry.bytes, &self.versions, head)?,
                 })
             })
             .collect();
@@ -278,6 +296,7 @@ impl Branch {
                     gathered.unfit.insert(row.clone());
                     let stand = Stand {
                         effect,
+                        absent: Vec::new(),
                         at: Micros(0),
                         origin: None,
                     };
@@ -308,6 +327,7 @@ impl Branch {
         let gone = || Effect::Delete(row.1.clone());
         let stand = Stand {
             effect: record.ours.clone().map_or_else(gone, Effect::Put),
+            absent: Vec::new(),
             at: record.decided,
             origin: None,
         };
@@ -335,7 +355,7 @@ impl Branch {
                 return Ok(());
             };
             for entry in &entries {
-                self.hear_entry(own_entry(&entry.bytes)?, notes, gathered);
+                self.hear_entry(own_entry(&entry.bytes)?, notes, gathered)?;
             }
             from = last + 1;
         }
@@ -346,9 +366,14 @@ impl Branch {
         entry: LogEntry,
         notes: &BTreeMap<(TableId, Key), Note>,
         gathered: &mut Gathered,
-    ) {
+    ) -> OfficeResult<()> {
+        let was = self.versions.of(&entry)?;
         let LogBody::Changes(body) = entry.body else {
-            return;
+            return Ok(());
+        };
+        let lift = |id| {
+            let (from, to) = was.table(id).zip(self.schema.table(id))?;
+            Some(Lift { from, to })
         };
         let waited = |row: &(TableId, Key)| {
             notes
@@ -365,31 +390,39 @@ impl Branch {
             Outcome::Overridden(row) => Some((verdict.table, verdict.key, row)),
             Outcome::Accepted | Outcome::Held => None,
         });
-        for (table, key, row) in overridden.chain(told) {
-            let effect = row.map_or_else(|| Effect::Delete(key.clone()), Effect::Put);
-            let stand = Stand {
-                effect,
-                at: Micros(0),
-                origin: None,
-            };
-            if waited(&(table, key.clone())) {
-                gathered.stands.insert((table, key), stand);
-            }
-        }
-        for logged in body.changes {
-            let Some(table) = self.schema.table(logged.table) else {
+        let told = overridden.chain(told).map(|(table, key, row)| {
+            let effect = row.map_or_else(|| Effect::Delete(key), Effect::Put);
+            (table, effect, Micros(0), None)
+        });
+        let changed = body.changes.into_iter();
+        let changed =
+            changed.map(|logged| (logged.table, logged.effect, logged.at, origin.clone()));
+        for (table, effect, at, origin) in told.chain(changed) {
+            let Some(lift) = lift(table) else {
                 continue;
             };
-            let row = (table.id, logged.effect.key(table));
-            if waited(&row) {
-                let stand = Stand {
-                    effect: logged.effect,
-                    at: logged.at,
-                    origin: origin.clone(),
-                };
-                gathered.stands.insert(row, stand);
+            let Ok(key) = lift.key(&effect.key(lift.from)) else {
+                continue;
+            };
+            let row = (table, key);
+            if !waited(&row) {
+                continue;
+            }
+            // A row of which the present tables cannot tell everything stays as it is here, and is logged so.
+            match lift.effect(&effect) {
+                Ok((effect, absent, _)) => {
+                    let stand = Stand {
+                        effect,
+                        absent,
+                        at,
+                        origin,
+                    };
+                    gathered.stands.insert(row, stand);
+                }
+                Err(_) => drop(gathered.stands.remove(&row)),
             }
         }
+        Ok(())
     }
 
     /// The decisions by which this branch's rows are held: the last for each row.
@@ -407,10 +440,10 @@ impl Branch {
             };
             for entry in &entries {
                 let record: ConflictRecord = books::decode(&entry.bytes)?;
-                let Some(table) = self.schema.table_named(&record.table) else {
+                let Ok(record) = self.versions.lift_record(record, &self.schema) else {
                     continue;
                 };
-                let row = (table.id, record.key.clone());
+                let row = (record.shape.1, record.key.clone());
                 let mine = record.origin == self.identity.name;
                 if mine && record.result == Resolution::Held && notes.contains_key(&row) {
                     found.insert(row, record);
@@ -443,15 +476,24 @@ impl Branch {
                 let Message::Batch(batch) = envelope::open(&entry.bytes)?.read_own()? else {
                     continue;
                 };
-                for change in batch.changes {
-                    let Some(table) = self.schema.table(change.table) else {
+                let Some(was) = self.versions.shapes_of(&batch, &self.schema) else {
+                    continue;
+                };
+                for change in &batch.changes {
+                    let from = was.table(change.table);
+                    let to = from.and_then(|from| self.schema.table(from.id));
+                    let Some((from, table)) = from.zip(to) else {
+                        continue;
+                    };
+                    let lift = Lift { from, to: table };
+                    let Ok(key) = lift.key(&change.effect.key(from)) else {
                         continue;
                     };
                     let told = match change.base {
                         Base::Log(place) | Base::Own(_, place) => place.next() >= first,
                         Base::Unknown => false,
                     };
-                    let row = (table.id, change.effect.key(table));
+                    let row = (table.id, key);
                     let down = table.direction == Direction::Down;
                     if (!told || down) && !gathered.stands.contains_key(&row) {
                         gathered.own.insert(row);
@@ -478,11 +520,18 @@ impl Branch {
             let Some(table) = self.schema.table(*id) else {
                 continue;
             };
+            let keys = std::slice::from_ref(key);
             if !aside.contains(&(*id, key.clone())) {
-                pile.put(*id, key.clone(), stand.effect.clone());
+                let mut effect = stand.effect.clone();
+                if let Effect::Put(row) = &mut effect
+                    && !stand.absent.is_empty()
+                {
+                    let here = db.read(table, keys).await?;
+                    fill_row(row, &stand.absent, here.get(key));
+                }
+                pile.put(*id, key.clone(), effect);
                 continue;
             }
-            let keys = std::slice::from_ref(key);
             records.push(ConflictRecord {
                 id: 0,
                 table: table.name.clone(),
@@ -518,6 +567,7 @@ impl Branch {
         let estate = Estate {
             head,
             schema: &self.schema,
+            versions: &self.versions,
             branch: &self.identity,
             book: &self.book,
             answered_chain: answered_chain(db, &self.book).await?,

@@ -5,7 +5,7 @@ use super::{BRANCH, Branch};
 use crate::books::{self, BranchBook, Note, STAGED};
 use crate::envelope;
 use crate::failure::OfficeResult;
-use crate::identity::{Digest, LogPosition, Micros};
+use crate::identity::{BatchNumber, Digest, LogPosition, Micros};
 use crate::message::{Message, Recall, Recalled};
 use crate::office::conclude;
 use crate::output::{Notice, Output};
@@ -66,13 +66,13 @@ impl Branch {
 
     /// Goes back to a place from which the head's log went on otherwise than this branch followed it. The rows stay as
     /// they are: what differs comes by the head's log. What is not answered yet is issued again under a fresh
-    /// incarnation, as made on nothing newer than that place.
+    /// incarnation, as made on nothing newer than that place. The head has its batches up to `known`.
     pub(super) async fn rewind<D: Database>(
         &mut self,
         db: &mut D,
         now: Micros,
-        place: LogPosition,
-        chain: Digest,
+        (place, chain): (LogPosition, Digest),
+        known: BatchNumber,
     ) -> OfficeResult<()> {
         if place >= self.book.cursor {
             return Ok(());
@@ -80,7 +80,8 @@ impl Branch {
         let incarnation = self.fresh_incarnation(now);
         db.begin(Purpose::Apply).await?;
         let outcome = async {
-            let book = self.reissue(db, incarnation, Some((place, chain))).await?;
+            let latest = Some((place, chain));
+            let book = self.reissue(db, incarnation, latest, known).await?;
             for table in &self.schema.tables {
                 let mut changed = Vec::new();
                 for (key, note) in db.notes(table, None).await? {

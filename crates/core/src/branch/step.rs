@@ -13,7 +13,11 @@ use crate::message::{LogBody, SchemaStep};
 use crate::office::conclude;
 use crate::output::{Notice, Output};
 use crate::port::{Database, Entry, Evolution, Purpose};
-use crate::schema::{Schema, TableId};
+use crate::schema::{Schema, SchemaVersion, TableId};
+
+/// The record of the versions that a branch leaves that goes back to where the head's log went on otherwise, with the one
+/// that it goes back to, until its batches say for themselves what they stand in.
+pub(super) const LOST_VERSIONS: &str = "lost-versions";
 
 /// Notes on rows of tables whose shape changes, in both shapes.
 type Moved = Vec<(TableId, Vec<(Key, Option<(Key, Note)>)>)>;
@@ -33,12 +37,8 @@ impl Branch {
         db: &mut D,
         step: SchemaStep,
     ) -> OfficeResult<bool> {
-        // What the application wrote so far is sent as it wrote it: a column that goes takes its values with it.
-        while self.captured && self.is_prepared() && self.may_freeze() {
-            self.take(db, Micros(0)).await?;
-            if self.stepped {
-                return Ok(true);
-            }
+        if !self.take_all(db).await? {
+            return Ok(true);
         }
         let Some(slot) = self.inbox.slots().next() else {
             return Ok(false);
@@ -68,6 +68,18 @@ impl Branch {
             .extend(self.inbox.leave(1).into_iter().map(Output::Settle));
         if step.compare && self.link.welcomed && self.book.joining.is_none() {
             self.verify(true)?;
+        }
+        Ok(true)
+    }
+
+    /// What the application wrote so far is sent as it wrote it: a column that goes takes its values with it. Returns
+    /// whether the tables are still as they were known.
+    pub(super) async fn take_all<D: Database>(&mut self, db: &mut D) -> OfficeResult<bool> {
+        while self.captured && self.is_prepared() && self.may_freeze() {
+            self.take(db, Micros(0)).await?;
+            if self.stepped {
+                return Ok(false);
+            }
         }
         Ok(true)
     }
@@ -150,6 +162,14 @@ impl Branch {
             if to.version != self.schema.version {
                 Versions::store(db, to).await?;
             }
+            if to.version < self.schema.version {
+                let known =
+                    books::load::<(SchemaVersion, Vec<Schema>), D>(db, LOST_VERSIONS).await?;
+                let (since, mut lost) = known.unwrap_or((to.version, Vec::new()));
+                lost.retain(|schema| self.versions.get(schema.version).is_none());
+                lost.extend(self.versions.after(to.version));
+                books::store(db, LOST_VERSIONS, &(since.min(to.version), lost)).await?;
+            }
             if let Some((stream, entry)) = followed {
                 db.append(&stream, &[entry]).await?;
             }
@@ -166,6 +186,7 @@ impl Branch {
         self.shape = None;
         let again = to.version == self.schema.version;
         self.schema = to.clone();
+        self.versions.forget_after(to.version);
         self.versions.add(to.clone());
         self.captured = true;
         self.seen = None;

@@ -139,6 +139,7 @@ impl Branch {
             open,
             changes,
             log: Some((frozen.book.cursor, frozen.book.log_chain)),
+            lost: None,
         };
         let message = Message::Batch(batch);
         let bytes = envelope::seal(&self.identity.name, &self.identity.key, &message)?;

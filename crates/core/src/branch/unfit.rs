@@ -1,8 +1,8 @@
 //! Rows of the log that the tables here do not take: set aside with a note, tried again now and then (P6).
 
 use super::Branch;
-use super::land::{Aside, STAGED_BYTES};
-use crate::books::{self, Note, RowNames, STAGED};
+use super::land::Aside;
+use crate::books::{self, Note, Pages, RowNames, STAGED};
 use crate::change::{Effect, Key, Row};
 use crate::failure::{OfficeError, OfficeResult};
 use crate::head::own_entry;
@@ -51,17 +51,13 @@ impl Branch {
         db: &mut D,
         effects: &mut Vec<(TableId, Effect)>,
     ) -> OfficeResult<()> {
-        let mut from = self.book.cursor.next().0;
-        loop {
-            let parts = db.entries(STAGED, from, STAGED_BYTES).await?;
-            let Some(last) = parts.last().map(|part| part.number) else {
-                return Ok(());
-            };
+        let mut pages = Pages::from(STAGED, self.book.cursor.next().0);
+        while let Some(parts) = pages.next(db).await? {
             for part in &parts {
                 self.effects_of(&own_entry(&part.bytes)?, effects);
             }
-            from = last + 1;
         }
+        Ok(())
     }
 
     /// What an entry would write here.

@@ -16,7 +16,7 @@ use crate::message::{
 use crate::office::conclude;
 use crate::output::{Notice, Output, Token, offset_ms};
 use crate::port::{Database, Purpose};
-use crate::schema::SchemaVersion;
+use crate::schema::Schema;
 use ed25519_dalek::VerifyingKey;
 
 /// Something that a branch asked.
@@ -323,7 +323,7 @@ impl Head {
             );
             return Ok(());
         }
-        if let Some(problem) = misfit(&batch, &self.versions, self.schema.version) {
+        if let Some(problem) = misfit(&batch, &self.versions, &self.schema) {
             self.drop_envelope(
                 token,
                 format!("batch {} of {origin} was refused: {problem}", batch.number),
@@ -403,15 +403,18 @@ impl Head {
 }
 
 /// What in a batch does not fit the shared tables, if anything (P12).
-fn misfit(batch: &Batch, versions: &Versions, present: SchemaVersion) -> Option<String> {
+fn misfit(batch: &Batch, versions: &Versions, present: &Schema) -> Option<String> {
     let written = batch.schema;
-    let Some(schema) = versions.get(written).filter(|_| written <= present) else {
+    let shapes = versions.shapes_of(batch, present);
+    let known = batch.lost.is_some() || written <= present.version;
+    let Some(shapes) = shapes.filter(|_| known) else {
         return Some(format!(
-            "it was written under schema version {written}, the head is at {present}"
+            "it was written under schema version {written}, the head is at {}",
+            present.version
         ));
     };
     batch.changes.iter().find_map(|change| {
-        let Some(table) = schema.table(change.table) else {
+        let Some(table) = shapes.table(change.table) else {
             return Some(format!("table number {} is not shared", change.table));
         };
         // A column that the office lacks holds no value: it is filled in before the row is looked at.

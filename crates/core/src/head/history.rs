@@ -57,7 +57,7 @@ async fn places<D: Database>(
     Ok(places.into())
 }
 
-async fn version_at<D: Database>(
+pub(super) async fn version_at<D: Database>(
     db: &mut D,
     versions: &Versions,
     table: &Table,

@@ -16,6 +16,7 @@ use crate::output::{Notice, Output};
 use crate::port::{Database, DatabaseError, Entry, Portion, Purpose};
 use crate::schema::Table;
 use crate::unfit::is_unfit;
+use std::collections::BTreeMap;
 
 /// How often held changes are tried again, in milliseconds.
 const RETRY_MS: i64 = 5_000;
@@ -431,26 +432,8 @@ impl Head {
     ) -> OfficeResult<()> {
         let me = &self.identity.name;
         if self.any_held {
-            for taken in &portion.changes {
-                let Some(table) = self.schema.table(taken.table) else {
-                    continue;
-                };
-                let key = taken.effect.key(table);
-                let notes = db.notes(table, Some(std::slice::from_ref(&key))).await?;
-                let Some(note) = notes.get(&key) else {
-                    continue;
-                };
-                if let Some(hold) = books::decode::<HeldAtHead>(note)?.of(me) {
-                    let settled = Settled {
-                        conflict: hold.conflict,
-                        keep: Keep::Head,
-                        at: now,
-                        by: None,
-                        row: taken.effect.row().cloned(),
-                    };
-                    books::store(db, &settled_name(hold.conflict), &settled).await?;
-                    set(db, table, &key, me, None).await?;
-                }
+            for table in &self.schema.tables {
+                self.mended(db, now, table, portion).await?;
             }
         }
         for unreadable in &portion.unreadable {
@@ -496,6 +479,46 @@ impl Head {
                 batch: (self.book.incarnation, BatchNumber::NONE),
             };
             set(db, table, &unreadable.key, me, Some(hold)).await?;
+        }
+        Ok(())
+    }
+
+    /// Rows of a table that could not be sent and can be by now.
+    async fn mended<D: Database>(
+        &self,
+        db: &mut D,
+        now: Micros,
+        table: &Table,
+        portion: &Portion,
+    ) -> OfficeResult<()> {
+        let me = &self.identity.name;
+        let here = portion.changes.iter().filter(|one| one.table == table.id);
+        let rows: BTreeMap<Key, &Effect> = here
+            .map(|taken| (taken.effect.key(table), &taken.effect))
+            .collect();
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let keys: Vec<Key> = rows.keys().cloned().collect();
+        let mut ended = Vec::new();
+        for (key, note) in db.notes(table, Some(&keys)).await? {
+            let held: HeldAtHead = books::decode(&note)?;
+            let Some(conflict) = held.of(me).map(|hold| hold.conflict) else {
+                continue;
+            };
+            let settled = Settled {
+                conflict,
+                keep: Keep::Head,
+                at: now,
+                by: None,
+                row: rows.get(&key).and_then(|effect| effect.row().cloned()),
+            };
+            books::store(db, &settled_name(conflict), &settled).await?;
+            let left = held.with(me, None);
+            ended.push((key, left.as_ref().map(books::encode).transpose()?));
+        }
+        if !ended.is_empty() {
+            db.set_notes(table, &ended).await?;
         }
         Ok(())
     }

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use super::recent::Newest;
 use super::writer::{Fresh, LogWriter};
 use super::{Head, Seat};
-use crate::books::{self, CONFLICTS, HeadBook, Hold, RowNames, SeatBook, seat_name, staged_of};
+use crate::books::{
+    self, CONFLICTS, HeadBook, Hold, Pages, RowNames, SeatBook, seat_name, staged_of,
+};
 use crate::change::{Effect, Key};
 use crate::conflict::ConflictRecord;
 use crate::envelope;
@@ -17,6 +19,7 @@ use crate::output::{Notice, Output};
 use crate::pile::Pile;
 use crate::port::{Database, Entry, Purpose};
 use crate::schema::TableId;
+use crate::staged::stage;
 use crate::unfit::{self, is_unfit};
 
 mod facts;
@@ -27,8 +30,6 @@ use lift::{LiftedBatch, lift_batch};
 
 /// How often a judgement is begun anew because the head's own application was writing the same rows.
 const ATTEMPTS: usize = 20;
-/// How many bytes of staged parts are read at a time.
-const STAGED_BYTES: usize = 1024 * 1024;
 
 /// What one transaction did.
 struct Judged {
@@ -64,6 +65,8 @@ struct Bench<'a> {
     held: BTreeMap<(TableId, Key), Option<Hold>>,
     settled: Vec<Settled>,
     changes: u64,
+    /// The batch in work stands in a version that this head lost: its branch has changed its tables since it wrote the rows.
+    of_lost_version: bool,
     now: Micros,
     /// Rows that the head's tables do not take.
     unfit: &'a RowNames,
@@ -189,25 +192,21 @@ impl Head {
             held: BTreeMap::new(),
             settled: Vec::new(),
             changes: 0,
+            of_lost_version: false,
             now,
             unfit,
             tried,
         };
         if seat.staged {
             let stream = staged_of(branch);
-            let mut from = seat.book.cursor.next().0;
-            loop {
-                let parts = db.entries(&stream, from, STAGED_BYTES).await?;
-                let Some(last) = parts.last().map(|part| part.number) else {
-                    break;
-                };
+            let mut pages = Pages::from(&stream, seat.book.cursor.next().0);
+            while let Some(parts) = pages.next(db).await? {
                 for part in &parts {
                     let batch = own_batch(&part.bytes)?;
                     if bench.hear(db, &batch, &part.bytes).await? {
                         return Ok(Judgement::Clash);
                     }
                 }
-                from = last + 1;
             }
             db.trim(&stream, u64::MAX >> 1).await?;
         }
@@ -234,34 +233,13 @@ impl Head {
         let Some(seat) = self.seats.get_mut(branch) else {
             return Ok(false);
         };
-        if seat.inbox.has_room() && seat.inbox.len() < 16 {
+        let parts = stage(db, &staged_of(branch), &seat.inbox, seat.staged).await?;
+        let Some(parts) = parts else {
             return Ok(false);
-        }
-        let parts: Vec<Entry> = seat
-            .inbox
-            .slots()
-            .map(|slot| Entry {
-                number: slot.number,
-                bytes: slot.bytes.clone(),
-            })
-            .collect();
-        db.begin(Purpose::Apply).await?;
-        let stream = staged_of(branch);
-        let outcome = async {
-            if !seat.staged {
-                db.trim(&stream, u64::MAX >> 1).await?;
-            }
-            Ok(db.append(&stream, &parts).await?)
         };
-        let outcome = outcome.await;
-        crate::office::conclude(db, outcome).await?;
         seat.staged = true;
-        self.outputs.extend(
-            seat.inbox
-                .leave(parts.len())
-                .into_iter()
-                .map(Output::Settle),
-        );
+        self.outputs
+            .extend(seat.inbox.leave(parts).into_iter().map(Output::Settle));
         Ok(true)
     }
 }
@@ -300,8 +278,10 @@ impl Bench<'_> {
         batch: &Batch,
         bytes: &[u8],
     ) -> OfficeResult<bool> {
-        let LiftedBatch { changes, unplaced } =
-            lift_batch(batch, &self.head.versions, &self.head.schema);
+        self.of_lost_version = batch.lost.is_some();
+        let head = self.head;
+        let shapes = head.versions.shapes_of(batch, &head.schema);
+        let LiftedBatch { changes, unplaced } = lift_batch(batch, shapes.as_ref(), &head.schema);
         let mut cases = self.gather(db, &changes).await?;
         let present = self.present_rows(db, &mut cases).await?;
         let position = self.writer.next();

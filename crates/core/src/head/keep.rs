@@ -76,7 +76,9 @@ impl Head {
         let old = older_than(&marks, self.retention.absent_ms);
         let old = old.map_or(0, |mark| mark.conflicts);
         self.trim_conflicts(db, old).await?;
-        Ok(LogPosition(db.extent(LOG).await?.first))
+        let first = LogPosition(db.extent(LOG).await?.first);
+        super::recall::trim_lost(db, first).await?;
+        Ok(first)
     }
 
     /// The list of decisions goes as far back as the log waits for branches; what is still held stays.

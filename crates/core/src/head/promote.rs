@@ -19,6 +19,7 @@ use crate::books::{
 use crate::branch::append_record;
 use crate::change::Key;
 use crate::conflict::{ConflictRecord, Reason};
+use crate::evolution::{Lift, Versions};
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::message::{Hello, LogBody, LogEntry, LoggedChanges, Message, Outcome, Refusal};
@@ -52,6 +53,8 @@ pub(crate) struct Estate<'a> {
     /// Who the head is to be.
     pub head: &'a IdentityBook,
     pub schema: &'a Schema,
+    /// The versions in which entries of the log stand.
+    pub versions: &'a Versions,
     /// The branch as it was.
     pub branch: &'a Identity,
     pub book: &'a BranchBook,
@@ -113,21 +116,33 @@ fn number_by(seat: &mut SeatBook, incarnation: Incarnation) {
 /// The names of an entry's rows, as a head keeps them beside it.
 pub(crate) fn names_beside(
     bytes: &[u8],
-    schema: &Schema,
+    versions: &Versions,
     head: &Arc<OfficeName>,
 ) -> OfficeResult<Vec<u8>> {
-    Ok(names_of(&rows_of(&own_entry(bytes)?, schema, head)))
+    let entry = own_entry(bytes)?;
+    Ok(names_of(&rows_of(&entry, versions.of(&entry)?, head)))
 }
 
 /// Books of a head, as far as the log tells them.
-#[derive(Default)]
-struct Retold {
+struct Retold<'a> {
+    schema: &'a Schema,
+    versions: &'a Versions,
     seats: BTreeMap<OfficeName, SeatBook>,
     holds: BTreeMap<(TableId, Key, OfficeName), Hold>,
     conflicts: u64,
 }
 
-impl Retold {
+impl<'a> Retold<'a> {
+    fn new(schema: &'a Schema, versions: &'a Versions) -> Self {
+        Self {
+            schema,
+            versions,
+            seats: BTreeMap::new(),
+            holds: BTreeMap::new(),
+            conflicts: 0,
+        }
+    }
+
     fn seat(&mut self, branch: &OfficeName) -> &mut SeatBook {
         self.seats
             .entry(branch.clone())
@@ -135,6 +150,11 @@ impl Retold {
     }
 
     async fn hear<D: Database>(&mut self, db: &mut D, entry: LogEntry) -> OfficeResult<()> {
+        let (schema, was) = (self.schema, self.versions.of(&entry)?);
+        let lifted = |id: TableId, key: &Key| {
+            let (from, to) = was.table(id).zip(schema.table(id))?;
+            Lift { from, to }.key(key).ok()
+        };
         let LogBody::Changes(body) = entry.body else {
             return Ok(());
         };
@@ -152,14 +172,16 @@ impl Retold {
                 let Some(record) = verdict.record else {
                     continue;
                 };
-                if verdict.outcome == Outcome::Held {
+                if verdict.outcome == Outcome::Held
+                    && let Some(key) = lifted(verdict.table, &verdict.key)
+                {
                     let hold = Hold {
                         branch: answer.branch.clone(),
                         conflict: record.id,
                         reason: reason_to_hold(&record),
                         batch: (answer.incarnation, answer.batch),
                     };
-                    let place = (verdict.table, verdict.key, answer.branch.clone());
+                    let place = (verdict.table, key, answer.branch.clone());
                     self.holds.insert(place, hold);
                 }
                 self.list(db, &record).await?;
@@ -174,8 +196,10 @@ impl Retold {
                 let name = books::settled_name(settled.conflict);
                 books::store(db, &name, settled).await?;
             }
-            let place = (settlement.table, settlement.key, settlement.branch);
-            self.holds.remove(&place);
+            if let Some(key) = lifted(settlement.table, &settlement.key) {
+                let place = (settlement.table, key, settlement.branch);
+                self.holds.remove(&place);
+            }
         }
         Ok(())
     }
@@ -209,7 +233,7 @@ pub(crate) async fn found<D: Database>(
     estate: Estate<'_>,
 ) -> OfficeResult<Vec<OfficeName>> {
     let (schema, book) = (estate.schema, estate.book);
-    let mut retold = Retold::default();
+    let mut retold = Retold::new(schema, estate.versions);
     let mut from = 0;
     loop {
         let entries = db.entries(LOG, from, READ_BYTES).await?;
@@ -309,7 +333,7 @@ async fn last_listed<D: Database>(db: &mut D) -> OfficeResult<u64> {
 async fn write_holds<D: Database>(
     db: &mut D,
     schema: &Schema,
-    retold: &mut Retold,
+    retold: &mut Retold<'_>,
 ) -> OfficeResult<()> {
     for table in &schema.tables {
         let notes = db.notes(table, None).await?.into_keys();

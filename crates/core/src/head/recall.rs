@@ -13,6 +13,7 @@ use crate::books::{self, CONFLICTS, HeadBook, LOG, RowNames};
 use crate::change::Effect;
 use crate::conflict::ConflictRecord;
 use crate::envelope;
+use crate::evolution::LostPart;
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::message::{
@@ -26,6 +27,12 @@ use crate::succession::sealed_by;
 
 mod adopt;
 mod anew;
+mod lost;
+mod sums;
+
+pub(super) use anew::trim_lost;
+use lost::Anew;
+use sums::Lineage;
 
 /// The name of the record that lists where the log ended at the last starts: a restored log goes on from one of them.
 pub(super) const STARTS: &str = "starts";
@@ -34,8 +41,6 @@ pub(super) const STARTS: &str = "starts";
 pub(super) const LEFT: &str = "left";
 /// How many starts are remembered.
 const STARTS_KEPT: usize = 32;
-/// Bytes read of a stream at a time.
-const READ_BYTES: usize = 1024 * 1024;
 /// How often a piece is begun anew because the head's application was writing the same rows.
 const ATTEMPTS: usize = 20;
 
@@ -55,8 +60,8 @@ pub(super) enum Standing {
 #[derive(Debug)]
 pub(super) struct Asking {
     points: Vec<(LogPosition, Digest)>,
-    /// Where lost entries are being logged anew: the last place that both share, and the end of the log at the first.
-    anew: Option<((LogPosition, Digest), LogPosition)>,
+    /// Where lost entries are being logged anew.
+    anew: Option<Anew>,
 }
 
 impl Head {
@@ -262,30 +267,45 @@ impl Head {
             return Ok(true);
         };
         self.seat_strangers(db, &lost).await?;
-        let mut agreed = asking.anew.map_or(agreed, |(agreed, _)| agreed);
+        let mut agreed = asking.anew.as_ref().map_or(agreed, |anew| anew.agreed);
         db.begin(Purpose::Read).await?;
         let outcome = self.skip_known(db, &mut agreed, &mut lost).await;
         conclude(db, outcome).await?;
         let follows = lost.first().is_some_and(|(entry, _)| {
             entry.position == self.book.last.next() && entry.previous == self.book.chain
         });
-        let anew = if lost.is_empty() {
-            asking.anew
-        } else if follows && asking.anew.is_none() {
-            self.adopt_all(db, now, &lost).await?;
-            None
-        } else {
-            let (_, from) = asking.anew.unwrap_or((agreed, self.book.last));
-            let end = (last == recalled.end.0).then_some(recalled.end);
-            self.log_anew(db, now, branch, &lost, (agreed, from), end)
-                .await?;
-            Some((agreed, from))
+        let anew = match lost.first() {
+            None => asking.anew,
+            Some(_) if follows && asking.anew.is_none() => {
+                self.adopt_all(db, now, &lost).await?;
+                if self.book.last < last {
+                    return Ok(true);
+                }
+                agreed = (self.book.last, self.book.chain);
+                None
+            }
+            Some((first, _)) => {
+                let mut anew = asking.anew.unwrap_or_else(|| Anew {
+                    agreed,
+                    part: LostPart::new(first.schema),
+                    lineage: Lineage::default(),
+                });
+                if !self.log_all_anew(db, now, &lost, &mut anew).await? {
+                    // The application was in the way; the branch greets again.
+                    return Ok(true);
+                }
+                if last == recalled.end.0 {
+                    self.let_go_back(db, branch, recalled.end, anew.agreed)
+                        .await?;
+                }
+                Some(anew)
+            }
         };
         if last < recalled.end.0 {
-            let points = if anew.is_some() || lost.is_empty() {
+            let points = if anew.is_some() {
                 asking.points
             } else {
-                vec![(self.book.last, self.book.chain)]
+                vec![agreed]
             };
             if let Some(seat) = self.seats.get_mut(branch) {
                 seat.asking = Some(Asking {

@@ -126,7 +126,7 @@ impl Recent {
         if wanted.is_empty() {
             return Ok(found);
         }
-        for (position, names) in self.search(db, &wanted, after).await? {
+        for (position, names) in search(db, &wanted, after, self.floor).await? {
             for (name, newest) in read_entry(db, versions, head, position).await? {
                 if names.contains(&name) {
                     found.insert(name, newest);
@@ -135,36 +135,36 @@ impl Recent {
         }
         Ok(found)
     }
+}
 
-    /// The last entry between `after` and the floor that names each of the wanted rows, grouped by entry.
-    async fn search<D: Database>(
-        &self,
-        db: &mut D,
-        wanted: &BTreeMap<[u8; NAME_BYTES], Digest>,
-        after: LogPosition,
-    ) -> OfficeResult<BTreeMap<LogPosition, BTreeSet<Digest>>> {
-        let mut last: BTreeMap<Digest, LogPosition> = BTreeMap::new();
-        let mut from = after.next();
-        while from <= self.floor {
-            let entries = db.entries(LOG_KEYS, from.0, READ_BYTES).await?;
-            let Some(end) = entries.last().map(|entry| entry.number) else {
-                break;
-            };
-            for entry in entries.iter().filter(|entry| entry.number <= self.floor.0) {
-                for name in entry.bytes.as_chunks::<NAME_BYTES>().0 {
-                    if let Some(full) = wanted.get(name) {
-                        last.insert(*full, LogPosition(entry.number));
-                    }
+/// The last entry after `after` and up to `through` that names each of the wanted rows, grouped by entry.
+pub(super) async fn search<D: Database>(
+    db: &mut D,
+    wanted: &BTreeMap<[u8; NAME_BYTES], Digest>,
+    after: LogPosition,
+    through: LogPosition,
+) -> OfficeResult<BTreeMap<LogPosition, BTreeSet<Digest>>> {
+    let mut last: BTreeMap<Digest, LogPosition> = BTreeMap::new();
+    let mut from = after.next();
+    while from <= through {
+        let entries = db.entries(LOG_KEYS, from.0, READ_BYTES).await?;
+        let Some(end) = entries.last().map(|entry| entry.number) else {
+            break;
+        };
+        for entry in entries.iter().filter(|entry| entry.number <= through.0) {
+            for name in entry.bytes.as_chunks::<NAME_BYTES>().0 {
+                if let Some(full) = wanted.get(name) {
+                    last.insert(*full, LogPosition(entry.number));
                 }
             }
-            from = LogPosition(end).next();
         }
-        let mut by_entry: BTreeMap<LogPosition, BTreeSet<Digest>> = BTreeMap::new();
-        for (name, position) in last {
-            by_entry.entry(position).or_default().insert(name);
-        }
-        Ok(by_entry)
+        from = LogPosition(end).next();
     }
+    let mut by_entry: BTreeMap<LogPosition, BTreeSet<Digest>> = BTreeMap::new();
+    for (name, position) in last {
+        by_entry.entry(position).or_default().insert(name);
+    }
+    Ok(by_entry)
 }
 
 /// The names of an entry's rows as they are kept beside it.

@@ -355,6 +355,44 @@ impl Head {
         Ok(())
     }
 
+    /// A restored head that went on makes a step of the schema again that it had lost, at the end of its log.
+    pub(super) async fn make_step_again<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Micros,
+        step: &SchemaStep,
+    ) -> OfficeResult<()> {
+        db.begin(Purpose::Load).await?;
+        let outcome = async {
+            let done = db.evolve(&self.schema, &step.schema, &step.dropped).await?;
+            refused(&done, &step.schema)?;
+            let mut writer = LogWriter::new(&self.identity, &self.schema, self.book.clone());
+            writer.append(db, LogBody::Schema(step.clone())).await?;
+            Versions::store(db, &step.schema).await?;
+            for (id, column) in &done.found {
+                if let Some(table) = step.schema.table(*id) {
+                    recapture_filled(db, table, *column).await?;
+                }
+            }
+            writer.finish(db).await?;
+            Ok((writer.book, writer.fresh))
+        };
+        let outcome = outcome.await;
+        let (book, fresh) = conclude(db, outcome).await?;
+        self.book = book;
+        self.appended = now;
+        self.tail.adopt(fresh, &mut self.recent);
+        self.schema = step.schema.clone();
+        self.versions.add(step.schema.clone());
+        self.catalogue.forget();
+        self.captured = true;
+        let version = self.schema.version;
+        let what = "the tables are again what they were before the head was restored".into();
+        let notice = Notice::SchemaChanged { version, what };
+        self.outputs.push_back(Output::Notice(notice));
+        Ok(())
+    }
+
     /// The version that a branch is to have where it will stand after the greeting; nothing where the log brings it.
     pub(super) async fn schema_for<D: Database>(
         &self,

@@ -11,7 +11,7 @@ use branchline_core::ed25519_dalek::SigningKey;
 use branchline_core::envelope;
 use branchline_core::evolution::Plan;
 use branchline_core::head::{Head, Wiring, seats};
-use branchline_core::identity::{Incarnation, LogPosition, Micros, OfficeName};
+use branchline_core::identity::{Digest, Incarnation, LogPosition, Micros, OfficeName};
 use branchline_core::message::{Keep, Message};
 use branchline_core::output::{Notice, Output, To};
 use branchline_core::port::{Database, Extent, Purpose};
@@ -754,12 +754,32 @@ impl Company {
     }
 
     pub fn log(&mut self) -> Extent {
+        self.stream(books::LOG)
+    }
+
+    /// A stream at the head.
+    pub fn stream(&mut self, name: &str) -> Extent {
         on!(self.at_head, db => async {
             db.begin(Purpose::Read).await.unwrap();
-            let extent = db.extent(books::LOG).await.unwrap();
+            let extent = db.extent(name).await.unwrap();
             db.rollback().await.unwrap();
             extent
         })
+    }
+
+    /// The streams that tell which lost entries were logged anew.
+    pub fn lost_streams(&mut self) -> Vec<String> {
+        let known: Option<Vec<(LogPosition, Digest)>> = on!(self.at_head, db => async {
+            db.begin(Purpose::Read).await.unwrap();
+            let known = books::load(db, "lost-streams").await.unwrap();
+            db.rollback().await.unwrap();
+            known
+        });
+        let hex = |digest: Digest| digest.0.map(|byte| format!("{byte:02x}")).concat();
+        let known = known.unwrap_or_default().into_iter();
+        known
+            .map(|(_, chain)| format!("lost:{}", hex(chain)))
+            .collect()
     }
 
     pub fn remove(&mut self, at: usize) {

@@ -218,3 +218,29 @@ fn a_branch_that_was_taken_out_holds_the_log_no_longer() {
     let log = company.log();
     assert!(log.first > cursor + 1, "{log:?}");
 }
+
+/// Where a restored head went on, notes on what it logged anew of the lost part are kept as long as anybody may give that
+/// back.
+#[test]
+fn notes_on_what_was_logged_anew_go_with_the_log() {
+    let mut company = shop();
+    let image = company.head_image();
+    company.cut(0);
+    company.write(1, &[update(2, "lost")]);
+    company.settle();
+    company.cut(1);
+    company.restore_head(&image);
+    company.connect(0);
+    company.write_head(&[update(1, "after")]);
+    company.settle();
+    company.connect(1);
+    company.settle();
+    assert_eq!(company.head_names()[&2], "lost");
+    let streams = company.lost_streams();
+    assert_eq!(streams.len(), 1);
+    assert_eq!(company.stream(&streams[0]).entries, 1);
+    hours_pass(&mut company);
+    assert!(company.log().first > 3);
+    assert_eq!(company.lost_streams(), Vec::<String>::new());
+    assert_eq!(company.stream(&streams[0]).entries, 0);
+}

@@ -3,6 +3,7 @@
 use branchline_core::message::Message;
 use branchline_core::value::Value;
 use branchline_testkit::conformance::Op;
+use branchline_testkit::sim::office::Image;
 
 use crate::company::*;
 
@@ -111,4 +112,124 @@ fn a_counter_that_is_never_at_rest_never_jumps_back() {
     company.assert_even();
     assert_eq!(company.head_amount(1), Value::Int(1000 - sold));
     assert!(company.conflicts().is_empty());
+}
+
+/// Two or more branches, a backup of the head, and the first branch cut off.
+fn backed_up(branches: u8) -> (Company, Image) {
+    let mut company = Company::new(branches);
+    company.write_head(&[Op::Insert(STOCK, amount(1, 1000)), insert(1, "old")]);
+    company.settle();
+    company.assert_even();
+    let image = company.head_image();
+    company.cut(0);
+    (company, image)
+}
+
+/// The head is restored and goes on with the first branch: 7 are sold there.
+fn fork(company: &mut Company, image: &Image) {
+    for at in 1..company.branches.len() {
+        company.cut(at);
+    }
+    company.restore_head(image);
+    company.connect(0);
+    sell(company, Some(0), 3);
+    company.settle();
+    sell(company, None, 4);
+    company.settle();
+    assert_eq!(company.amount_at(0, 1), Value::Int(993));
+}
+
+#[test]
+fn what_was_sold_on_both_sides_of_a_fork_of_the_log_adds_up() {
+    let (mut company, image) = backed_up(2);
+    sell(&mut company, None, 10);
+    company.settle();
+    sell(&mut company, Some(1), 20);
+    company.settle();
+    sell(&mut company, None, 30);
+    company.settle();
+    company.cut(1);
+    sell(&mut company, Some(1), 100);
+    company.settle();
+    fork(&mut company, &image);
+    company.connect(1);
+    company.settle();
+    company.assert_even();
+    assert_eq!(company.head_amount(1), Value::Int(1000 - 7 - 60 - 100));
+    assert_eq!(company.conflicts(), []);
+}
+
+#[test]
+fn what_two_branches_give_back_adds_up_once() {
+    for order in [[1, 2], [2, 1]] {
+        let (mut company, image) = backed_up(3);
+        sell(&mut company, None, 10);
+        company.settle();
+        sell(&mut company, Some(1), 20);
+        company.settle();
+        company.cut(2);
+        sell(&mut company, Some(1), 30);
+        company.settle();
+        sell(&mut company, Some(2), 100);
+        company.settle();
+        fork(&mut company, &image);
+        for at in order {
+            company.connect(at);
+            company.settle();
+        }
+        company.assert_even();
+        assert_eq!(company.head_amount(1), Value::Int(1000 - 7 - 60 - 100));
+        assert_eq!(company.conflicts(), []);
+    }
+}
+
+/// The lost part comes in several messages.
+#[test]
+fn a_long_lost_part_adds_up() {
+    let (mut company, image) = backed_up(2);
+    let long = "x".repeat(200_000);
+    for id in 0..8 {
+        company.write(1, &[insert(100 + id, &long)]);
+        sell(&mut company, Some(1), 10);
+        company.settle();
+    }
+    fork(&mut company, &image);
+    company.connect(1);
+    company.settle();
+    company.assert_even();
+    assert_eq!(company.head_amount(1), Value::Int(1000 - 7 - 80));
+    assert_eq!(company.conflicts(), []);
+}
+
+/// A batch that the lost part answers was sent again, and was judged since the restore.
+#[test]
+fn a_batch_on_both_sides_of_a_fork_counts_once() {
+    for order in [[1, 2], [2, 1]] {
+        for heard in [false, true] {
+            let (mut company, image) = backed_up(3);
+            if heard {
+                sell(&mut company, None, 10);
+                company.settle();
+            }
+            company.branches[1].deaf = true;
+            sell(&mut company, Some(1), 20);
+            company.settle();
+            sell(&mut company, Some(1), 100);
+            company.settle();
+            sell(&mut company, Some(2), 30);
+            company.settle();
+            company.branches[1].deaf = false;
+            company.cut(1);
+            sell(&mut company, Some(1), 200);
+            fork(&mut company, &image);
+            for at in order {
+                company.connect(at);
+                company.settle();
+            }
+            company.assert_even();
+            let sold = 7 + 150 + 200 + if heard { 10 } else { 0 };
+            let told = format!("{order:?} {heard}");
+            assert_eq!(company.head_amount(1), Value::Int(1000 - sold), "{told}");
+        }
+    }
 }

@@ -121,6 +121,17 @@ fn what_no_head_had_answered_is_judged_once() {
     take_part_again(&mut company);
 }
 
+/// What the application wrote last was not even frozen.
+#[test]
+fn what_only_the_capture_holds_is_judged_as_the_branchs_own() {
+    let mut company = shop(2);
+    company.write(0, &[update(4, "b1's")]);
+    assert_eq!(company.promote(0).batches, 1);
+    all_join_again(&mut company);
+    company.assert_even();
+    assert_eq!(company.head_names()[&4], "b1's");
+}
+
 #[test]
 fn a_batch_that_the_kept_log_answers_is_not_applied_again() {
     let mut company = shop(2);

@@ -1,7 +1,7 @@
 //! A batch of an earlier schema version, as the present one has it.
 
 use crate::change::{Change, Key};
-use crate::evolution::{Lift, Versions};
+use crate::evolution::{Lift, Shapes};
 use crate::message::Batch;
 use crate::schema::{Schema, Table};
 use std::borrow::Cow;
@@ -24,7 +24,7 @@ pub(super) struct Unplaced<'b> {
 
 pub(super) fn lift_batch<'b>(
     batch: &'b Batch,
-    versions: &'b Versions,
+    shapes: Option<&'b Shapes<'b>>,
     present: &Schema,
 ) -> LiftedBatch<'b> {
     let mut lifted = LiftedBatch {
@@ -32,13 +32,11 @@ pub(super) fn lift_batch<'b>(
         unplaced: Vec::new(),
     };
     for change in &batch.changes {
-        if batch.schema == present.version {
+        if batch.schema == present.version && batch.lost.is_none() {
             lifted.changes.push(Cow::Borrowed(change));
             continue;
         }
-        let from = versions
-            .get(batch.schema)
-            .and_then(|schema| schema.table(change.table));
+        let from = shapes.and_then(|shapes| shapes.table(change.table));
         // What names no table of its own version was refused on arrival.
         let Some(table) = from else {
             continue;
@@ -51,7 +49,7 @@ pub(super) fn lift_batch<'b>(
                 key,
             });
         };
-        let Some(to) = present.table(change.table) else {
+        let Some(to) = present.table(table.id) else {
             unplaced(
                 format!("table `{}` is not shared any more", table.name),
                 None,
@@ -59,7 +57,7 @@ pub(super) fn lift_batch<'b>(
             continue;
         };
         let lift = Lift { from: table, to };
-        if lift.is_identity() && change.absent.is_empty() {
+        if lift.is_identity() && change.absent.is_empty() && change.table == to.id {
             lifted.changes.push(Cow::Borrowed(change));
             continue;
         }

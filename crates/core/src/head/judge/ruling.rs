@@ -6,7 +6,7 @@ use super::facts::Case;
 use super::lift::Unplaced;
 use crate::books::Hold;
 use crate::change::{Base, Effect, Key, Row};
-use crate::conflict::{ConflictRecord, Decision, Facts, Reason, Resolution, decide};
+use crate::conflict::{ConflictRecord, Decision, Facts, LOST, Reason, Resolution, decide};
 use crate::failure::OfficeResult;
 use crate::identity::{BatchNumber, LogPosition, Micros};
 use crate::message::{
@@ -196,8 +196,8 @@ impl Bench<'_> {
             effect,
             at,
             source: match batch {
-                Some(_) if case.change.absent.is_empty() => Source::Sender,
-                Some(_) => Source::Lifted,
+                Some(_) if !case.change.absent.is_empty() || self.of_lost_version => Source::Lifted,
+                Some(_) => Source::Sender,
                 None => Source::Merged,
             },
         });
@@ -254,7 +254,10 @@ impl Bench<'_> {
             before: change.before.clone(),
             merged: None,
             detail: Some(why),
-            shape: (batch.schema, table.id),
+            shape: match batch.lost {
+                None => (batch.schema, table.id),
+                Some(_) => (LOST, table.id),
+            },
         };
         self.records.push(record.clone());
         let record = Some(record.fit_to_travel());
