@@ -108,7 +108,7 @@ impl Conflicts {
     pub async fn run(self, context: &Context) -> Outcome<u8> {
         let settings = config::read(&context.config)?;
         match self.action {
-            None => list(context, &conflicts(&settings).await?),
+            None => list(context, &conflicts(&settings).await?)?,
             Some(ConflictAction::Show { id }) => {
                 show(context, &settings, &conflicts(&settings).await?, &id)?;
             }
@@ -127,7 +127,7 @@ impl Holds {
         let holds = holds(&settings).await?;
         let (id, keep, timeout) = match self.action {
             None => {
-                list(context, &holds);
+                list(context, &holds)?;
                 return Ok(if self.strict && !holds.is_empty() {
                     NO
                 } else {
@@ -177,7 +177,7 @@ async fn settle(context: &Context, conflict: u64, keep: KeepWord, timeout: u64) 
             text(&document["table"]),
             kept(&document["settled"])
         )
-    });
+    })?;
     Ok(code)
 }
 
@@ -188,11 +188,10 @@ fn find<'e>(entries: &'e [Entry], id: &str) -> Outcome<&'e Entry> {
 
 fn show(context: &Context, settings: &Settings, entries: &[Entry], id: &str) -> Outcome<()> {
     let entry = find(entries, id)?;
-    context.show(&entry.document, || tell::whole(entry, settings.role));
-    Ok(())
+    context.show(&entry.document, || tell::whole(entry, settings.role))
 }
 
-fn list(context: &Context, entries: &[Entry]) {
+fn list(context: &Context, entries: &[Entry]) -> Outcome<()> {
     let documents: Vec<Value> = entries.iter().map(|entry| entry.document.clone()).collect();
     context.show(&documents.into(), || {
         let lines: Vec<String> = entries.iter().map(tell::line).collect();
@@ -201,5 +200,5 @@ fn list(context: &Context, entries: &[Entry]) {
         } else {
             lines.join("\n")
         }
-    });
+    })
 }

@@ -30,11 +30,7 @@ impl Driver {
     pub(super) async fn take_request(&mut self, request: Request) {
         let Request { ask, reply } = request;
         let answer = match &ask {
-            Ask::Status => self
-                .status()
-                .await
-                .map(|status| (0, status))
-                .map_err(Failure::from),
+            Ask::Status => self.status_or_why().await,
             Ask::Reload(name) => {
                 let db = &mut self.parts.db;
                 let outcome = match &mut self.machine {
