@@ -266,3 +266,31 @@ fn a_branch_that_is_away_is_no_difference() {
     assert_eq!(document["branches"][0]["answered"], false);
     head.stop();
 }
+
+/// Branches that come one after the other are one round of the head's.
+#[test]
+fn the_heads_round_does_not_want_all_branches_at_once() {
+    let folder = TempDir::new().unwrap();
+    let mut head = head(&folder);
+    let codes = ["b1", "b2"].map(|name| head.invite(name, &[]));
+    head.run();
+    let branches = ["b1", "b2"].map(|name| Office::sqlite(folder.path(), name));
+    for (branch, code) in branches.iter().zip(&codes) {
+        branch.join(code);
+    }
+    head.stop();
+    Db::open(&branches[0].database).run("INSERT INTO item VALUES (1, 'b1')");
+    head.cmd(&["sync", "--timeout", "1"])
+        .expect(3)
+        .says(&["b1 (away", "b2 (away"]);
+    head.spawn_with(&["sync", "--timeout", "30"], "");
+    for branch in &branches {
+        branch.cmd(&["sync"]).expect(0);
+    }
+    let ended = wait_until("the round ends", SOON, || {
+        head.ended().ok_or_else(|| "it waits".into())
+    });
+    assert_eq!(ended, 0, "{}", head.log());
+    let at_b2 = Db::open(&branches[1].database).one("SELECT name FROM item");
+    assert_eq!(at_b2, "b1");
+}
