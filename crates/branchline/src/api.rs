@@ -122,13 +122,14 @@ pub async fn serve(
         .route("/api/schema/accept", post(accept_schema))
         .route("/api/schema/rename", post(say_renamed))
         .route("/api/stop", post(stop_office))
-        .layer(axum::middleware::from_fn_with_state(token, with_token));
+        .route_layer(axum::middleware::from_fn_with_state(token, with_token));
     let routes = Router::new()
         .route("/api/status", get(status))
         .route("/api/sync", post(sync))
         .route("/api/verify", post(verify))
         .route("/api/reload/{name}", post(reload))
         .merge(guarded)
+        .layer(axum::middleware::map_response(in_words))
         .layer(axum::middleware::from_fn(local_only))
         .with_state(office);
     let served = axum::serve(listener, routes)
@@ -150,9 +151,8 @@ async fn local_only(
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
     let local = matches!(name, "127.0.0.1" | "localhost" | "[::1]") || name.starts_with("127.");
     if !local || headers.contains_key(header::ORIGIN) {
-        let refusal =
-            serde_json::json!({ "error": "only programs on this machine may ask, not web pages" });
-        return (StatusCode::FORBIDDEN, Json(refusal)).into_response();
+        let why = "only programs on this machine may ask, not web pages";
+        return refusal(StatusCode::FORBIDDEN, &Failure::usage(why));
     }
     next.run(request).await
 }
@@ -168,10 +168,39 @@ async fn with_token(
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok());
     if given.and_then(|given| given.strip_prefix("Bearer ")) != Some(&token) {
-        let refusal = serde_json::json!({ "error": "this needs the token in the file beside the configuration" });
-        return (StatusCode::UNAUTHORIZED, Json(refusal)).into_response();
+        let why = "this needs the header `Authorization: Bearer` with the token in the file beside the configuration";
+        return refusal(StatusCode::UNAUTHORIZED, &Failure::usage(why));
     }
     next.run(request).await
+}
+
+/// A failure that answers a request.
+fn refusal(status: StatusCode, failure: &Failure) -> Response {
+    let document = serde_json::json!({ "error": failure.message, "code": failure.code });
+    (
+        status,
+        [("x-exit-code", failure.code.to_string())],
+        Json(document),
+    )
+        .into_response()
+}
+
+/// Puts what the web framework says of a wrong request into the form of our own failures.
+async fn in_words(response: Response) -> Response {
+    let status = response.status();
+    if status.is_success() || response.headers().contains_key("x-exit-code") {
+        return response;
+    }
+    let told = axum::body::to_bytes(response.into_body(), 4096).await;
+    let told = String::from_utf8_lossy(&told.unwrap_or_default()).into_owned();
+    let why = match status {
+        StatusCode::NOT_FOUND => "there is no such request".into(),
+        StatusCode::METHOD_NOT_ALLOWED => {
+            "this request wants another method: GET for the status, POST for all else".into()
+        }
+        _ => told,
+    };
+    refusal(status, &Failure::usage(why))
 }
 
 fn respond(answer: Answer) -> Response {
@@ -182,20 +211,8 @@ fn respond(answer: Answer) -> Response {
             Json(document),
         )
             .into_response(),
-        Err(failure) => {
-            let status = if failure.code == UNREACHED {
-                StatusCode::BAD_GATEWAY
-            } else {
-                StatusCode::CONFLICT
-            };
-            let document = serde_json::json!({ "error": failure.message, "code": failure.code });
-            (
-                status,
-                [("x-exit-code", failure.code.to_string())],
-                Json(document),
-            )
-                .into_response()
-        }
+        Err(failure) if failure.code == UNREACHED => refusal(StatusCode::BAD_GATEWAY, &failure),
+        Err(failure) => refusal(StatusCode::CONFLICT, &failure),
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 
 use crate::exit::Outcome;
+use crate::say;
 
 mod ask;
 mod conflicts;
@@ -105,11 +106,15 @@ pub struct Context {
 
 impl Context {
     /// Prints a document, or its sentence for a person.
-    pub fn show(&self, document: &serde_json::Value, sentence: impl FnOnce() -> String) {
+    pub fn show(
+        &self,
+        document: &serde_json::Value,
+        sentence: impl FnOnce() -> String,
+    ) -> Outcome<()> {
         if self.json {
-            println!("{document}");
+            say::answer(document)
         } else {
-            println!("{}", sentence());
+            say::answer(sentence())
         }
     }
 }

@@ -23,7 +23,7 @@ pub const QUEUE_PREFIX: &str = "branchline.";
 
 /// A value, or the file that holds it.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "this must be a text, or { file = \"NAME\" }")]
 enum Secret {
     Value(String),
     File(SecretFile),
@@ -415,9 +415,14 @@ pub fn write_private(path: &Path, text: &str) -> Outcome<()> {
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create(true).truncate(true).mode(0o600);
     let mut file = options.open(&draft).map_err(io(doing()))?;
-    file.write_all(text.as_bytes()).map_err(io(doing()))?;
-    file.sync_all().map_err(io(doing()))?;
-    std::fs::rename(&draft, path).map_err(io(doing()))
+    let written = file
+        .write_all(text.as_bytes())
+        .and_then(|()| file.sync_all())
+        .and_then(|()| std::fs::rename(&draft, path));
+    if written.is_err() {
+        drop(std::fs::remove_file(&draft));
+    }
+    written.map_err(io(doing()))
 }
 
 /// Writes another list of shared tables into a configuration file; everything else there stays, comments too.

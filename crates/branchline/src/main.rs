@@ -15,8 +15,10 @@ mod office;
 mod plan;
 mod request;
 mod rewrite;
+mod say;
 mod telemetry;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -31,15 +33,18 @@ fn main() -> ExitCode {
     {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("branchline: cannot start: {error}");
+            say::say(format_args!("branchline: cannot start: {error}"));
             return ExitCode::from(exit::BUG);
         }
     };
-    match runtime.block_on(cli::run(arguments)) {
-        Ok(code) => ExitCode::from(code),
-        Err(failure) => {
-            eprintln!("branchline: {failure}");
+    // The panic has told of itself; what is left is the exit code that says so.
+    let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(cli::run(arguments))));
+    match ended {
+        Ok(Ok(code)) => ExitCode::from(code),
+        Ok(Err(failure)) => {
+            say::say(format_args!("branchline: {failure}"));
             ExitCode::from(failure.code)
         }
+        Err(_) => ExitCode::from(exit::BUG),
     }
 }

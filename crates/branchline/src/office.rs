@@ -117,10 +117,22 @@ impl Office {
     }
 
     /// Stops it and waits until it has stopped.
-    pub async fn stop(mut self) {
+    pub async fn stop(self) {
+        drop(self.close().await);
+    }
+
+    /// Stops it, waits until it has stopped, and says whether it had gone astray.
+    pub async fn close(mut self) -> Outcome<()> {
         drop(self.handle().ask(Ask::Stop).await);
-        if let Some(thread) = self.thread.take() {
-            drop(tokio::task::spawn_blocking(move || thread.join()).await);
+        let Some(thread) = self.thread.take() else {
+            return Ok(());
+        };
+        match tokio::task::spawn_blocking(move || thread.join()).await {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(Failure::new(
+                BUG,
+                "the office ended by a bug; its log says where",
+            )),
         }
     }
 }

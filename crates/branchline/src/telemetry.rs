@@ -20,6 +20,8 @@ pub fn start(verbosity: u8, quiet: bool) {
     let filter = filter.unwrap_or_else(|| EnvFilter::new(level));
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        // It would tell on the same stderr that the line could not be written, and panic: a full disk must not end an office.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false);
@@ -71,11 +73,18 @@ pub fn log(notice: &Notice) {
                 "the head let us in: log at {last}, our batches up to {cursor}, clock offset {clock_offset_ms} ms"
             );
         }
-        Notice::RefusedByHead(reason) => tracing::error!("the head refused this branch: {reason}"),
+        Notice::RefusedByHead(reason) => tracing::warn!("the head refused this branch: {reason}"),
         Notice::Verified(v) => tracing::info!(
             "verification {}: {}",
             v.id,
-            if v.is_equal() { "equal" } else { "different" }
+            match (
+                v.is_equal(),
+                v.branches.iter().all(|branch| branch.answered)
+            ) {
+                (true, _) => "equal",
+                (false, true) => "different",
+                (false, false) => "not all branches answered",
+            }
         ),
         Notice::VerifyResult(_) => {}
         Notice::ClockOff(name, ms) => {

@@ -460,10 +460,12 @@ impl Head {
         self.save_seen(db).await
     }
 
-    /// Whether every enrolled branch was heard of since this start, and all that it has frozen is here.
-    pub fn has_heard_all(&self) -> bool {
-        let heard =
-            |seat: &Seat| seat.online && seat.produced.is_some_and(|last| last <= seat.book.cursor);
+    /// Whether every enrolled branch is online, or was heard of since then, and all that it said it has frozen is here.
+    pub fn has_heard_all(&self, since: Micros) -> bool {
+        let heard = |seat: &Seat| {
+            (seat.online || seat.book.seen >= since)
+                && seat.produced.is_some_and(|last| last <= seat.book.cursor)
+        };
         self.seats
             .values()
             .all(|seat| !seat.is_enrolled() || heard(seat))

@@ -30,7 +30,7 @@ impl Sync {
         let (code, status) = either(context, "POST", &path, None, patience + SHORT, ask).await?;
         context.show(&status, || {
             "in sync: everything is out, everything is in".to_string()
-        });
+        })?;
         Ok(code)
     }
 }
@@ -57,7 +57,7 @@ impl Verify {
             repair: self.repair,
         };
         let (code, document) = either(context, "POST", &path, None, patience + SHORT, ask).await?;
-        context.show(&document, || explain(&document));
+        context.show(&document, || explain(&document))?;
         Ok(code)
     }
 }
@@ -65,7 +65,7 @@ impl Verify {
 /// `status`.
 pub async fn status(context: &Context) -> Outcome<u8> {
     let (code, status) = either(context, "GET", "/api/status", None, SHORT, Ask::Status).await?;
-    context.show(&status, || describe(&status));
+    context.show(&status, || describe(&status))?;
     Ok(code)
 }
 
@@ -155,12 +155,21 @@ pub fn explain(document: &serde_json::Value) -> String {
             rows.add_row(names.into_iter().chain(fields));
         }
     }
+    let branches = document["branches"].as_array();
+    let mut answered = branches
+        .into_iter()
+        .flatten()
+        .filter(|branch| branch["answered"] != false);
     let verdict = if document["equal"] == true {
         "equal"
-    } else {
+    } else if answered.any(|branch| branch["equal"] == false) {
         "DIFFERENT"
+    } else {
+        "NOT COMPARED with all: no row is known to differ"
     };
-    lines.push(rows.to_string());
+    if !rows.is_empty() {
+        lines.push(rows.to_string());
+    }
     lines.push(format!(
         "{verdict} at log position {} ({} bytes exchanged)",
         text(&document["cut"]),

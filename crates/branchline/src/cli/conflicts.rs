@@ -13,6 +13,7 @@ use crate::config::{self, RoleName, Settings};
 use crate::exit::{Failure, NO, Outcome};
 use crate::listing::{self, Entry};
 use crate::request::Ask;
+use crate::say;
 
 mod tell;
 
@@ -110,7 +111,7 @@ impl Conflicts {
             None => {
                 let mut list = List::new(context);
                 conflicts(&settings, &mut |entry| list.add(&entry)).await?;
-                list.end();
+                list.end()?;
             }
             Some(ConflictAction::Show { id }) => {
                 let mut found = None;
@@ -134,7 +135,7 @@ impl Holds {
             None => {
                 let mut list = List::new(context);
                 holds(&settings, &mut |entry| list.add(&entry)).await?;
-                let any = list.end() > 0;
+                let any = list.end()? > 0;
                 return Ok(if self.strict && any { NO } else { 0 });
             }
             Some(HoldAction::Show { id }) => {
@@ -182,7 +183,7 @@ async fn settle(context: &Context, conflict: u64, keep: KeepWord, timeout: u64) 
             text(&document["table"]),
             kept(&document["settled"])
         )
-    });
+    })?;
     Ok(code)
 }
 
@@ -198,14 +199,14 @@ fn unknown(id: &str) -> Failure {
 
 fn show(context: &Context, settings: &Settings, found: Option<Entry>, id: &str) -> Outcome<()> {
     let entry = found.ok_or_else(|| unknown(id))?;
-    context.show(&entry.document, || tell::whole(&entry, settings.role));
-    Ok(())
+    context.show(&entry.document, || tell::whole(&entry, settings.role))
 }
 
 /// A list that is printed as it is read: it may be longer than memory.
 struct List<'c> {
     context: &'c Context,
     entries: u64,
+    written: Outcome<()>,
 }
 
 impl<'c> List<'c> {
@@ -213,27 +214,31 @@ impl<'c> List<'c> {
         Self {
             context,
             entries: 0,
+            written: Ok(()),
         }
     }
 
     fn add(&mut self, entry: &Entry) {
-        if self.context.json {
-            let before = if self.entries == 0 { "[" } else { "," };
-            print!("{before}{}", entry.document);
-        } else {
-            println!("{}", tell::line(entry));
+        if self.written.is_ok() {
+            self.written = if self.context.json {
+                let before = if self.entries == 0 { '[' } else { ',' };
+                say::answer(format_args!("{before}{}", entry.document))
+            } else {
+                say::answer(tell::line(entry))
+            };
         }
         self.entries += 1;
     }
 
     /// Ends the list. Returns how many entries it had.
-    fn end(self) -> u64 {
+    fn end(self) -> Outcome<u64> {
+        self.written?;
         match (self.context.json, self.entries) {
-            (true, 0) => println!("[]"),
-            (true, _) => println!("]"),
-            (false, 0) => println!("none"),
+            (true, 0) => say::answer("[]")?,
+            (true, _) => say::answer("]")?,
+            (false, 0) => say::answer("none")?,
             (false, _) => {}
         }
-        self.entries
+        Ok(self.entries)
     }
 }

@@ -17,15 +17,18 @@ use branchline_core::port::Database;
 use branchline_database::AnyDatabase;
 use clap::Args;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use super::ask::explain;
+use super::run::stop_signal;
 use crate::config::{Mode, RoleName, Settings, TransportSettings};
 use crate::driver::{now, random};
 use crate::exit::{BUG, Failure, NO, Outcome, io};
 use crate::office::Office;
 use crate::plan::{self, PlanSettings};
 use crate::request::Ask;
+use crate::say;
 use cable::Cable;
 use shop::Shop;
 
@@ -87,14 +90,22 @@ impl Demo {
     }
 
     async fn play(&self, context: &Context, dir: &Path) -> Outcome<u8> {
-        let say = |line: String| eprintln!("{line}");
+        let say = |line: String| say::say(line);
         say(format!(
             "A head (HO) and {} branches, SQLite databases in {}",
             self.branches,
             dir.display()
         ));
+        let listen = SocketAddr::from(([127, 0, 0, 1], self.port));
+        if let Err(error) = std::net::TcpListener::bind(listen) {
+            return Err(Failure::usage(format!(
+                "--port {}: {error}; name another",
+                self.port
+            )));
+        }
         let company = Company::found(dir, self.branches).await?;
-        let api = self.serve_api(dir, &company);
+        let silent = CancellationToken::new();
+        let api = self.serve_api(listen, dir, &company, silent.clone());
         say("All branches have joined. Every office sells; nobody waits for the network.".into());
         let stop = Arc::new(AtomicBool::new(false));
         let mut shops = Vec::new();
@@ -115,9 +126,13 @@ impl Demo {
         if interrupted {
             say("Stopped. Before the end: are all offices equal?".into());
         }
-        let proof = company.prove().await;
+        let proof = tokio::select! {
+            proof = company.prove() => proof,
+            _ = stop_signal() => Err(Failure::new(NO, "stopped before the proof")),
+        };
+        silent.cancel();
         if let Some(api) = api {
-            api.abort();
+            drop(tokio::time::timeout(Duration::from_secs(1), api).await);
         }
         let sales = company
             .paths
@@ -136,21 +151,25 @@ impl Demo {
                 explain(&document),
                 sales.first().copied().unwrap_or_default()
             )
-        });
+        })?;
         let all_alike = sales.windows(2).all(|pair| pair[0] == pair[1]);
         Ok(if code == 0 && all_alike { 0 } else { NO })
     }
 
-    fn serve_api(&self, dir: &Path, company: &Company) -> Option<tokio::task::JoinHandle<()>> {
+    fn serve_api(
+        &self,
+        listen: SocketAddr,
+        dir: &Path,
+        company: &Company,
+        stop: CancellationToken,
+    ) -> Option<tokio::task::JoinHandle<()>> {
         if self.port == 0 {
             return None;
         }
-        let listen = SocketAddr::from(([127, 0, 0, 1], self.port));
         let (config, handle) = (dir.join("HO.toml"), company.head.handle());
         Some(tokio::spawn(async move {
-            let never = tokio_util::sync::CancellationToken::new();
-            if let Err(failure) = crate::api::serve(&config, listen, handle, never).await {
-                tracing::warn!("{failure}");
+            if let Err(failure) = crate::api::serve(&config, listen, handle, stop).await {
+                tracing::error!("{failure}");
             }
         }))
     }
@@ -185,7 +204,7 @@ impl Demo {
                     }
                     tokio::select! {
                         () = tokio::time::sleep(DRAW) => {}
-                        _ = tokio::signal::ctrl_c() => {
+                        _ = stop_signal() => {
                             cable.heal();
                             return Ok(true);
                         }
@@ -383,7 +402,7 @@ impl View {
         if self.terminal {
             drop(self.lines.println(line));
         } else {
-            eprintln!("{line}");
+            say::say(line);
         }
     }
 
@@ -419,7 +438,7 @@ impl View {
                 bar.tick();
             }
         } else {
-            eprintln!("{}", texts.join("\n"));
+            say::say(texts.join("\n"));
         }
     }
 

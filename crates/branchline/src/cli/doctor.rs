@@ -93,6 +93,6 @@ pub async fn run(context: &Context) -> Outcome<u8> {
             format!("{errors} errors")
         });
         lines.join("\n")
-    });
+    })?;
     Ok(if errors == 0 { 0 } else { NO })
 }

@@ -41,7 +41,7 @@ impl History {
         };
         let asked = either(context, "POST", &path, Some(&body), patience + SHORT, ask);
         let (code, document) = asked.await?;
-        context.show(&document, || tell(&document));
+        context.show(&document, || tell(&document))?;
         Ok(code)
     }
 }

@@ -13,6 +13,7 @@ use crate::config::{self, RoleName, write_private};
 use crate::driver::random;
 use crate::exit::{Failure, Outcome};
 use crate::plan::{self, rules::Rules};
+use crate::say;
 
 /// The flags of `init`.
 #[derive(Debug, Args)]
@@ -51,9 +52,12 @@ impl Init {
         let inspection = db.inspect().await?;
         let (schema, mut warnings) = plan::choose(&inspection, &self.tables, &Rules::default())?;
         warnings.extend(plan::colliding_keys(&engine, &schema));
-        let text = self.config_text(context, &name)?;
+        let transport = self.reach.transport(&context.config)?;
+        let tables = Some(self.tables.as_str());
+        let text = config::compose(&name, RoleName::Head, &database, &transport.keys, tables);
         declare(&config::parse(&context.config, &text)?).await?;
-        db.prepare().await?;
+        let prepared = db.prepare().await;
+        prepared.map_err(|error| Failure::from(error).at(place(&database)))?;
         let known = branchline_core::office::Identity::load(&mut db).await.ok();
         match known {
             Some((identity, true)) if identity.name == name => {}
@@ -77,6 +81,7 @@ impl Init {
             .await?
             .unwrap_or(schema);
         db.install(&schema).await?;
+        transport.write()?;
         write_private(&context.config, &text)?;
         let tables: Vec<&str> = schema
             .tables
@@ -89,7 +94,7 @@ impl Init {
             "warnings": warnings.iter().map(|w| serde_json::json!({ "table": w.table, "problem": w.problem, "advice": w.advice })).collect::<Vec<_>>(),
         });
         for warning in &warnings {
-            eprintln!("note: {}", plan::tell(warning));
+            say::say(format_args!("note: {}", plan::tell(warning)));
         }
         context.show(&document, || {
             format!(
@@ -98,19 +103,8 @@ impl Init {
                 tables.len(),
                 context.config.display()
             )
-        });
+        })?;
         Ok(0)
-    }
-
-    fn config_text(&self, context: &Context, name: &OfficeName) -> Outcome<String> {
-        let transport = self.reach.transport(&context.config)?;
-        Ok(config::compose(
-            name,
-            RoleName::Head,
-            &absolute(&self.database)?,
-            &transport,
-            Some(&self.tables),
-        ))
     }
 }
 
@@ -123,5 +117,16 @@ pub fn absolute(database: &str) -> Outcome<String> {
             Ok(format!("sqlite:{}", here.join(path).display()))
         }
         _ => Ok(database.to_string()),
+    }
+}
+
+/// A database address as it may be shown: without user, password and parameters.
+pub fn place(database: &str) -> String {
+    let (scheme, rest) = database.split_once("://").unwrap_or(("", database));
+    let rest = rest.split('?').next().unwrap_or_default();
+    let shown = rest.rsplit_once('@').map_or(rest, |(_, place)| place);
+    match scheme {
+        "" => format!("database {shown}"),
+        _ => format!("database {scheme}://{shown}"),
     }
 }

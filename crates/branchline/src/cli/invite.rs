@@ -18,6 +18,7 @@ use crate::config::{self, QUEUE_PREFIX, RoleName, Settings, TransportSettings};
 use crate::driver::{now, random};
 use crate::exit::{Failure, Outcome};
 use crate::office::{amqp_settings, read_file};
+use crate::say;
 
 /// How long a join code may wait for its first use, in hours.
 const CODE_HOURS: u64 = 72;
@@ -71,21 +72,21 @@ impl Invite {
         };
         let line = code.to_line()?;
         if matches!(settings.transport, TransportSettings::Amqp(_)) && self.amqp.is_none() {
-            eprintln!(
+            say::say(format_args!(
                 "note: this code holds the head's own broker user and password; give the branch a user of its own with \
                  `invite {name} --amqp URL`"
-            );
+            ));
         }
         if let (TransportSettings::Amqp(place), Some(_)) = (&settings.transport, &self.amqp) {
-            eprintln!(
+            say::say(format_args!(
                 "The branch's broker user needs these rights and no others:\n  {}",
                 branch_permissions("VHOST", "USER", &place.head_exchange, &queue_of(&name))
-            );
+            ));
         }
         context.show(
             &serde_json::json!({ "branch": name, "code": line, "expires_hours": hours }),
             || line.clone(),
-        );
+        )?;
         Ok(0)
     }
 
@@ -107,7 +108,8 @@ impl Invite {
                     None => None,
                 };
                 let address = advertise.as_ref().unwrap_or(address);
-                if address.starts_with("0.0.0.0") || address.starts_with("[::]") {
+                let nowhere = |host: &str| address.starts_with(host);
+                if nowhere("0.0.0.0:") || nowhere("[::]:") || address.ends_with(":0") {
                     return Err(Failure::usage(format!(
                         "branches cannot connect to \"{address}\": set transport.advertise = \"HOST:PORT\" in {} to the address that they reach the head by",
                         settings.file.display()
@@ -148,7 +150,7 @@ impl Remove {
         db.rollback().await?;
         context.show(&serde_json::json!({ "removed": name }), || {
             format!("{name} is taken out; its database keeps its rows until `branchline leave` is run there")
-        });
+        })?;
         Ok(0)
     }
 }

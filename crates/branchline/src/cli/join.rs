@@ -1,5 +1,6 @@
 //! `join`: makes a database a branch and loads the first copy of the tables.
 
+use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
@@ -15,14 +16,23 @@ use clap::Args;
 use indicatif::ProgressBar;
 
 use super::Context;
-use super::init::absolute;
+use super::init::{absolute, place};
 use crate::code::{JoinCode, Route};
 use crate::config::{self, RoleName, write_private};
 use crate::driver::random;
-use crate::exit::{Failure, Outcome, io};
+use crate::exit::{Failure, Outcome, UNREACHED, io};
 use crate::office::{Lock, Office};
-use crate::request::Ask;
+use crate::request::{Answer, Ask};
 use crate::rewrite;
+use crate::say;
+
+/// How often the link is looked at, after how long it is told that it is not up, and how long the head may be silent
+/// where no `--timeout` says otherwise.
+const LOOK: Duration = Duration::from_secs(1);
+const TELL_AFTER: Duration = Duration::from_secs(3);
+const WITHOUT_HEAD: Duration = Duration::from_secs(60);
+/// The longest time-out, in seconds.
+const LONGEST: u64 = 365 * 86_400;
 
 /// The flags of `join`.
 #[derive(Debug, Args)]
@@ -32,7 +42,8 @@ pub struct Join {
     /// The database: postgres://USER:PASSWORD@HOST/NAME, mysql://USER:PASSWORD@HOST/NAME or sqlite:PATH (or BRANCHLINE_DATABASE).
     #[arg(long, env = "BRANCHLINE_DATABASE", hide_env_values = true)]
     database: String,
-    /// Seconds after which to give up; what is loaded by then stays, and `join` goes on there.
+    /// Seconds after which to give up; what is loaded by then stays, and `join` goes on there. Without it: when the head
+    /// is silent for 60 seconds.
     #[arg(long)]
     timeout: Option<u64>,
 }
@@ -48,14 +59,15 @@ impl Join {
         };
         let code = JoinCode::from_line(&line)?;
         let database = absolute(&self.database)?;
-        self.check_config(context, &code)?;
+        self.check_config(context, &code, &database).await?;
         let Some(_lock) = Lock::take(&context.config)? else {
             return Err(Failure::usage(
                 "this office is running already; `branchline status` shows how far it is, and a new code is taken while it is stopped",
             ));
         };
         let mut db = AnyDatabase::open(&database, true).await?;
-        db.prepare().await?;
+        let prepared = db.prepare().await;
+        prepared.map_err(|error| Failure::from(error).at(place(&database)))?;
         let renewal = enrol(&mut db, &code).await?;
         drop(db);
         let there = context.config.exists();
@@ -68,10 +80,7 @@ impl Join {
         let settings = config::read(&context.config)?;
         let office = Office::start(&settings).await?;
         let progress = Progress::start(&office);
-        let deadline = self
-            .timeout
-            .map(|seconds| Instant::now() + Duration::from_secs(seconds));
-        let answer = office.handle().ask(Ask::Joined { deadline }).await;
+        let answer = self.joined(&office).await;
         let rows = progress.finish().await;
         office.stop().await;
         let (_, status) = answer?;
@@ -90,23 +99,81 @@ impl Join {
                 code.head,
                 context.config.display()
             )
-        });
+        })?;
         Ok(0)
     }
 
-    /// A configuration that is there already must be of this same branch.
-    fn check_config(&self, context: &Context, code: &JoinCode) -> Outcome<()> {
+    /// Waits until the branch is complete. Tells what keeps it from the head, and gives up where nobody answers there.
+    async fn joined(&self, office: &Office) -> Answer {
+        let deadline = self
+            .timeout
+            .map(|seconds| Instant::now() + Duration::from_secs(seconds.min(LONGEST)));
+        let handle = office.handle();
+        let asked = handle.ask(Ask::Joined { deadline });
+        tokio::pin!(asked);
+        let mut heard = Instant::now();
+        let mut told = BTreeSet::new();
+        loop {
+            if let Ok(answer) = tokio::time::timeout(LOOK, &mut asked).await {
+                return answer;
+            }
+            let Ok((_, status)) = handle.ask(Ask::Status).await else {
+                continue;
+            };
+            let link = &status["transport"];
+            if link["connected"] == true {
+                heard = Instant::now();
+                continue;
+            }
+            let problem = link["problem"].as_str();
+            let problem =
+                problem.unwrap_or("the head does not answer; is `branchline run` up there?");
+            if heard.elapsed() > TELL_AFTER && told.insert(problem.to_string()) {
+                say::say(format_args!("waiting for the head: {problem}"));
+            }
+            if deadline.is_none() && heard.elapsed() > WITHOUT_HEAD {
+                return Err(Failure::new(
+                    UNREACHED,
+                    format!(
+                        "the head was not heard of for {} s: {problem}. Nothing is lost; `join` with the same code goes on where it was",
+                        WITHOUT_HEAD.as_secs()
+                    ),
+                ));
+            }
+        }
+    }
+
+    /// A configuration that is there already must be of this same branch, on this same database.
+    async fn check_config(
+        &self,
+        context: &Context,
+        code: &JoinCode,
+        database: &str,
+    ) -> Outcome<()> {
         if !context.config.exists() {
             return Ok(());
         }
         let settings = config::read(&context.config)?;
-        if settings.role == RoleName::Branch && settings.name == code.branch {
+        let file = context.config.display();
+        if settings.role != RoleName::Branch || settings.name != code.branch {
+            return Err(Failure::usage(format!(
+                "{file} is the configuration of office `{}`; name another file with --config",
+                settings.name
+            )));
+        }
+        let given_is_its = async {
+            let mut db = AnyDatabase::open(database, false).await.ok()?;
+            let (identity, head) = Identity::load(&mut db).await.ok()?;
+            (!head && identity.name == code.branch).then_some(())
+        };
+        if absolute(&settings.database)? == database || given_is_its.await.is_some() {
             return Ok(());
         }
         Err(Failure::usage(format!(
-            "{} is the configuration of office `{}`; name another file with --config",
-            context.config.display(),
-            settings.name
+            "{file} is the configuration of `{}` on another database ({}); `branchline leave` takes that one out first; where it is \
+             gone, remove the file; for another office name another file with --config",
+            settings.name,
+            place(&settings.database)
         )))
     }
 }
@@ -205,7 +272,7 @@ impl Progress {
                         loaded = rows;
                         bar.set_message(format!("{rows} rows, now {table}"));
                         if !terminal && table != shown {
-                            eprintln!("loading {table} ({rows} rows so far)");
+                            say::say(format_args!("loading {table} ({rows} rows so far)"));
                         }
                         shown = table;
                     }

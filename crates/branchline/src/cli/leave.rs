@@ -53,7 +53,7 @@ impl Leave {
         }
         context.show(&serde_json::json!({ "left": settings.name }), || {
             format!("{} has left: everything that Branchline made in its database is gone, the tables and rows stay", settings.name)
-        });
+        })?;
         Ok(0)
     }
 

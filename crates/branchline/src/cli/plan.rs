@@ -71,7 +71,7 @@ impl PlanArguments {
             PlanAction::Remove(change) => remove(context, &settings, &change).await,
             PlanAction::Apply { timeout } => {
                 let (code, document) = apply(context, timeout).await?;
-                context.show(&document, || describe(&document));
+                context.show(&document, || describe(&document))?;
                 Ok(code)
             }
         }
@@ -115,7 +115,7 @@ async fn show(context: &Context, settings: &Settings) -> Outcome<u8> {
             })
         }
     };
-    context.show(&document, || shared(&document));
+    context.show(&document, || shared(&document))?;
     Ok(0)
 }
 
@@ -180,7 +180,7 @@ async fn add(context: &Context, settings: &Settings, change: &Change) -> Outcome
         tables.into_iter().any(|table| table == Some(name))
     });
     let (code, document) = replace(context, &before, &list, change.timeout, &named).await?;
-    context.show(&document, || describe(&document));
+    context.show(&document, || describe(&document))?;
     Ok(if exact { NO } else { code })
 }
 
@@ -222,7 +222,7 @@ async fn remove(context: &Context, settings: &Settings, change: &Change) -> Outc
         ));
     }
     let (code, document) = replace(context, &before, &list, change.timeout, &[]).await?;
-    context.show(&document, || describe(&document));
+    context.show(&document, || describe(&document))?;
     Ok(code)
 }
 

@@ -12,13 +12,14 @@ use branchline_database::AnyDatabase;
 use clap::Args;
 
 use super::Context;
-use super::reach::{Reach, declare};
+use super::reach::{Reach, Wanted, declare};
 use crate::config::{self, RoleName, Settings, write_private};
 use crate::driver::{now, random};
 use crate::exit::{Failure, Outcome};
 use crate::office::{Lock, beside, own, read_file};
 use crate::plan::former::Former;
 use crate::rewrite;
+use crate::say;
 
 /// The flags of `promote`.
 #[derive(Debug, Args)]
@@ -50,7 +51,7 @@ impl Promote {
         own(&mut db).await?;
         db.prepare().await?;
         let (identity, is_head) = Identity::load(&mut db).await?;
-        let (name, text, promotion) = if is_head {
+        let (name, (text, transport), promotion) = if is_head {
             // It was cut short after the database had become the head's.
             let former = succession::predecessors(&mut db).await?;
             if former.is_empty() {
@@ -60,14 +61,14 @@ impl Promote {
                 )));
             }
             let head = Head::load(&mut db, Wiring::Direct, now()).await?;
-            let text = self
+            let written = self
                 .config_text(context, &identity.name, head.schema())
                 .await?;
-            (identity.name, text, None)
+            (identity.name, written, None)
         } else {
             let branch = Branch::load(&mut db, random()?).await?;
             let name = self.name_for(&branch)?;
-            let text = self.config_text(context, &name, branch.schema()).await?;
+            let written = self.config_text(context, &name, branch.schema()).await?;
             let head = IdentityBook {
                 name: name.clone(),
                 head: true,
@@ -78,15 +79,16 @@ impl Promote {
                 Failure::usage(format!("`{}` cannot be the head: {why}", settings.name))
             })?;
             Head::load(&mut db, Wiring::Direct, now()).await?;
-            (name, text, Some(promotion))
+            (name, written, Some(promotion))
         };
         // The branch's configuration stays beside the head's.
         write_private(
             &beside(&context.config, "branch"),
             &read_file(&context.config)?,
         )?;
+        transport.write()?;
         write_private(&context.config, &text)?;
-        tell(context, &settings, &name, promotion.as_ref());
+        tell(context, &settings, &name, promotion.as_ref())?;
         Ok(0)
     }
 
@@ -105,18 +107,23 @@ impl Promote {
         context: &Context,
         name: &OfficeName,
         schema: &Schema,
-    ) -> Outcome<String> {
+    ) -> Outcome<(String, Wanted)> {
         let transport = self.reach.transport(&context.config)?;
-        let text = rewrite::as_head(&context.config, name, &transport, schema)?;
+        let text = rewrite::as_head(&context.config, name, &transport.keys, schema)?;
         let settings = config::parse(&context.config, &text)?;
         let tables: Vec<&Table> = schema.tables.iter().collect();
         settings.plan.rules.check(&tables, &Former::default())?;
         declare(&settings).await?;
-        Ok(text)
+        Ok((text, transport))
     }
 }
 
-fn tell(context: &Context, was: &Settings, name: &OfficeName, promotion: Option<&Promotion>) {
+fn tell(
+    context: &Context,
+    was: &Settings,
+    name: &OfficeName,
+    promotion: Option<&Promotion>,
+) -> Outcome<()> {
     let kept = beside(&context.config, "branch");
     let mut document = serde_json::json!({
         "office": name, "role": "head", "was": was.name, "config": context.config, "former_config": kept,
@@ -128,15 +135,15 @@ fn tell(context: &Context, was: &Settings, name: &OfficeName, promotion: Option<
         fields.insert("left".into(), promotion.left.into());
         fields.insert("unsure".into(), promotion.unsure.into());
         if promotion.unsure {
-            eprintln!(
+            say::say(format_args!(
                 "note: this branch was waiting for a comparison with the former head, so that some of its rows may be older than the log says; `branchline verify` compares the others with it"
-            );
+            ));
         }
         if promotion.left > 0 {
-            eprintln!(
+            say::say(format_args!(
                 "note: {} rows do not take what the log says of them; they stand as they are, and `branchline conflicts` lists the others (reason `restored`)",
                 promotion.left
-            );
+            ));
         }
     }
     context.show(&document, || {
@@ -159,5 +166,5 @@ fn tell(context: &Context, was: &Settings, name: &OfficeName, promotion: Option<
             context.config.display(),
             kept.display()
         )
-    });
+    })
 }

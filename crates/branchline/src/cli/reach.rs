@@ -1,6 +1,6 @@
 //! How branches reach a head: the flags that `init` and `promote` share.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use branchline_transport::direct::make_certificate;
 use clap::Args;
@@ -32,19 +32,27 @@ pub struct Reach {
 }
 
 impl Reach {
-    /// Insists that one of the two is said.
+    /// Insists that one of the two is said, and that branches can do something with it.
     pub fn check(&self) -> Outcome<()> {
         if self.amqp.is_none() && self.listen.is_none() {
             return Err(Failure::usage(
                 "say how branches reach the head: --amqp URL (RabbitMQ) or --listen HOST:PORT (no broker)",
             ));
         }
+        for (flag, address) in [("--listen", &self.listen), ("--advertise", &self.advertise)] {
+            if let Some(address) = address.as_ref().filter(|address| !is_place(address)) {
+                return Err(Failure::usage(format!(
+                    "{flag} {address} is not HOST:PORT, such as 0.0.0.0:7443"
+                )));
+            }
+        }
         Ok(())
     }
 
-    /// The keys of `[transport]`. Makes a certificate beside the configuration where the head is to listen.
-    pub fn transport(&self, config: &Path) -> Outcome<Vec<(&'static str, String)>> {
+    /// The keys of `[transport]`, and the files that they name.
+    pub fn transport(&self, config: &Path) -> Outcome<Wanted> {
         let mut transport = Vec::new();
+        let mut files = Vec::new();
         if let Some(url) = &self.amqp {
             transport.push(("amqp", url.clone()));
             transport.push(("head_exchange", config::HEAD_EXCHANGE.to_string()));
@@ -52,16 +60,46 @@ impl Reach {
             transport.push(("queue_kind", self.queue_kind.clone()));
         }
         if let Some(listen) = &self.listen {
-            let (cert, key) = certificate(config, listen, self.advertise.as_deref())?;
+            files = certificate(config, listen, self.advertise.as_deref())?;
+            let name = |extension| {
+                let path = beside(config, extension);
+                path.file_name().unwrap_or_default().display().to_string()
+            };
             transport.push(("listen", listen.clone()));
             if let Some(advertise) = &self.advertise {
                 transport.push(("advertise", advertise.clone()));
             }
-            transport.push(("certificate", cert));
-            transport.push(("key", key));
+            transport.push(("certificate", name("cert.pem")));
+            transport.push(("key", name("key.pem")));
         }
-        Ok(transport)
+        Ok(Wanted {
+            keys: transport,
+            files,
+        })
     }
+}
+
+/// How branches will reach the head. Nothing is written until [`Wanted::write`], so that what fails before leaves nothing.
+pub struct Wanted {
+    /// The keys of `[transport]`.
+    pub keys: Vec<(&'static str, String)>,
+    files: Vec<(PathBuf, String)>,
+}
+
+impl Wanted {
+    /// Writes the files that the keys name.
+    pub fn write(&self) -> Outcome<()> {
+        self.files
+            .iter()
+            .try_for_each(|(path, text)| write_private(path, text))
+    }
+}
+
+/// Whether this is a host and a port.
+fn is_place(address: &str) -> bool {
+    address
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
 }
 
 /// Declares exchanges and the head's queue before anything is written, so that a broker that cannot be used leaves
@@ -73,8 +111,12 @@ pub async fn declare(settings: &Settings) -> Outcome<()> {
     Ok(())
 }
 
-/// Makes a certificate beside the configuration and returns the two files' names.
-fn certificate(config: &Path, listen: &str, advertise: Option<&str>) -> Outcome<(String, String)> {
+/// Makes a certificate and its key, to be written beside the configuration.
+fn certificate(
+    config: &Path,
+    listen: &str,
+    advertise: Option<&str>,
+) -> Outcome<Vec<(PathBuf, String)>> {
     let host = |address: &str| {
         address
             .rsplit_once(':')
@@ -89,14 +131,8 @@ fn certificate(config: &Path, listen: &str, advertise: Option<&str>) -> Outcome<
     ];
     names.dedup();
     let made = make_certificate(&names)?;
-    let (cert, key) = (beside(config, "cert.pem"), beside(config, "key.pem"));
-    write_private(&cert, &made.cert_pem)?;
-    write_private(&key, &made.key_pem)?;
-    let name = |path: &Path| {
-        path.file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned()
-    };
-    Ok((name(&cert), name(&key)))
+    Ok(vec![
+        (beside(config, "cert.pem"), made.cert_pem),
+        (beside(config, "key.pem"), made.key_pem),
+    ])
 }

@@ -21,31 +21,33 @@ pub async fn run(context: &Context) -> Outcome<u8> {
         tracing::info!("{} listens for branches at {bound}", settings.name);
     }
     let stop = CancellationToken::new();
-    let served = tokio::spawn({
+    let mut served = tokio::spawn({
         let (config, handle, stop) = (context.config.clone(), office.handle(), stop.clone());
         async move { api::serve(&config, settings.api, handle, stop).await }
     });
-    let mut served = served;
+    let mut serves = true;
     let outcome = tokio::select! {
         signal = stop_signal() => signal.map(|name| tracing::info!("{name}: stopping")),
-        ended = &mut served => match ended {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(failure)) => Err(failure),
-            Err(error) => Err(Failure::new(crate::exit::BUG, error.to_string())),
-        },
+        ended = &mut served => {
+            serves = false;
+            ended.unwrap_or_else(|error| Err(Failure::new(crate::exit::BUG, error.to_string())))
+        }
         () = office.ended() => Ok(()),
     };
     stop.cancel();
-    office.stop().await;
-    drop(tokio::time::timeout(std::time::Duration::from_secs(2), served).await);
+    let stopped = office.close().await;
+    if serves {
+        drop(tokio::time::timeout(std::time::Duration::from_secs(2), served).await);
+    }
     drop(std::fs::remove_file(crate::office::beside(
         &context.config,
         "api",
     )));
-    outcome.map(|()| 0)
+    outcome.and(stopped).map(|()| 0)
 }
 
-async fn stop_signal() -> Outcome<&'static str> {
+/// Waits until this process is told to stop, and says by which signal.
+pub async fn stop_signal() -> Outcome<&'static str> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut term = signal(SignalKind::terminate()).map_err(io("SIGTERM"))?;
     let mut int = signal(SignalKind::interrupt()).map_err(io("SIGINT"))?;

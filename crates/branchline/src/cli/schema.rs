@@ -62,7 +62,7 @@ impl SchemaArguments {
                 };
                 let asked = either(context, "POST", &path, None, patience + SHORT, ask);
                 let (code, document) = asked.await?;
-                context.show(&document, || describe(&document));
+                context.show(&document, || describe(&document))?;
                 Ok(code)
             }
         }
@@ -91,7 +91,7 @@ async fn show(context: &Context, settings: &Settings) -> Outcome<u8> {
             json!({ "office": settings.name, "schema_version": schema.version, "changed": [], "waits": false })
         }
     };
-    context.show(&document, || told(&document));
+    context.show(&document, || told(&document))?;
     Ok(0)
 }
 
@@ -142,7 +142,7 @@ async fn rename(context: &Context, settings: &Settings, what: &str, to: &str) ->
     let (code, document) = asked.await?;
     context.show(&document, || {
         format!("noted: `{what}` becomes `{to}`; it counts for the next change of the tables")
-    });
+    })?;
     Ok(code)
 }
 

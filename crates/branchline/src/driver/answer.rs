@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use branchline_core::failure::OfficeResult;
+use branchline_core::head::BranchReport;
 use branchline_core::output::Notice;
 use branchline_core::port::Database;
 
@@ -30,11 +31,7 @@ impl Driver {
     pub(super) async fn take_request(&mut self, request: Request) {
         let Request { ask, reply } = request;
         let answer = match &ask {
-            Ask::Status => self
-                .status()
-                .await
-                .map(|status| (0, status))
-                .map_err(Failure::from),
+            Ask::Status => self.status_or_why().await,
             Ask::Reload(name) => {
                 let db = &mut self.parts.db;
                 let outcome = match &mut self.machine {
@@ -256,7 +253,10 @@ impl Driver {
         }
         let db = &mut self.parts.db;
         match &mut self.machine {
-            Machine::Head(head) => head.has_heard_all() && head.is_even(db).await.unwrap_or(false),
+            Machine::Head(head) => {
+                let asked = now().plus_millis(-millis(waiting.since.elapsed()));
+                head.has_heard_all(asked) && head.is_even(db).await.unwrap_or(false)
+            }
             Machine::Branch(branch) => {
                 if !branch.state().connected || !branch.is_even(db).await.unwrap_or(false) {
                     return false;
@@ -288,16 +288,19 @@ impl Driver {
         };
         let waits = match &self.machine {
             Machine::Head(head) => {
-                let behind = head
-                    .branches()
-                    .into_iter()
-                    .filter(|b| b.joined && b.applied < head.last());
+                let lag = |branch: &BranchReport| head.last().0.saturating_sub(branch.applied.0);
+                let tell = |branch: &BranchReport| match (branch.online, lag(branch)) {
+                    (true, lag) => format!("{} ({lag} entries behind)", branch.name),
+                    (false, 0) => format!("{} (away; nothing waits for it here)", branch.name),
+                    (false, lag) => format!("{} (away; {lag} entries wait for it)", branch.name),
+                };
+                let branches = head.branches();
+                let late = branches
+                    .iter()
+                    .filter(|branch| branch.joined && (!branch.online || lag(branch) > 0));
                 format!(
-                    "behind: {}",
-                    behind
-                        .map(|b| b.name.to_string())
-                        .collect::<Vec<_>>()
-                        .join(", ")
+                    "{pending} captured writes wait here; not even: {}",
+                    late.map(tell).collect::<Vec<_>>().join(", ")
                 )
             }
             Machine::Branch(branch) => {
@@ -312,4 +315,8 @@ impl Driver {
             format!("gave up after {seconds} s: {place}. Nothing is lost; {waits}"),
         )
     }
+}
+
+fn millis(time: std::time::Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }

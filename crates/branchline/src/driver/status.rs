@@ -4,15 +4,69 @@ use std::time::UNIX_EPOCH;
 
 use branchline_core::books::{CONFLICTS, LOG, OUTBOX};
 use branchline_core::conflict::rfc3339;
-use branchline_core::failure::OfficeResult;
-use branchline_core::identity::Micros;
-use branchline_core::port::Database;
+use branchline_core::failure::{OfficeError, OfficeResult};
+use branchline_core::head::BranchReport;
+use branchline_core::identity::{LogPosition, Micros};
+use branchline_core::port::{Database, DatabaseError};
 use serde_json::json;
 
 use super::{Driver, Machine, now};
+use crate::exit;
 use crate::listing::count_held;
+use crate::request::Answer;
 
 impl Driver {
+    /// The status; without its database an office tells what it knows, by the exit code of a database that is away.
+    pub(super) async fn status_or_why(&mut self) -> Answer {
+        match self.status().await {
+            Ok(status) => Ok((0, status)),
+            Err(OfficeError::Database(
+                error @ (DatabaseError::Unreachable(_) | DatabaseError::Refused(_)),
+            )) => Ok((exit::DATABASE, self.status_without_database(&error))),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn status_without_database(&self, error: &DatabaseError) -> serde_json::Value {
+        let (name, role, connected, version) = match &self.machine {
+            Machine::Head(head) => {
+                let connected = self.parts.transport == "direct" || self.link.up;
+                (head.name(), "head", connected, head.schema().version)
+            }
+            Machine::Branch(branch) => {
+                let connected = branch.state().connected;
+                (branch.name(), "branch", connected, branch.schema().version)
+            }
+        };
+        let mut status = json!({
+            "office": name, "role": role, "mode": self.parts.mode.as_str(), "schema_version": version,
+            "database": { "engine": self.engine.0, "version": self.engine.1, "reachable": false },
+            "in_sync": false, "pending_changes": null, "conflicts": null, "holds": null, "applied": {},
+            "outbox": { "batches": null, "changes": null, "bytes": null, "oldest_seconds": null },
+            "transport": self.transport_status(connected),
+            "problem": error.to_string(), "at": rfc3339(now()),
+        });
+        if let Machine::Head(head) = &self.machine {
+            let reports = head.branches().into_iter();
+            let branches = reports.map(|report| branch_status(&report, head.last(), None));
+            status["branches"] = branches.collect();
+        }
+        status
+    }
+
+    fn transport_status(&self, connected: bool) -> serde_json::Value {
+        let since = self
+            .link
+            .since
+            .map(|at| at.duration_since(UNIX_EPOCH).unwrap_or_default());
+        let since = since.map(|at| rfc3339(Micros(i64::try_from(at.as_micros()).unwrap_or(0))));
+        let problem = self.link.problem.as_ref().filter(|_| !self.link.up);
+        json!({
+            "kind": self.parts.transport, "connected": connected, "since": since,
+            "problem": problem.map(ToString::to_string),
+        })
+    }
+
     pub(super) async fn status(&mut self) -> OfficeResult<serde_json::Value> {
         let backlog = self.parts.db.backlog().await?;
         let outbox = self.parts.db.extent(OUTBOX).await?;
@@ -30,21 +84,6 @@ impl Driver {
         let (connected, details) = match &mut self.machine {
             Machine::Head(head) => {
                 let last = head.last();
-                let branch = |b: branchline_core::head::BranchReport, version: Option<u32>| {
-                    let lag = last.0.saturating_sub(b.applied.0);
-                    let seconds = if lag == 0 {
-                        0
-                    } else {
-                        (now().0 - b.seen.0).max(0) / 1_000_000
-                    };
-                    json!({
-                        "name": b.name, "joined": b.joined, "online": b.online,
-                        "last_seen": (b.seen != Micros(0)).then(|| rfc3339(b.seen)),
-                        "lag_changes": lag, "lag_seconds": seconds, "holds": b.holds,
-                        "clock_offset_ms": b.clock_offset_ms, "schema_version": version,
-                        "applied": b.applied, "batches": b.cursor,
-                    })
-                };
                 let reports = head.branches();
                 let applied: serde_json::Map<_, _> = reports
                     .iter()
@@ -60,7 +99,7 @@ impl Driver {
                         true => Some(head.version_at(&mut self.parts.db, report.applied).await?),
                         false => None,
                     };
-                    branches.push(branch(report, version));
+                    branches.push(branch_status(&report, last, version));
                 }
                 let details = json!({
                     "office": head.name(), "role": "head", "in_sync": in_sync, "applied": applied,
@@ -96,24 +135,31 @@ impl Driver {
             (status.as_object_mut(), details)
         {
             status.extend(details);
-            let since = self
-                .link
-                .since
-                .map(|at| at.duration_since(UNIX_EPOCH).unwrap_or_default());
-            let since = since.map(|at| rfc3339(Micros(i64::try_from(at.as_micros()).unwrap_or(0))));
-            let link_problem = self
-                .link
-                .problem
-                .as_ref()
-                .filter(|_| !self.link.up)
-                .map(ToString::to_string);
-            status.insert(
-                "transport".into(),
-                json!({ "kind": self.parts.transport, "connected": connected, "since": since, "problem": link_problem }),
-            );
+            status.insert("transport".into(), self.transport_status(connected));
             status.insert("problem".into(), json!(problem));
             status.insert("at".into(), json!(rfc3339(now())));
         }
         Ok(status)
     }
+}
+
+/// A branch under the public interface's keys.
+fn branch_status(
+    branch: &BranchReport,
+    last: LogPosition,
+    version: Option<u32>,
+) -> serde_json::Value {
+    let lag = last.0.saturating_sub(branch.applied.0);
+    let seconds = if lag == 0 {
+        0
+    } else {
+        (now().0 - branch.seen.0).max(0) / 1_000_000
+    };
+    json!({
+        "name": branch.name, "joined": branch.joined, "online": branch.online,
+        "last_seen": (branch.seen != Micros(0)).then(|| rfc3339(branch.seen)),
+        "lag_changes": lag, "lag_seconds": seconds, "holds": branch.holds,
+        "clock_offset_ms": branch.clock_offset_ms, "schema_version": version,
+        "applied": branch.applied, "batches": branch.cursor,
+    })
 }

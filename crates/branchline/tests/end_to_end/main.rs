@@ -14,6 +14,7 @@ mod evolution;
 mod joining;
 mod journal;
 mod leaving;
+mod manners;
 mod mariadb;
 mod office;
 mod planning;

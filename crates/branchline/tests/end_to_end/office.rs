@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-const BINARY: &str = env!("CARGO_BIN_EXE_branchline");
+pub const BINARY: &str = env!("CARGO_BIN_EXE_branchline");
 /// No command of these tests takes longer.
 const COMMAND_SECONDS: &str = "120";
 

@@ -53,7 +53,7 @@ pub(super) const LOCKED: [u16; 2] = [1205, 3572];
 /// |---|---|
 /// | 1205, 1213, 3572, 1412, 1020, 1969, 1317, 3024 | another transaction was in the way |
 /// | 1451, 1452, 1216, 1217, 1761 | a row does not fit: foreign key |
-/// | 1062, 1586, 1048, 4025, 3819, 1364, 1644 | a row does not fit |
+/// | 1062, 1586, 1048, 4025, 3819, 1364, 1644, and what triggers signal | a row does not fit |
 /// | 1044, 1045, 1049, 1142, 1143, 1227, 1419, 1290, ... | refused |
 /// | 1040, 1053, 1129, 1203, 1226, 1927, 1021, 1114 and a broken connection | unreachable for now |
 /// | SQLSTATE 22 and 42, 1292, 1366, 1265 | does not match the plan |
@@ -97,6 +97,20 @@ pub(super) fn on_table(table: &str, error: &Error) -> DatabaseError {
             && (told.state.starts_with("22") || told.state.starts_with("42")) =>
         {
             mismatch(table, message)
+        }
+        // What an application's trigger signals has a state of its own making: none of the standard's classes.
+        1442 | 1526 | 1748 => constraint(false),
+        _ if told.state == "45000"
+            || told
+                .state
+                .starts_with(|first| matches!(first, '5'..='9' | 'I'..='Z'))
+                && !told.state.starts_with("XA") =>
+        {
+            constraint(false)
+        }
+        // The storage engine: a damaged table, a broken disk.
+        1030 | 1034 | 1194 | 1195 => {
+            DatabaseError::Refused(format!("{message} (error {})", told.code))
         }
         code => DatabaseError::Other(format!("{message} (error {code})")),
     }

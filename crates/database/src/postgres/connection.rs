@@ -315,6 +315,8 @@ pub(super) fn named(target: &Target, error: &tokio_postgres::Error) -> DatabaseE
     );
     match failed(error) {
         DatabaseError::Unreachable(words) => DatabaseError::Unreachable(format!("{at}: {words}")),
+        // The server let nobody in, whatever its reason is: it may let us in later.
+        DatabaseError::Other(words) => DatabaseError::Unreachable(format!("{at}: {words}")),
         DatabaseError::Refused(words) => DatabaseError::Refused(format!("{at}: {words}")),
         other => other,
     }

@@ -12,9 +12,9 @@ pub(super) fn failed(error: &Error) -> DatabaseError {
 ///
 /// | SQLSTATE | meaning here |
 /// |---|---|
-/// | 23 | a row does not fit |
+/// | 23, 54, P0 and what triggers raise, whatever it is | a row does not fit |
 /// | 40001, 40P01, 55P03, 57014 | another transaction was in the way |
-/// | 28, 42501, 3D000 | refused |
+/// | 28, 42501, 3D000; 55, 58, 72, F0, XX: the server itself | refused |
 /// | 08, 53, 57P, closed | unreachable for now |
 /// | 22, 42, 0A000 | does not match the plan |
 pub(super) fn on_table(table: &str, error: &Error) -> DatabaseError {
@@ -46,6 +46,11 @@ pub(super) fn on_table(table: &str, error: &Error) -> DatabaseError {
             message,
             foreign_key: false,
         },
+        _ if raised(code) => DatabaseError::Constraint {
+            table: named(),
+            message,
+            foreign_key: false,
+        },
         _ if code.starts_with("28") => DatabaseError::Refused(message),
         _ if code.starts_with("08") || code.starts_with("53") || code.starts_with("57P") => {
             DatabaseError::Unreachable(message)
@@ -58,7 +63,24 @@ pub(super) fn on_table(table: &str, error: &Error) -> DatabaseError {
                 message,
             }
         }
-        _ => DatabaseError::Other(format!("{message} (SQLSTATE {code})")),
+        _ => {
+            let message = format!("{message} (SQLSTATE {code})");
+            match code.get(..2) {
+                Some("55" | "58" | "72" | "F0" | "XX") => DatabaseError::Refused(message),
+                _ => DatabaseError::Other(message),
+            }
+        }
+    }
+}
+
+/// Whether this was raised by the application's own triggers, or says that a row is too much for an index. The classes
+/// that begin with 5 to 9 or I to Z are not the standard's: what is not PostgreSQL's own there is an application's.
+fn raised(code: &str) -> bool {
+    let class = code.get(..2).unwrap_or_default();
+    match class {
+        "09" | "21" | "27" | "2F" | "38" | "39" | "54" | "P0" => true,
+        "53" | "55" | "57" | "58" | "72" | "HV" | "XX" => false,
+        _ => class.starts_with(|first| matches!(first, '5'..='9' | 'I'..='Z')),
     }
 }
 

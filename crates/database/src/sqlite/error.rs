@@ -36,6 +36,7 @@ fn sort(error: &rusqlite::Error, table: Option<&str>) -> DatabaseError {
         ErrorCode::ReadOnly
         | ErrorCode::PermissionDenied
         | ErrorCode::NotADatabase
+        | ErrorCode::DatabaseCorrupt
         | ErrorCode::AuthorizationForStatementDenied => DatabaseError::Refused(message),
         ErrorCode::ConstraintViolation => constraint(cause.extended_code, message, table),
         ErrorCode::TooBig | ErrorCode::TypeMismatch => match table {

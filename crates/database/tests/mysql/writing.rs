@@ -251,3 +251,25 @@ async fn an_update_waits_for_children_that_are_not_committed() {
     let child = &shop.rows("shops").await[0];
     assert_eq!(child.0, [Value::Int(1), Value::Int(100)]);
 }
+
+/// What the application's own trigger says no to is a row that does not fit (P6), by whatever SQLSTATE and number.
+#[tokio::test]
+async fn a_row_that_the_applications_own_trigger_refuses_does_not_fit() {
+    let mut shop = shop(STOCK).await;
+    let mut app = connect(&shop.url).await;
+    app.query_drop(
+        "CREATE TRIGGER refuses BEFORE INSERT ON stock FOR EACH ROW BEGIN \
+         IF NEW.sku = 'plain' THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'not here'; END IF; \
+         IF NEW.sku = 'numbered' THEN SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = 31000, MESSAGE_TEXT = 'not here'; END IF; \
+         IF NEW.sku = 'coded' THEN SIGNAL SQLSTATE 'XY123' SET MYSQL_ERRNO = 31001, MESSAGE_TEXT = 'not here'; END IF; END",
+    )
+    .await
+    .unwrap();
+    for name in ["plain", "numbered", "coded"] {
+        let refused = shop.apply(&[put(1, vec![text(name), Value::Int(1)])]).await;
+        assert!(
+            matches!(refused, Err(DatabaseError::Constraint { .. })),
+            "{name}: {refused:?}"
+        );
+    }
+}

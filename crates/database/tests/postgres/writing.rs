@@ -5,6 +5,8 @@ use std::time::Duration;
 use branchline_core::change::{Effect, Row};
 use branchline_core::port::{Database, DatabaseError, Purpose};
 use branchline_core::value::Value;
+use branchline_database::postgres::PostgresDatabase;
+use branchline_testkit::servers::postgres;
 
 use super::office::{client, int, row, shop};
 
@@ -178,4 +180,72 @@ async fn what_would_be_rounded_or_cut_is_refused() {
         .await
         .unwrap();
     shop.db.commit().await.unwrap();
+}
+
+/// What the application's own trigger, an index or a deferred check says no to is a row that does not fit (P6), by
+/// whatever SQLSTATE.
+#[tokio::test]
+async fn a_row_that_the_applications_own_trigger_refuses_does_not_fit() {
+    let raise = |code: &str| format!("RAISE EXCEPTION 'not here: %', NEW.name {code}");
+    let trigger = |name: &str, rest: &str, says: &str| {
+        format!(
+            "CREATE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+             IF NEW.name = '{name}' THEN {says}; END IF; RETURN NEW; END $$; \
+             CREATE {rest} ON t {} FOR EACH ROW EXECUTE FUNCTION {name}();",
+            if rest.contains("CONSTRAINT") {
+                "DEFERRABLE INITIALLY DEFERRED"
+            } else {
+                ""
+            }
+        )
+    };
+    let sql = [
+        "CREATE TABLE t (id bigint PRIMARY KEY, name text); CREATE INDEX ON t (name);".to_owned(),
+        trigger("plain", "TRIGGER plain AFTER INSERT", &raise("")),
+        trigger(
+            "coded",
+            "TRIGGER coded AFTER INSERT",
+            &raise("USING ERRCODE = 'XY123'"),
+        ),
+        trigger("late", "CONSTRAINT TRIGGER late AFTER INSERT", &raise("")),
+        trigger(
+            "asserts",
+            "TRIGGER asserts AFTER INSERT",
+            "ASSERT false, 'never'",
+        ),
+    ];
+    let mut shop = shop(&sql.concat()).await;
+    let table = shop.table("t");
+    // No index entry of PostgreSQL's takes a text that stays so long when it is compressed.
+    let long: String = (1..4000u64)
+        .map(|n| n.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_string())
+        .collect();
+    for name in ["plain", "coded", "late", "asserts", &long] {
+        shop.db.begin(Purpose::Apply).await.unwrap();
+        let effects = [(table.id, Effect::Put(row(1, name)))];
+        let written = shop.db.write(&shop.schema, &effects).await;
+        let done = match written {
+            Ok(_) => shop.db.commit().await,
+            Err(error) => Err(error),
+        };
+        let shown = &name[..name.len().min(10)];
+        assert!(
+            matches!(done, Err(DatabaseError::Constraint { .. })),
+            "{shown}: {done:?}"
+        );
+        shop.db.rollback().await.unwrap();
+    }
+}
+
+/// A server that lets nobody into a database has refused: that is no bug.
+#[tokio::test]
+async fn a_database_that_takes_no_connections_has_refused() {
+    let url = postgres().fresh_database();
+    let name = url.rsplit('/').next().unwrap();
+    let close = format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false");
+    postgres().sql("postgres", &[&close]);
+    let refused = PostgresDatabase::connect(&url).await;
+    let error = refused.err().expect("nobody is let in");
+    assert!(!matches!(error, DatabaseError::Other(_)), "{error:?}");
+    assert!(error.to_string().contains(name), "{error}");
 }
