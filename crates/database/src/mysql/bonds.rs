@@ -41,6 +41,21 @@ pub(super) async fn loosen(db: &mut MysqlDatabase, steps: &[Step<'_>]) -> DbResu
     Ok(())
 }
 
+/// The indexes and foreign keys of all tables; each look reads the catalogue from end to end.
+pub(super) struct Bonds {
+    pub(super) indexes: BTreeMap<String, Vec<Index>>,
+    references: Vec<Reference>,
+}
+
+impl Bonds {
+    pub(super) async fn look(db: &mut MysqlDatabase) -> DbResult<Self> {
+        Ok(Self {
+            indexes: catalog::indexes(db).await?,
+            references: catalog::foreign_keys(db).await?,
+        })
+    }
+}
+
 /// Gives the foreign keys that [`loosen`] dropped back to tables that stay as they were.
 pub(super) async fn fasten_again(
     db: &mut MysqlDatabase,
@@ -87,14 +102,10 @@ fn number(step: &Step<'_>, name: &str) -> Option<u32> {
 }
 
 /// Primary key, unique constraints and indexes.
-pub(super) async fn keys(
-    db: &mut MysqlDatabase,
-    step: &Step<'_>,
-    parts: &mut Vec<String>,
-) -> Tried<()> {
+pub(super) fn keys(bonds: &Bonds, step: &Step<'_>, parts: &mut Vec<String>) {
     let to = step.to;
-    let all = catalog::indexes(db).await?;
-    let present: Vec<&Index> = all
+    let present: Vec<&Index> = bonds
+        .indexes
         .get(&to.name)
         .into_iter()
         .flatten()
@@ -166,23 +177,19 @@ pub(super) async fn keys(
             parts.push(format!("ADD INDEX ({})", ddl::columns(to, index)));
         }
     }
-    Ok(())
 }
 
 /// Foreign keys that go, and those that come.
 pub(super) async fn references(
     db: &mut MysqlDatabase,
-    from: &Schema,
-    goal: &Schema,
+    bonds: &Bonds,
+    (from, goal): (&Schema, &Schema),
     step: &Step<'_>,
     parts: &mut Vec<String>,
 ) -> Tried<()> {
     let to = step.to;
-    let present: Vec<Reference> = catalog::foreign_keys(db)
-        .await?
-        .into_iter()
-        .filter(|key| key.child == to.name)
-        .collect();
+    let mut present = Vec::new();
+    present.extend(bonds.references.iter().filter(|key| key.child == to.name));
     let action = |action: &str| match action {
         "RESTRICT" | "SET DEFAULT" => "NO ACTION".to_owned(),
         other => other.to_owned(),
@@ -209,6 +216,14 @@ pub(super) async fn references(
             parts.push(format!("DROP FOREIGN KEY {}", ident(&key.name)));
         }
     }
+    let comes = |key: &&ForeignKey| {
+        let stands = standing.contains(&lineage::numbers_of(to, &key.columns));
+        !stands && goal.table_named(&key.parent).is_some()
+    };
+    let coming: Vec<&ForeignKey> = to.foreign_keys.iter().filter(comes).collect();
+    if coming.is_empty() {
+        return Ok(());
+    }
     let waits = db
         .rows(format!(
             "SELECT 1 FROM branchline_created WHERE name = {}",
@@ -218,11 +233,7 @@ pub(super) async fn references(
     if !waits.is_empty() {
         return Ok(());
     }
-    for key in &to.foreign_keys {
-        let columns = lineage::numbers_of(to, &key.columns);
-        if standing.contains(&columns) || goal.table_named(&key.parent).is_none() {
-            continue;
-        }
+    for key in coming {
         obeyed(db, step, key).await?;
         parts.push(ddl::foreign_key(to, key));
     }

@@ -136,7 +136,7 @@ async fn wanted(
 async fn found(db: &mut MysqlDatabase) -> DbResult<BTreeMap<String, (String, String, String)>> {
     let sql = "SELECT TRIGGER_NAME, EVENT_OBJECT_TABLE, CONCAT(ACTION_TIMING, ' ', EVENT_MANIPULATION), ACTION_STATEMENT
                FROM information_schema.TRIGGERS
-               WHERE TRIGGER_SCHEMA = DATABASE() AND TRIGGER_NAME LIKE 'branchline\\_%'";
+               WHERE EVENT_OBJECT_SCHEMA = DATABASE() AND TRIGGER_NAME LIKE 'branchline\\_%'";
     let rows = db.rows(sql).await?;
     Ok(rows
         .iter()
@@ -164,6 +164,7 @@ fn stands(found: &BTreeMap<String, (String, String, String)>, wanted: &Trigger) 
 pub(super) async fn missing(db: &mut MysqlDatabase, schema: &Schema) -> DbResult<Vec<TableId>> {
     db.open_catalogue().await?;
     let (mut there, mut missing) = (schema.clone(), BTreeSet::new());
+    db.learn_layouts().await?;
     for table in &schema.tables {
         let whole = match db.layout(&table.name).await {
             Ok(layout) => triggers(db.flavour, table, &layout).map(|_| ()),
@@ -202,6 +203,12 @@ pub(super) async fn install(db: &mut MysqlDatabase, schema: &Schema) -> DbResult
     catalog::compatible(db, schema).await?;
     // An older version made fewer tables.
     prepare(db).await?;
+    install_on_fitting(db, schema).await
+}
+
+/// As [`install`], where it was looked at already whether the tables fit.
+pub(super) async fn install_on_fitting(db: &mut MysqlDatabase, schema: &Schema) -> DbResult<()> {
+    db.learn_layouts().await?;
     let found = found(db).await?;
     let wanted = wanted(db, schema).await?;
     for (trigger, _) in &wanted {

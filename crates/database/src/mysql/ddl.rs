@@ -141,6 +141,12 @@ pub(super) async fn exists(db: &mut MysqlDatabase, name: &str) -> DbResult<bool>
     Ok(!db.rows(sql).await?.is_empty())
 }
 
+/// The names of all tables.
+pub(super) async fn tables(db: &mut MysqlDatabase) -> DbResult<BTreeSet<String>> {
+    let sql = "SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE()";
+    Ok(db.rows(sql).await?.iter().map(|row| row.text(0)).collect())
+}
+
 /// The places of columns that indexes or references need.
 pub(super) fn indexed(table: &Table) -> BTreeSet<usize> {
     (table.key.iter())
