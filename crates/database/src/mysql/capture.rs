@@ -18,7 +18,7 @@ use branchline_core::schema::{Schema, Table, TableId};
 
 use super::books::TABLES;
 use super::cascade::{self, Cascade};
-use super::catalog;
+use super::catalog::{self, Reference};
 use super::connection::{Flavour, MysqlDatabase};
 use super::ddl::ident;
 use super::encoding::{decoded_key, encoded, key_expression, key_moved, row_expression};
@@ -225,6 +225,25 @@ pub(super) async fn install_on_fitting(db: &mut MysqlDatabase, schema: &Schema) 
     // The caller looks through the tables that were named as missing.
     db.execute("DELETE FROM branchline_missed").await?;
     db.forget_layouts();
+    Ok(())
+}
+
+/// Captures what the actions of these foreign keys do to children, where anything is captured at all.
+pub(super) async fn follow_actions(
+    db: &mut MysqlDatabase,
+    schema: &Schema,
+    keys: &[Reference],
+) -> DbResult<()> {
+    let found = found(db).await?;
+    if found.is_empty() {
+        return Ok(());
+    }
+    db.learn_layouts().await?;
+    for Cascade { trigger, .. } in cascade::triggers_of(db, schema, keys).await? {
+        if !stands(&found, &trigger) {
+            create(db, &trigger).await?;
+        }
+    }
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use branchline_core::port::{DatabaseError, DbResult, Evolution, Purpose};
 use branchline_core::schema::{Column, Schema, Table, TableId};
 use branchline_core::value::Type;
 
+use super::binding::{Late, add_late, addition, drop_key, unless_refused};
 use super::bonds::{Bonds, fasten_again, keys, loosen, references};
 use super::books;
 use super::capture::{self, patiently};
@@ -110,27 +111,33 @@ async fn follow<'s>(
     let mut goal = to.clone();
     goal.tables.retain(|table| !refused.contains_key(&table.id));
     create_tables(db, from, &goal, &mut refused).await?;
+    goal.tables.retain(|table| !refused.contains_key(&table.id));
     loosen(db, &steps).await?;
-    let mut left = Vec::new();
+    let (mut left, mut late) = (Vec::new(), Vec::new());
     let mut bonds = Bonds::look(db).await?;
     for step in steps {
         let done = alter(db, &bonds, (from, &goal), &step).await;
-        if !matches!(done, Ok(false)) {
+        if !matches!(done, Ok((false, _))) {
             bonds = Bonds::look(db).await?;
         }
         match done {
-            Ok(_) => left.push(step),
+            Ok((_, keys)) => {
+                late.extend(keys);
+                left.push(step);
+            }
             Err(Stop::Failed(error)) => return Err(error),
             Err(Stop::Refused(id, reason)) => {
                 // It gets its former name back.
                 if let Some(was) = renamed.get(&id) {
                     let sql = format!("RENAME TABLE {} TO {}", ident(&step.to.name), ident(was));
-                    patiently(db, was, &sql).await?;
+                    let back = patiently(db, was, &sql).await;
+                    unless_refused(back, was, "a table could not get its former name back")?;
                 }
                 refused.insert(id, reason);
             }
         }
     }
+    let unbound = add_late(db, &goal, |id| refused.contains_key(&id), &late).await?;
     goal.tables.retain(|table| !refused.contains_key(&table.id));
     let here = catalog::look(db).await?;
     for (id, error) in here.misfits(&goal) {
@@ -158,7 +165,12 @@ async fn follow<'s>(
     });
     let found = found.collect();
     let refused = refused.into_iter().collect();
-    Ok((left, Evolution { refused, found }))
+    let told = Evolution {
+        refused,
+        found,
+        unbound,
+    };
+    Ok((left, told))
 }
 
 async fn step<'s>(
@@ -264,16 +276,9 @@ async fn drop_tables(
     let gone = dropped.iter().filter(|id| to.table(**id).is_none());
     for (&id, name) in gone.filter_map(|id| Some((id, places.get(id)?))) {
         for key in catalog::foreign_keys(db).await? {
-            if key.parent == *name
-                && key.child != *name
-                && places.values().any(|name| *name == key.child)
-            {
-                let sql = format!(
-                    "ALTER TABLE {} DROP FOREIGN KEY {}",
-                    ident(&key.child),
-                    ident(&key.name)
-                );
-                patiently(db, &key.child, &sql).await?;
+            let of_plan = places.values().any(|name| *name == key.child);
+            if key.parent == *name && key.child != *name && of_plan {
+                drop_key(db, &key).await?;
             }
         }
         match patiently(db, name, &format!("DROP TABLE {}", ident(name)))
@@ -364,16 +369,17 @@ async fn create_tables(
     Ok(())
 }
 
-/// Makes a table what the version says, in one statement. Whether that took a change.
-async fn alter(
+/// Makes a table what the version says, in one statement. Whether that took a change, and the foreign keys that the
+/// server did not take with the rest.
+async fn alter<'s>(
     db: &mut MysqlDatabase,
     bonds: &Bonds,
     versions: (&Schema, &Schema),
-    step: &Step<'_>,
-) -> Tried<bool> {
+    step: &Step<'s>,
+) -> Tried<(bool, Vec<Late<'s>>)> {
     let (to, id) = (step.to, step.to.id);
     let (mut parts, mut afterwards) = (Vec::new(), Vec::new());
-    references(db, bonds, versions, step, &mut parts).await?;
+    let coming = references(db, bonds, versions, step, &mut parts).await?;
     keys(bonds, step, &mut parts);
     for name in &step.columns.drops {
         parts.push(format!("DROP COLUMN {}", ident(name)));
@@ -400,8 +406,12 @@ async fn alter(
             }
         }
     }
-    if parts.is_empty() {
-        return Ok(false);
+    if parts.is_empty() && coming.is_empty() {
+        return Ok((false, Vec::new()));
+    }
+    let mut additions = Vec::new();
+    for key in &coming {
+        additions.push(addition(db, to, key).await?);
     }
     // What it is like now, for a run that finds it after this one was cut off.
     let mut noted = step.marked.clone();
@@ -409,8 +419,19 @@ async fn alter(
     books::set_meta(db, &begun(id), Some(&noted)).await?;
     // Both ends of a reference change one after the other; that rows obey the new ones was looked at before.
     db.execute("SET SESSION foreign_key_checks = 0").await?;
-    let sql = format!("ALTER TABLE {} {}", ident(&to.name), parts.join(", "));
-    let mut done = patiently(db, &to.name, &sql).await;
+    let change = |parts: &[String]| format!("ALTER TABLE {} {}", ident(&to.name), parts.join(", "));
+    let all = change(&[parts.as_slice(), &additions].concat());
+    let mut done = patiently(db, &to.name, &all).await;
+    let mut late = Vec::new();
+    let refused = |error| matches!(stop(id, error), Stop::Refused(..));
+    if !coming.is_empty() && done.clone().is_err_and(refused) {
+        let keys = coming.into_iter();
+        late.extend(keys.map(|key| Late { table: to, key }));
+        done = match parts.as_slice() {
+            [] => Ok(()),
+            parts => patiently(db, &to.name, &change(parts)).await,
+        };
+    }
     if done.is_ok() && !afterwards.is_empty() {
         let sql = format!("ALTER TABLE {} {}", ident(&to.name), afterwards.join(", "));
         done = patiently(db, &to.name, &sql).await;
@@ -442,7 +463,7 @@ async fn alter(
         let made = patiently(db, &to.name, &sql).await;
         made.map_err(|error| stop(id, error))?;
     }
-    Ok(true)
+    Ok((true, late))
 }
 
 /// What becomes of a column that is there.
