@@ -4,6 +4,7 @@
 #   ./test.sh         everything
 #   ./test.sh quick   format, lints, and the tests that need no server
 #
+# BRANCHLINE_TEST_SYSBENCH=1 adds sysbench at a MariaDB branch during outages (bench/sysbench.py; minutes).
 # BRANCHLINE_TEST_DJANGO=1 adds a Django project that migrates while branches write (bench/django.py; minutes).
 #
 # Missing system packages are installed with apt-get. Servers run in folders below target/servers and end with this
@@ -83,6 +84,7 @@ packages() {
     if [ -z "${BRANCHLINE_TEST_AMQP:-}" ] && [ ! -x /usr/lib/rabbitmq/bin/rabbitmq-server ]; then
       missing+=(rabbitmq-server)
     fi
+    [ -z "${BRANCHLINE_TEST_SYSBENCH:-}" ] || command -v sysbench >/dev/null || missing+=(sysbench)
     command -v sqlite3 >/dev/null || missing+=(sqlite3)
     command -v curl >/dev/null || missing+=(curl ca-certificates)
   fi

@@ -13,11 +13,9 @@ BRANCHLINE_TEST_DJANGO is set: it takes some minutes, most of them Django's own.
 """
 
 import argparse
-import json
 import os
 import random
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -27,9 +25,10 @@ import venv
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from offices import Office, are_even, free_port, say, stop_all, verify, wait
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ["django>=4.2,<5.3", "psycopg[binary]", "pymysql", "django-oscar==4.2.*", "wiki==0.13.*"]
-PATIENCE = 900
 
 SETTINGS = """
 import os
@@ -78,10 +77,6 @@ for (migration, _), line in zip(plan, sys.stdin):
 """
 
 
-def say(what):
-    print(f"{time.monotonic() - BEGAN:6.1f} s: {what}", flush=True)
-
-
 def inside_venv(binary):
     """Runs this script again with the venv's interpreter, made on the first run."""
     home = ROOT / "target" / "django-venv"
@@ -93,48 +88,6 @@ def inside_venv(binary):
         subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *PACKAGES], check=True)
         marker.write_text(" ".join(PACKAGES))
     os.execv(python, [str(python), __file__, "--inside", "--binary", str(binary)])
-
-
-class Office:
-    def __init__(self, folder, name, database, binary):
-        self.name, self.database, self.binary = name, database, binary
-        self.config = folder / f"{name}.toml"
-        self.log = folder / f"{name}.log"
-        self.process = None
-
-    def command(self, *words, code=0, stdin=""):
-        ran = subprocess.run(
-            [self.binary, "--config", self.config, *words, "--json"],
-            input=stdin, capture_output=True, text=True, timeout=PATIENCE * 2,
-        )
-        if code is not None and ran.returncode != code:
-            sys.exit(f"{self.name}: {' '.join(words)}: code {ran.returncode}: {ran.stdout}{ran.stderr}\n{self.tail()}")
-        return json.loads(ran.stdout) if ran.stdout.strip().startswith(("{", "[")) else ran.stdout.strip()
-
-    def run(self):
-        record = Path(f"{self.config}.api")
-        record.unlink(missing_ok=True)
-        with open(self.log, "a") as log:
-            self.process = subprocess.Popen([self.binary, "--config", self.config, "run"], stdout=log, stderr=log)
-        wait(f"{self.name} runs", record.exists)
-
-    def stop(self):
-        if self.process:
-            self.process.terminate()
-            self.process.wait(30)
-            self.process = None
-
-    def tail(self):
-        return "\n".join(self.log.read_text().splitlines()[-40:]) if self.log.exists() else ""
-
-
-def wait(what, look, patience=PATIENCE):
-    deadline = time.monotonic() + patience
-    while not (seen := look()):
-        if time.monotonic() > deadline:
-            sys.exit(f"not within {patience} s: {what}\n" + "\n".join(f"-- {o.name}\n{o.tail()}" for o in OFFICES))
-        time.sleep(0.2)
-    return seen
 
 
 class Application:
@@ -179,12 +132,6 @@ class Application:
         self.execute("INSERT INTO auth_user_groups (id, user_id, group_id) VALUES (?, ?, ?)", (number, number, number))
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def fresh_databases(postgres, mysql, name):
     import psycopg
     import pymysql
@@ -227,12 +174,10 @@ def main(binary):
     head = Office(folder, "HO", at_head, binary)
     maria = Office(folder, "maria", at_maria, binary)
     lite = Office(folder, "lite", f"sqlite:{folder / 'lite.db'}", binary)
-    OFFICES.extend([head, maria, lite])
     head.command("init", "--name", "HO", "--database", at_head, "--tables", "*", "--listen", f"127.0.0.1:{free_port()}")
-    codes = [head.command("invite", branch.name) for branch in (maria, lite)]
+    codes = [head.invite(branch.name) for branch in (maria, lite)]
     head.run()
     for branch, code in zip((maria, lite), codes):
-        code = code["code"] if isinstance(code, dict) else code
         branch.command("join", "-", "--database", branch.database, stdin=code)
         branch.run()
     say(f"{steps} migrations; {done} made, all have joined")
@@ -254,20 +199,9 @@ def main(binary):
     say("all is migrated")
     migrator.stdin.close()
 
-    def even():
-        statuses = [office.command("status") for office in OFFICES]
-        newest = {status["schema_version"] for status in statuses}
-        return len(newest) == 1 and all(status["in_sync"] for status in statuses)
-
-    wait("all are even", even)
+    wait("all are even", are_even)
     say("all are even")
-    compared = head.command("verify", code=None)
-    differing = [
-        (branch["name"], table) for branch in compared["branches"] for table in branch["tables"]
-        if table["different"] or table["only_head"] or table["only_branch"] or table["pending"]
-    ]
-    if not compared["equal"]:
-        sys.exit(f"the offices differ: {json.dumps(differing, indent=1)}")
+    verify(head)
     import psycopg
 
     journal = {number: name for application in applications for number, name in application.journal.items()}
@@ -292,13 +226,10 @@ def main(binary):
         f"equal: {len(shown['tables'])} tables at schema version {shown['schema_version']}, {steps} migrations, "
         f"{len(journal)} rows of branches, {len(holds)} holds"
     )
-    for office in OFFICES:
-        office.stop()
+    stop_all()
     shutil.rmtree(folder)
 
 
-BEGAN = time.monotonic()
-OFFICES = []
 if __name__ == "__main__":
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--binary", type=Path, default=ROOT / "target" / "debug" / "branchline")
@@ -309,5 +240,4 @@ if __name__ == "__main__":
     try:
         main(given.binary.resolve())
     finally:
-        for office in OFFICES:
-            office.stop()
+        stop_all()

@@ -12,7 +12,8 @@ use crate::native::Native;
 use crate::sales::{self, Shape, TABLE};
 use crate::table::Figures;
 
-const PATIENCE: Duration = Duration::from_secs(300);
+/// How long rows may take to arrive.
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// Measures all ways, shapes and directions in turn, as often as asked.
 pub fn measure(machine: &Machine, arguments: &Arguments, figures: &mut Figures) {
@@ -49,7 +50,8 @@ pub fn measure(machine: &Machine, arguments: &Arguments, figures: &mut Figures) 
     }
 }
 
-fn note(figures: &mut Figures, name: &str, rows: u32, took: Duration, cpu: f64) {
+/// Notes how long the rows took, and the processor time.
+pub fn note(figures: &mut Figures, name: &str, rows: u32, took: Duration, cpu: f64) {
     let rate = f64::from(rows) / took.as_secs_f64();
     eprintln!("{name}: {rate:.0} rows/s");
     figures.add(name, "rows/s", rate);

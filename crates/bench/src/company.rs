@@ -1,6 +1,6 @@
 //! A head and one branch, each a process of the program that is measured.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -40,71 +40,46 @@ pub enum Side {
     Branch,
 }
 
-/// Two offices that share `sales`.
-pub struct Company<'m> {
-    machine: &'m Machine,
-    /// The head's database.
-    pub head: String,
-    /// The branch's database.
-    pub branch: String,
+/// A head and a branch, each a process.
+pub struct Offices {
+    branchline: PathBuf,
     folder: PathBuf,
     processes: [Option<Child>; 2],
 }
 
-impl<'m> Company<'m> {
-    /// Founds it, with both offices running and even.
-    pub fn found(machine: &'m Machine, way: Way) -> Self {
-        let head = fresh_database(&machine.here, "head");
-        let branch = fresh_database(&machine.there, "branch");
-        machine.here.sql(&head, &[TABLE]);
-        let folder = machine.here.data().join("..").join(fresh_name("company"));
+impl Offices {
+    /// Founds them on these databases, the head's first, with both running and even.
+    pub fn found(
+        branchline: &Path,
+        folder: PathBuf,
+        databases: [&str; 2],
+        transport: &[&str],
+    ) -> Self {
         std::fs::create_dir(&folder).expect("the server's folder can be written");
-        let mut company = Self {
-            machine,
-            head,
-            branch,
+        let mut offices = Self {
+            branchline: branchline.to_owned(),
             folder,
             processes: [None, None],
         };
-        let database = machine.here.url(&company.head);
-        let mut init = company.command(Side::Head);
-        init.args(["init", "--tables", "*", "--database", &database]);
-        match way {
-            Way::Direct => init.args(["--listen", &format!("127.0.0.1:{}", free_port())]),
-            Way::Amqp => init.args([
-                "--amqp",
-                &machine.broker.admin_url_of(&machine.broker.fresh_vhost()),
-            ]),
-        };
-        output(&mut init);
-        let code = output(company.command(Side::Head).args(["invite", "b1"]));
-        company.start(Side::Head);
-        let database = machine.there.url(&company.branch);
-        output(
-            company
-                .command(Side::Branch)
-                .args(["join", &code, "--database", &database]),
-        );
-        company.start(Side::Branch);
-        output(company.command(Side::Branch).args(["sync"]));
-        company
+        let mut init = offices.command(Side::Head);
+        init.args(["init", "--tables", "*", "--database", databases[0]]);
+        output(init.args(transport));
+        let code = output(offices.command(Side::Head).args(["invite", "b1"]));
+        offices.start(Side::Head);
+        let mut join = offices.command(Side::Branch);
+        output(join.args(["join", &code, "--database", databases[1]]));
+        offices.start(Side::Branch);
+        output(offices.command(Side::Branch).args(["sync"]));
+        offices
     }
 
     fn command(&self, side: Side) -> Command {
-        let mut command = Command::new(&self.machine.branchline);
+        let mut command = Command::new(&self.branchline);
         command
             .arg("--config")
             .arg(self.folder.join(format!("{side:?}.toml")))
             .stdin(Stdio::null());
         command
-    }
-
-    /// The server and database of one office.
-    pub fn database(&self, side: Side) -> (&'m Postgres, &str) {
-        match side {
-            Side::Head => (&self.machine.here, &self.head),
-            Side::Branch => (&self.machine.there, &self.branch),
-        }
     }
 
     /// Starts an office's process.
@@ -136,6 +111,91 @@ impl<'m> Company<'m> {
             .unwrap_or_default()
     }
 
+    /// Waits until an office has taken all that its application wrote, or takes no more: a branch does not take more than
+    /// it may have unanswered.
+    pub fn taken(&self, side: Side, waits: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while waits() && Instant::now() < deadline && !self.is_still(side) {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn is_still(&self, side: Side) -> bool {
+        let before = self.usage(side).cpu;
+        std::thread::sleep(Duration::from_millis(800));
+        self.usage(side).cpu - before < 0.05
+    }
+}
+
+impl Drop for Offices {
+    fn drop(&mut self) {
+        self.stop(Side::Branch);
+        self.stop(Side::Head);
+    }
+}
+
+/// Two offices on PostgreSQL that share `sales`.
+pub struct Company<'m> {
+    machine: &'m Machine,
+    /// The head's database.
+    pub head: String,
+    /// The branch's database.
+    pub branch: String,
+    offices: Offices,
+}
+
+impl<'m> Company<'m> {
+    /// Founds it, with both offices running and even.
+    pub fn found(machine: &'m Machine, way: Way) -> Self {
+        let head = fresh_database(&machine.here, "head");
+        let branch = fresh_database(&machine.there, "branch");
+        machine.here.sql(&head, &[TABLE]);
+        let folder = machine.here.data().join("..").join(fresh_name("company"));
+        let transport = match way {
+            Way::Direct => ["--listen".into(), format!("127.0.0.1:{}", free_port())],
+            Way::Amqp => {
+                let host = machine.broker.fresh_vhost();
+                ["--amqp".into(), machine.broker.admin_url_of(&host)]
+            }
+        };
+        let databases = [machine.here.url(&head), machine.there.url(&branch)];
+        let offices = Offices::found(
+            &machine.branchline,
+            folder,
+            [&databases[0], &databases[1]],
+            &[&transport[0], &transport[1]],
+        );
+        Self {
+            machine,
+            head,
+            branch,
+            offices,
+        }
+    }
+
+    /// The server and database of one office.
+    pub fn database(&self, side: Side) -> (&'m Postgres, &str) {
+        match side {
+            Side::Head => (&self.machine.here, &self.head),
+            Side::Branch => (&self.machine.there, &self.branch),
+        }
+    }
+
+    /// Starts an office's process.
+    pub fn start(&mut self, side: Side) {
+        self.offices.start(side);
+    }
+
+    /// Stops an office's process in order.
+    pub fn stop(&mut self, side: Side) {
+        self.offices.stop(side);
+    }
+
+    /// What an office's process used so far.
+    pub fn usage(&self, side: Side) -> Usage {
+        self.offices.usage(side)
+    }
+
     /// Processor time so far of both processes and of the server processes that work for them.
     pub fn cpu(&self) -> f64 {
         let sides = [Side::Head, Side::Branch].map(|side| {
@@ -146,27 +206,12 @@ impl<'m> Company<'m> {
         sides.iter().sum()
     }
 
-    /// Waits until an office has taken all that its application wrote.
+    /// Waits until an office has taken all that its application wrote, or takes no more.
     pub fn taken(&self, side: Side) {
         let (server, database) = self.database(side);
-        let deadline = Instant::now() + Duration::from_secs(120);
-        while server.sql(
-            database,
-            &["SELECT EXISTS (SELECT FROM branchline.capture)"],
-        ) == "t"
-        {
-            // A branch does not take more than it may have unanswered.
-            if Instant::now() > deadline || self.is_still(side) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-    }
-
-    fn is_still(&self, side: Side) -> bool {
-        let before = self.usage(side).cpu;
-        std::thread::sleep(Duration::from_millis(800));
-        self.usage(side).cpu - before < 0.05
+        let waiting = "SELECT EXISTS (SELECT FROM branchline.capture)";
+        self.offices
+            .taken(side, || server.sql(database, &[waiting]) == "t");
     }
 
     /// Bytes of a stream's envelopes.

@@ -1,4 +1,4 @@
-//! Branchline beside PostgreSQL's own logical replication: the same rows, the same two servers, the same run.
+//! Branchline beside PostgreSQL's own logical replication, and MariaDB's: the same rows, the same two servers, the same run.
 //!
 //! `machine` holds the servers and what `/proc` says of processes; `company` is a head and a branch; `native` is a
 //! publication and a subscription; each cell of the table has a file. Runs of the two contenders alternate, and medians
@@ -13,6 +13,7 @@ mod company;
 mod crowd;
 mod latency;
 mod machine;
+mod maria;
 mod native;
 mod sales;
 mod table;
@@ -29,6 +30,8 @@ enum Cell {
     Latency,
     /// What capture costs the source.
     Capture,
+    /// As `catch-up`, between MariaDB servers, beside MariaDB's own replication.
+    MariaDb,
     /// What happens when many branches come back at once.
     Crowd,
 }
@@ -72,6 +75,9 @@ fn main() {
     }
     if wanted(Cell::Capture) {
         capture::measure(&machine, &arguments, &mut figures);
+    }
+    if wanted(Cell::MariaDb) {
+        maria::measure(&machine, &arguments, &mut figures);
     }
     if wanted(Cell::Crowd) {
         crowd::measure(&machine, &arguments, &mut figures);

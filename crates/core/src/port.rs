@@ -150,6 +150,8 @@ pub struct Evolution {
     /// New columns of tables that were there before, which the application had added already: what it wrote to them has
     /// not been sent.
     pub found: Vec<(TableId, ColumnId)>,
+    /// Foreign keys of the version that the database did not take, each in a sentence: their tables do without.
+    pub unbound: Vec<String>,
 }
 
 /// Something in a database that will hurt.
@@ -354,7 +356,8 @@ pub trait Database: Send {
         schema: &Schema,
     ) -> impl Future<Output = DbResult<Vec<String>>> + Send;
     /// Adds the foreign keys that `create_tables` left out, on the tables that it created (now or in an earlier run),
-    /// and nothing on others. Idempotent; called when the first copy is complete.
+    /// and nothing on others. One that rows break, or that the database refuses, keeps no other table's out: the first such
+    /// refusal is the error, after the others were made. Idempotent; called when the first copy is complete.
     fn add_foreign_keys(&mut self, schema: &Schema) -> impl Future<Output = DbResult<()>> + Send;
     /// Removes everything that Branchline ever made in this database, and nothing else.
     fn uninstall(&mut self) -> impl Future<Output = DbResult<()>> + Send;

@@ -14,6 +14,7 @@
 //! other keys), `foreign_key_checks = 0`, deletes by range (they reach what the snapshot does not show), the binary log.
 
 mod apply;
+mod binding;
 mod bonds;
 mod books;
 mod capture;
@@ -152,7 +153,7 @@ impl Database for MysqlDatabase {
         ddl::create_tables(self, schema).await
     }
     async fn add_foreign_keys(&mut self, schema: &Schema) -> DbResult<()> {
-        ddl::add_foreign_keys(self, schema).await
+        binding::add_foreign_keys(self, schema).await
     }
     async fn uninstall(&mut self) -> DbResult<()> {
         capture::uninstall(self).await

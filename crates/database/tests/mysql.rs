@@ -1,6 +1,8 @@
 //! The MariaDB adapter against a real server: what only MariaDB has.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+#[path = "mysql/binding.rs"]
+mod binding;
 #[path = "mysql/capturing.rs"]
 mod capturing;
 #[path = "mysql/cascades.rs"]

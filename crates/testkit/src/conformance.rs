@@ -19,6 +19,7 @@ pub mod books;
 pub mod capture;
 pub mod carried;
 pub mod catalogue;
+pub mod circles;
 pub mod evolution;
 pub mod reading;
 pub mod references;
@@ -366,6 +367,10 @@ macro_rules! conformance_tests {
             evolution: tables_come_go_and_stay_without_capture,
             evolution: what_cannot_follow_stays_whole_and_the_others_go_on,
             evolution: what_the_application_did_already_is_not_done_twice,
+            circles: tables_that_refer_to_each_other_come_in_one_step,
+            circles: tables_are_bound_to_each_other_later,
+            circles: tables_in_a_circle_are_renamed_dropped_and_made_again,
+            circles: a_reference_that_cannot_be_added_keeps_no_other_out,
             carried: captured_writes_are_taken_in_the_new_shape,
             carried: captured_keys_follow_their_columns,
             carried: rows_before_follow_their_columns,

@@ -409,3 +409,65 @@ fn a_branch_on_mariadb_is_ahead_of_a_head_on_sqlite() {
 fn branches_are_ahead_of_a_head_on_mariadb() {
     a_branch_ahead(Mariadb, &[("b-p", Postgres), ("b-s", Sqlite)]);
 }
+
+/// What a branch's server refuses of a step is left out there by name, never the branch: a table whose row it finds too
+/// large, and a foreign key to one whose key has another collation there. The rest goes on, and the table comes once the
+/// head's is smaller.
+#[test]
+fn a_branch_on_mariadb_goes_on_without_what_its_server_refuses() {
+    let mut company = Company::open(Sqlite, &[("b-m", Mariadb)], &Sqlite.tables());
+    company.migrate(
+        "CREATE TABLE page (id integer PRIMARY KEY, current integer REFERENCES revision (id)); \
+         CREATE TABLE revision (id integer PRIMARY KEY, page integer NOT NULL REFERENCES page (id), \
+           previous integer REFERENCES revision (id)); \
+         CREATE TABLE place (code varchar(20) PRIMARY KEY)",
+        &["b-m"],
+    );
+    company.sell("b-m");
+    let at_branch = company.branch("b-m").database.clone();
+    let mut at_branch = Db::open(&at_branch);
+    wait_until("the new tables are bound", SOON, || {
+        let found = at_branch.rows(
+            "SELECT COUNT(*) FROM information_schema.REFERENTIAL_CONSTRAINTS
+             WHERE CONSTRAINT_SCHEMA = DATABASE() AND TABLE_NAME IN ('page', 'revision')",
+        );
+        if found == [["3"]] {
+            Ok(())
+        } else {
+            Err(format!("{found:?}"))
+        }
+    });
+    at_branch.run("ALTER TABLE place MODIFY code varchar(20) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL");
+    let wide: Vec<String> = (0..12).map(|at| format!("c{at} varchar(2000)")).collect();
+    company.migrate(
+        &format!(
+            "CREATE TABLE wide (id integer PRIMARY KEY, {}); \
+             INSERT INTO wide (id, c0) VALUES (1, 'here'); \
+             ALTER TABLE page ADD COLUMN place varchar(20) REFERENCES place (code); \
+             ALTER TABLE revision ADD COLUMN merged integer REFERENCES revision (id)",
+            wide.join(", ")
+        ),
+        &["b-m"],
+    );
+    company.sell("HO");
+    company.sell("b-m");
+    let log = company.branch("b-m").log();
+    for part in [
+        "`wide` could not follow",
+        "`page` does without its foreign key to `place`",
+    ] {
+        assert!(log.contains(part), "{part}: {log}");
+    }
+    let narrow: Vec<String> = (0..12).map(|at| format!("c{at} varchar(100)")).collect();
+    company.migrate(
+        &format!(
+            "CREATE TABLE new__wide (id integer PRIMARY KEY, {}); INSERT INTO new__wide SELECT * FROM wide; \
+             DROP TABLE wide; ALTER TABLE new__wide RENAME TO wide",
+            narrow.join(", ")
+        ),
+        &["b-m"],
+    );
+    company.sell("b-m");
+    let found = company.close("SELECT id, c0 FROM wide");
+    assert_eq!(found, [["1", "here"]]);
+}

@@ -327,7 +327,8 @@ impl<D: Database> Database for Here<'_, D> {
     }
 
     async fn add_foreign_keys(&mut self, schema: &Schema) -> DbResult<()> {
-        self.db.add_foreign_keys(schema).await
+        let local = self.local(schema);
+        self.db.add_foreign_keys(&local).await
     }
 
     async fn uninstall(&mut self) -> DbResult<()> {

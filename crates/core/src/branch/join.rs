@@ -245,7 +245,7 @@ impl Branch {
             // Rows that are held here may lack a parent; the tables serve without the key.
             Err(error) if is_unfit(&error) => {
                 let why = format!("a foreign key could not be added: {error}");
-                self.notice(Notice::Dropped(why));
+                self.notice(Notice::Trouble(why));
             }
             outcome => outcome?,
         }

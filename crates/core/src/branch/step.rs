@@ -140,13 +140,18 @@ impl Branch {
                 .retain(|table| done.refused.iter().any(|(id, _)| *id == table.id));
             for (id, problem) in &done.refused {
                 let known = book.refused.iter().any(|table| table.id == *id);
-                if let Some(table) = self.schema.table(*id).filter(|_| !known) {
+                // A new one, which could not be made, has no other shape than this.
+                let table = self.schema.table(*id).or_else(|| to.table(*id));
+                if let Some(table) = table.filter(|_| !known) {
                     book.refused.push(table.clone());
                     refused.push(format!(
                         "table `{}` could not follow the head's: {problem}; it is tried again by itself, other tables go on",
                         table.name
                     ));
                 }
+            }
+            if to.version != self.schema.version {
+                refused.extend(done.unbound);
             }
             set_moved(db, &self.schema, to, moved).await?;
             for (id, column) in &done.found {

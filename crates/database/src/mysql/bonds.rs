@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use branchline_core::port::DbResult;
 use branchline_core::schema::{Column, ForeignKey, Schema, Table, TableId};
 
-use super::capture::patiently;
+use super::binding::{add, drop_key, unless_refused};
 use super::catalog::{self, Index, Reference};
 use super::connection::MysqlDatabase;
 use super::ddl::{self, ident, indexed};
@@ -33,12 +33,25 @@ pub(super) async fn loosen(db: &mut MysqlDatabase, steps: &[Step<'_>]) -> DbResu
         if let (Some(child), Some(parent)) = (child, parent)
             && (child || parent)
         {
-            let (table, name) = (ident(&key.child), ident(&key.name));
-            let sql = format!("ALTER TABLE {table} DROP FOREIGN KEY {name}");
-            patiently(db, &key.child, &sql).await?;
+            drop_key(db, &key).await?;
         }
     }
     Ok(())
+}
+
+/// The indexes and foreign keys of all tables; each look reads the catalogue from end to end.
+pub(super) struct Bonds {
+    pub(super) indexes: BTreeMap<String, Vec<Index>>,
+    references: Vec<Reference>,
+}
+
+impl Bonds {
+    pub(super) async fn look(db: &mut MysqlDatabase) -> DbResult<Self> {
+        Ok(Self {
+            indexes: catalog::indexes(db).await?,
+            references: catalog::foreign_keys(db).await?,
+        })
+    }
 }
 
 /// Gives the foreign keys that [`loosen`] dropped back to tables that stay as they were.
@@ -47,22 +60,19 @@ pub(super) async fn fasten_again(
     from: &Schema,
     refused: &BTreeMap<TableId, String>,
 ) -> DbResult<()> {
-    for table in from
-        .tables
-        .iter()
-        .filter(|table| refused.contains_key(&table.id))
-    {
+    if refused.is_empty() {
+        return Ok(());
+    }
+    let (there, tables) = (catalog::foreign_keys(db).await?, ddl::tables(db).await?);
+    let stays = |table: &&Table| refused.contains_key(&table.id) && tables.contains(&table.name);
+    for table in from.tables.iter().filter(stays) {
         for key in &table.foreign_keys {
-            let stands = catalog::foreign_keys(db)
-                .await?
+            let stands = there
                 .iter()
                 .any(|one| one.child == table.name && one.columns == names_of(table, &key.columns));
-            if !stands && ddl::exists(db, &table.name).await? {
-                let add = ddl::foreign_key(table, key);
-                let sql = format!("ALTER TABLE {} {add}", ident(&table.name));
-                if let Err(error) = patiently(db, &table.name, &sql).await {
-                    tracing::warn!(table = table.name, %error, "a foreign key could not be made again");
-                }
+            if !stands && tables.contains(&key.parent) {
+                let done = add(db, table, key).await;
+                unless_refused(done, &table.name, "a foreign key could not be made again")?;
             }
         }
     }
@@ -87,14 +97,10 @@ fn number(step: &Step<'_>, name: &str) -> Option<u32> {
 }
 
 /// Primary key, unique constraints and indexes.
-pub(super) async fn keys(
-    db: &mut MysqlDatabase,
-    step: &Step<'_>,
-    parts: &mut Vec<String>,
-) -> Tried<()> {
+pub(super) fn keys(bonds: &Bonds, step: &Step<'_>, parts: &mut Vec<String>) {
     let to = step.to;
-    let all = catalog::indexes(db).await?;
-    let present: Vec<&Index> = all
+    let present: Vec<&Index> = bonds
+        .indexes
         .get(&to.name)
         .into_iter()
         .flatten()
@@ -166,23 +172,19 @@ pub(super) async fn keys(
             parts.push(format!("ADD INDEX ({})", ddl::columns(to, index)));
         }
     }
-    Ok(())
 }
 
-/// Foreign keys that go, and those that come.
-pub(super) async fn references(
+/// Foreign keys that go, as parts of an `ALTER`, and those that come.
+pub(super) async fn references<'s>(
     db: &mut MysqlDatabase,
-    from: &Schema,
-    goal: &Schema,
-    step: &Step<'_>,
+    bonds: &Bonds,
+    (from, goal): (&Schema, &Schema),
+    step: &Step<'s>,
     parts: &mut Vec<String>,
-) -> Tried<()> {
+) -> Tried<Vec<&'s ForeignKey>> {
     let to = step.to;
-    let present: Vec<Reference> = catalog::foreign_keys(db)
-        .await?
-        .into_iter()
-        .filter(|key| key.child == to.name)
-        .collect();
+    let mut present = Vec::new();
+    present.extend(bonds.references.iter().filter(|key| key.child == to.name));
     let action = |action: &str| match action {
         "RESTRICT" | "SET DEFAULT" => "NO ACTION".to_owned(),
         other => other.to_owned(),
@@ -193,21 +195,29 @@ pub(super) async fn references(
     let mut standing = Vec::new();
     for key in present {
         let columns: Option<Vec<u32>> = key.columns.iter().map(|name| number(step, name)).collect();
-        let wanted = to.foreign_keys.iter().any(|one| {
+        let wanted = to.foreign_keys.iter().position(|one| {
             let own: Vec<u32> = lineage::numbers_of(to, &one.columns);
             Some(own) == columns
                 && one.parent == key.parent
                 && action(&one.on_delete) == action(&key.on_delete)
                 && action(&one.on_update) == action(&key.on_update)
         });
-        if wanted {
-            standing.extend(columns);
+        if wanted.is_some() {
+            standing.extend(wanted);
         } else if known
             .iter()
             .any(|link| Some(&link.columns) == columns.as_ref())
         {
             parts.push(format!("DROP FOREIGN KEY {}", ident(&key.name)));
         }
+    }
+    let comes = |(at, key): &(usize, &ForeignKey)| {
+        !standing.contains(at) && goal.table_named(&key.parent).is_some()
+    };
+    let keys = to.foreign_keys.iter().enumerate().filter(comes);
+    let coming: Vec<&ForeignKey> = keys.map(|(_, key)| key).collect();
+    if coming.is_empty() {
+        return Ok(coming);
     }
     let waits = db
         .rows(format!(
@@ -216,17 +226,12 @@ pub(super) async fn references(
         ))
         .await?;
     if !waits.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
-    for key in &to.foreign_keys {
-        let columns = lineage::numbers_of(to, &key.columns);
-        if standing.contains(&columns) || goal.table_named(&key.parent).is_none() {
-            continue;
-        }
+    for key in &coming {
         obeyed(db, step, key).await?;
-        parts.push(ddl::foreign_key(to, key));
     }
-    Ok(())
+    Ok(coming)
 }
 
 /// Whether the rows obey a foreign key that comes. Columns that come too hold nothing real yet.
@@ -265,10 +270,13 @@ async fn obeyed(db: &mut MysqlDatabase, step: &Step<'_>, key: &ForeignKey) -> Tr
         ident(&key.parent),
         joined.join(" AND ")
     );
-    let broken = db
-        .rows_on(&step.to.name, sql)
-        .await
-        .map_err(|error| stop(step.to.id, error))?;
+    let looked = db.rows_on(&step.to.name, sql).await;
+    let broken = match looked.map_err(|error| stop(step.to.id, error)) {
+        Ok(broken) => broken,
+        // What cannot be compared (two collations) cannot be bound either, and the server will say so.
+        Err(Stop::Refused(..)) => return Ok(()),
+        Err(failed) => return Err(failed),
+    };
     if broken.is_empty() {
         return Ok(());
     }

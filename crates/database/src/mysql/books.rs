@@ -55,6 +55,36 @@ pub(super) async fn meta(db: &mut MysqlDatabase, name: &str) -> DbResult<Option<
     Ok(rows.first_mut().and_then(|row| row.take(0)))
 }
 
+/// The remembered values whose names begin with one of these.
+pub(super) async fn metas(
+    db: &mut MysqlDatabase,
+    beginnings: &[&str],
+) -> DbResult<BTreeMap<String, Vec<u8>>> {
+    let named = |start: &&str| format!("name LIKE {}", text_literal(&format!("{start}%")));
+    let named: Vec<String> = beginnings.iter().map(named).collect();
+    let sql = format!(
+        "SELECT name, value FROM branchline_meta WHERE {}",
+        named.join(" OR ")
+    );
+    let mut rows = db.rows(sql).await?;
+    let found = rows.iter_mut();
+    Ok(found
+        .filter_map(|row| Some((row.text(0), row.take(1)?)))
+        .collect())
+}
+
+pub(super) async fn clear_metas(db: &mut MysqlDatabase, names: &[String]) -> DbResult<()> {
+    for names in names.chunks(PAGE) {
+        let names: Vec<String> = names.iter().map(|name| text_literal(name)).collect();
+        let sql = format!(
+            "DELETE FROM branchline_meta WHERE name IN ({})",
+            names.join(", ")
+        );
+        db.execute(sql).await?;
+    }
+    Ok(())
+}
+
 pub(super) async fn set_meta(
     db: &mut MysqlDatabase,
     name: &str,

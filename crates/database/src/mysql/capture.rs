@@ -18,7 +18,7 @@ use branchline_core::schema::{Schema, Table, TableId};
 
 use super::books::TABLES;
 use super::cascade::{self, Cascade};
-use super::catalog;
+use super::catalog::{self, Reference};
 use super::connection::{Flavour, MysqlDatabase};
 use super::ddl::ident;
 use super::encoding::{decoded_key, encoded, key_expression, key_moved, row_expression};
@@ -136,7 +136,7 @@ async fn wanted(
 async fn found(db: &mut MysqlDatabase) -> DbResult<BTreeMap<String, (String, String, String)>> {
     let sql = "SELECT TRIGGER_NAME, EVENT_OBJECT_TABLE, CONCAT(ACTION_TIMING, ' ', EVENT_MANIPULATION), ACTION_STATEMENT
                FROM information_schema.TRIGGERS
-               WHERE TRIGGER_SCHEMA = DATABASE() AND TRIGGER_NAME LIKE 'branchline\\_%'";
+               WHERE EVENT_OBJECT_SCHEMA = DATABASE() AND TRIGGER_NAME LIKE 'branchline\\_%'";
     let rows = db.rows(sql).await?;
     Ok(rows
         .iter()
@@ -164,6 +164,7 @@ fn stands(found: &BTreeMap<String, (String, String, String)>, wanted: &Trigger) 
 pub(super) async fn missing(db: &mut MysqlDatabase, schema: &Schema) -> DbResult<Vec<TableId>> {
     db.open_catalogue().await?;
     let (mut there, mut missing) = (schema.clone(), BTreeSet::new());
+    db.learn_layouts().await?;
     for table in &schema.tables {
         let whole = match db.layout(&table.name).await {
             Ok(layout) => triggers(db.flavour, table, &layout).map(|_| ()),
@@ -202,6 +203,12 @@ pub(super) async fn install(db: &mut MysqlDatabase, schema: &Schema) -> DbResult
     catalog::compatible(db, schema).await?;
     // An older version made fewer tables.
     prepare(db).await?;
+    install_on_fitting(db, schema).await
+}
+
+/// As [`install`], where it was looked at already whether the tables fit.
+pub(super) async fn install_on_fitting(db: &mut MysqlDatabase, schema: &Schema) -> DbResult<()> {
+    db.learn_layouts().await?;
     let found = found(db).await?;
     let wanted = wanted(db, schema).await?;
     for (trigger, _) in &wanted {
@@ -218,6 +225,25 @@ pub(super) async fn install(db: &mut MysqlDatabase, schema: &Schema) -> DbResult
     // The caller looks through the tables that were named as missing.
     db.execute("DELETE FROM branchline_missed").await?;
     db.forget_layouts();
+    Ok(())
+}
+
+/// Captures what the actions of these foreign keys do to children, where anything is captured at all.
+pub(super) async fn follow_actions(
+    db: &mut MysqlDatabase,
+    schema: &Schema,
+    keys: &[Reference],
+) -> DbResult<()> {
+    let found = found(db).await?;
+    if found.is_empty() {
+        return Ok(());
+    }
+    db.learn_layouts().await?;
+    for Cascade { trigger, .. } in cascade::triggers_of(db, schema, keys).await? {
+        if !stands(&found, &trigger) {
+            create(db, &trigger).await?;
+        }
+    }
     Ok(())
 }
 

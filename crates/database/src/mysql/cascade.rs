@@ -27,11 +27,20 @@ const DEPTH: usize = 15;
 /// The triggers that a schema's tables need on their parents, shared or not.
 pub(super) async fn triggers(db: &mut MysqlDatabase, schema: &Schema) -> DbResult<Vec<Cascade>> {
     let keys = foreign_keys(db).await?;
+    triggers_of(db, schema, &keys).await
+}
+
+/// As [`triggers`], for these foreign keys.
+pub(super) async fn triggers_of(
+    db: &mut MysqlDatabase,
+    schema: &Schema,
+    keys: &[Reference],
+) -> DbResult<Vec<Cascade>> {
     let parents: BTreeSet<&str> = keys.iter().map(|key| key.parent.as_str()).collect();
     let mut all = Vec::new();
     for parent in parents {
         let mut deletes = Work::default();
-        for path in paths(&keys, parent) {
+        for path in paths(keys, parent) {
             if let Some((table, last)) = shared_end(schema, &path) {
                 let rows = rows_on(&path, "OLD");
                 deletes.add(db, table, &last, "'U'", &rows, true).await?;
@@ -40,10 +49,12 @@ pub(super) async fn triggers(db: &mut MysqlDatabase, schema: &Schema) -> DbResul
         all.extend(deletes.trigger(parent, "BEFORE DELETE", "bd", None));
         let (mut before, mut after) = (Work::default(), Work::default());
         let mut changed = BTreeSet::new();
-        for key in keys
+        let mut acting: Vec<&Reference> = keys
             .iter()
             .filter(|key| key.parent == parent && acts(&key.on_update))
-        {
+            .collect();
+        acting.sort_by_key(|key| (&key.child, &key.columns));
+        for key in acting {
             let path = [key];
             let Some((table, last)) = shared_end(schema, &path) else {
                 continue;

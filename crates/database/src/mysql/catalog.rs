@@ -27,7 +27,8 @@ pub(super) struct Reference {
     pub(super) on_update: String,
 }
 
-/// The foreign keys of this database's tables that refer to tables of this database.
+/// The foreign keys of this database's tables that refer to tables of this database. MariaDB looks through the tables of
+/// all databases unless it is told of both which it is, in just these columns.
 pub(super) async fn foreign_keys(db: &mut MysqlDatabase) -> DbResult<Vec<Reference>> {
     let rows = db
         .rows(
@@ -36,7 +37,7 @@ pub(super) async fn foreign_keys(db: &mut MysqlDatabase) -> DbResult<Vec<Referen
              FROM information_schema.KEY_COLUMN_USAGE k
              JOIN information_schema.REFERENTIAL_CONSTRAINTS r ON r.CONSTRAINT_SCHEMA = k.CONSTRAINT_SCHEMA
                   AND r.CONSTRAINT_NAME = k.CONSTRAINT_NAME AND r.TABLE_NAME = k.TABLE_NAME
-             WHERE k.CONSTRAINT_SCHEMA = DATABASE() AND k.REFERENCED_TABLE_SCHEMA = DATABASE()
+             WHERE k.TABLE_SCHEMA = DATABASE() AND r.CONSTRAINT_SCHEMA = DATABASE() AND k.REFERENCED_TABLE_SCHEMA = DATABASE()
              ORDER BY k.TABLE_NAME, k.CONSTRAINT_NAME, k.ORDINAL_POSITION",
         )
         .await?;
@@ -83,7 +84,17 @@ pub(super) struct Index {
     pub(super) partial: bool,
 }
 
+/// This office's tables as they are.
+pub(super) struct Here {
+    pub(super) found: Inspection,
+    pub(super) declared: BTreeMap<String, Vec<Declared>>,
+}
+
 pub(super) async fn inspect(db: &mut MysqlDatabase) -> DbResult<Inspection> {
+    Ok(look(db).await?.found)
+}
+
+pub(super) async fn look(db: &mut MysqlDatabase) -> DbResult<Here> {
     db.open_catalogue().await?;
     let declared = declared(db, None).await?;
     let indexes = indexes(db).await?;
@@ -119,13 +130,10 @@ pub(super) async fn inspect(db: &mut MysqlDatabase) -> DbResult<Inspection> {
             findings: Vec::new(),
         };
         look.table_itself(&row.text(1), &row.text(2), &row.text(3));
-        let declared = declared.get(&name).unwrap_or(&none);
-        let columns = look.columns(flavour, declared);
-        let (key, unique) = look.indexes(
-            indexes.get(&name).map_or(&[], Vec::as_slice),
-            declared,
-            &columns,
-        );
+        let own = declared.get(&name).unwrap_or(&none);
+        let columns = look.columns(flavour, own);
+        let (key, unique) =
+            look.indexes(indexes.get(&name).map_or(&[], Vec::as_slice), own, &columns);
         for trigger in triggers.get(&name).into_iter().flatten() {
             look.warn(
                 format!("The trigger `{trigger}` runs again where sync applies a change; its writes there are not captured."),
@@ -182,7 +190,7 @@ pub(super) async fn inspect(db: &mut MysqlDatabase) -> DbResult<Inspection> {
         }
         found.findings.append(&mut look.findings);
     }
-    Ok(found)
+    Ok(Here { found, declared })
 }
 
 pub(super) async fn indexes(db: &mut MysqlDatabase) -> DbResult<BTreeMap<String, Vec<Index>>> {
@@ -418,31 +426,36 @@ pub(super) async fn compatible(db: &mut MysqlDatabase, schema: &Schema) -> DbRes
 }
 
 /// The tables of a schema that are not so here, and why.
-pub(super) async fn misfits(
+async fn misfits(
     db: &mut MysqlDatabase,
     schema: &Schema,
 ) -> DbResult<Vec<(TableId, DatabaseError)>> {
-    let found = inspect(db).await?;
-    let declared = declared(db, None).await?;
-    let mut misfits = Vec::new();
-    for planned in &schema.tables {
-        let Some(local) = found.tables.iter().find(|table| table.name == planned.name) else {
-            let fatal = found
-                .findings
-                .iter()
-                .find(|f| f.fatal && f.table.as_deref() == Some(&planned.name));
+    Ok(look(db).await?.misfits(schema))
+}
+
+impl Here {
+    /// The tables of a schema that are not so here, and why.
+    pub(super) fn misfits(&self, schema: &Schema) -> Vec<(TableId, DatabaseError)> {
+        let planned = schema.tables.iter();
+        planned
+            .filter_map(|planned| Some((planned.id, self.misfit(planned)?)))
+            .collect()
+    }
+
+    fn misfit(&self, planned: &Table) -> Option<DatabaseError> {
+        let mut tables = self.found.tables.iter();
+        let Some(local) = tables.find(|table| table.name == planned.name) else {
+            let mut findings = self.found.findings.iter();
+            let fatal = findings.find(|f| f.fatal && f.table.as_deref() == Some(&planned.name));
             let why = fatal.map_or("the table does not exist here".to_owned(), |f| {
                 format!("{} {}", f.problem, f.advice)
             });
-            misfits.push((planned.id, mismatch(&planned.name, why)));
-            continue;
+            return Some(mismatch(&planned.name, why));
         };
-        let here = declared.get(&planned.name).map_or(&[][..], Vec::as_slice);
-        if let Err(why) = table_compatible(planned, local, here) {
-            misfits.push((planned.id, mismatch(&planned.name, why)));
-        }
+        let here = self.declared.get(&planned.name);
+        let fits = table_compatible(planned, local, here.map_or(&[][..], Vec::as_slice));
+        fits.err().map(|why| mismatch(&planned.name, why))
     }
-    Ok(misfits)
 }
 
 fn table_compatible(planned: &Table, local: &Table, declared: &[Declared]) -> Result<(), String> {

@@ -285,6 +285,14 @@ impl MysqlDatabase {
         Ok(layout)
     }
 
+    /// Looks up how this database declares all of its tables: for what needs many of them, as a look for each reads the
+    /// catalogue from end to end.
+    pub(super) async fn learn_layouts(&mut self) -> DbResult<()> {
+        let all = Layout::load_all(self).await?.into_iter();
+        self.layouts = all.map(|(name, one)| (name, Arc::new(one))).collect();
+        Ok(())
+    }
+
     /// Forgets what was looked up about tables: they may have changed.
     pub(super) fn forget_layouts(&mut self) {
         self.layouts.clear();

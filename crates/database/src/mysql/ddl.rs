@@ -6,11 +6,10 @@
 use std::collections::BTreeSet;
 
 use branchline_core::port::DbResult;
-use branchline_core::schema::{ForeignKey, Schema, Table};
+use branchline_core::schema::{Schema, Table};
 use branchline_core::value::{Type, Value, canonical};
 
 use super::capture::{patiently, prepare};
-use super::catalog;
 use super::connection::{Flavour, MysqlDatabase};
 use super::error::mismatch;
 use super::literal::{default_literal, text_literal};
@@ -38,7 +37,7 @@ pub(super) fn columns(table: &Table, at: &[u16]) -> String {
         .join(", ")
 }
 
-/// Creates the tables that are missing. Which they are is noted until [`add_foreign_keys`] completes them.
+/// Creates the tables that are missing. Which they are is noted until [`super::binding::add_foreign_keys`] completes them.
 pub(super) async fn create_tables(
     db: &mut MysqlDatabase,
     schema: &Schema,
@@ -98,47 +97,18 @@ async fn check_names(db: &mut MysqlDatabase, schema: &Schema) -> DbResult<()> {
     Ok(())
 }
 
-/// Adds the foreign keys of tables that [`create_tables`] made.
-pub(super) async fn add_foreign_keys(db: &mut MysqlDatabase, schema: &Schema) -> DbResult<()> {
-    db.open_catalogue().await?;
-    let noted = db.rows("SELECT name FROM branchline_created").await?;
-    let noted: BTreeSet<String> = noted.iter().map(|row| row.text(0)).collect();
-    let there = catalog::foreign_keys(db).await?;
-    for table in &schema.tables {
-        if !noted.contains(&table.name) {
-            continue;
-        }
-        for key in &table.foreign_keys {
-            let own = |at: &u16| Some(table.columns.get(usize::from(*at))?.name.clone());
-            let own: Vec<String> = key.columns.iter().filter_map(own).collect();
-            let stands = there.iter().any(|other| {
-                other.child == table.name
-                    && other.parent == key.parent
-                    && other.columns == own
-                    && other.parent_columns == key.parent_columns
-            });
-            if !stands && exists(db, &key.parent).await? {
-                let add = foreign_key(table, key);
-                let sql = format!("ALTER TABLE {} {add}", ident(&table.name));
-                patiently(db, &table.name, &sql).await?;
-            }
-        }
-        db.execute(format!(
-            "DELETE FROM branchline_created WHERE name = {}",
-            text_literal(&table.name)
-        ))
-        .await?;
-    }
-    db.forget_layouts();
-    Ok(())
-}
-
 pub(super) async fn exists(db: &mut MysqlDatabase, name: &str) -> DbResult<bool> {
     let sql = format!(
         "SELECT 1 FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = {}",
         text_literal(name)
     );
     Ok(!db.rows(sql).await?.is_empty())
+}
+
+/// The names of all tables.
+pub(super) async fn tables(db: &mut MysqlDatabase) -> DbResult<BTreeSet<String>> {
+    let sql = "SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE()";
+    Ok(db.rows(sql).await?.iter().map(|row| row.text(0)).collect())
 }
 
 /// The places of columns that indexes or references need.
@@ -311,21 +281,4 @@ impl Dialect {
         };
         (declared, String::new())
     }
-}
-
-pub(super) fn foreign_key(table: &Table, key: &ForeignKey) -> String {
-    let parents: Vec<String> = key.parent_columns.iter().map(|name| ident(name)).collect();
-    // There is no SET DEFAULT here; without an action it is only stricter.
-    let action = |when: &str, action: &str| match action.to_ascii_uppercase().as_str() {
-        known @ ("CASCADE" | "SET NULL" | "RESTRICT") => format!(" {when} {known}"),
-        _ => String::new(),
-    };
-    format!(
-        "ADD FOREIGN KEY ({}) REFERENCES {} ({}){}{}",
-        columns(table, &key.columns),
-        ident(&key.parent),
-        parents.join(", "),
-        action("ON DELETE", &key.on_delete),
-        action("ON UPDATE", &key.on_update),
-    )
 }

@@ -57,6 +57,7 @@ pub(super) const LOCKED: [u16; 2] = [1205, 3572];
 /// | 1044, 1045, 1049, 1142, 1143, 1227, 1419, 1290, ... | refused |
 /// | 1040, 1053, 1129, 1203, 1226, 1927, 1021, 1114 and a broken connection | unreachable for now |
 /// | SQLSTATE 22 and 42, 1292, 1366, 1265 | does not match the plan |
+/// | 1005 with errno 121, 140 or 150, 1022, 1025, 1215, 1553, 1822 to 1834, SQLSTATE 0A | the table cannot be made so |
 pub(super) fn on_table(table: &str, error: &Error) -> DatabaseError {
     let Error::Server(told) = error else {
         return match transport(error) {
@@ -93,8 +94,12 @@ pub(super) fn on_table(table: &str, error: &Error) -> DatabaseError {
             DatabaseError::Unreachable(message)
         }
         1153 | 1265 | 1292 | 1366 | 1411 if !table.is_empty() => mismatch(table, message),
+        1005 | 1025 if !table.is_empty() && ill_formed(&message) => mismatch(table, message),
+        1022 | 1215 | 1553 | 1822..=1834 if !table.is_empty() => mismatch(table, message),
         _ if !table.is_empty()
-            && (told.state.starts_with("22") || told.state.starts_with("42")) =>
+            && ["22", "42", "0A"]
+                .iter()
+                .any(|class| told.state.starts_with(class)) =>
         {
             mismatch(table, message)
         }
@@ -114,6 +119,14 @@ pub(super) fn on_table(table: &str, error: &Error) -> DatabaseError {
         }
         code => DatabaseError::Other(format!("{message} (error {code})")),
     }
+}
+
+/// Whether a table could not be made or renamed for what it is, not for want of space or the like: a name of a foreign
+/// key that is taken (121, 152), options (140), a foreign key that does not match (150).
+fn ill_formed(message: &str) -> bool {
+    [121, 140, 150, 152]
+        .iter()
+        .any(|errno| message.contains(&format!("errno: {errno} ")))
 }
 
 pub(super) fn mismatch(table: &str, message: impl Into<String>) -> DatabaseError {
@@ -163,4 +176,83 @@ fn chain(error: &Error) -> String {
         cause = inner.source();
     }
     words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(table: &str, code: u16, state: &str, message: &str) -> DatabaseError {
+        let (state, message) = (state.to_owned(), message.to_owned());
+        on_table(
+            table,
+            &Error::Server(ServerError {
+                code,
+                message,
+                state,
+            }),
+        )
+    }
+
+    /// What a table is to blame for is not taken for a broken database, which would be tried again without end.
+    #[test]
+    fn refusals_of_a_table_are_its_own() {
+        let in_use = "Can't create table `a`.`b` (errno: 121 \"Duplicate key on write or update\")";
+        let ill = "Can't create table `a`.`b` (errno: 150 \"Foreign key constraint is incorrectly formed\")";
+        let mismatches = [
+            (1005, "HY000", in_use),
+            (1005, "HY000", ill),
+            (
+                1025,
+                "HY000",
+                "Error on rename of './a' to './b' (errno: 152 \"Cannot delete a parent row\")",
+            ),
+            (1022, "23000", ""),
+            (1069, "42000", ""),
+            (1070, "42000", ""),
+            (1071, "42000", ""),
+            (1118, "42000", ""),
+            (1138, "42000", ""),
+            (1215, "HY000", ""),
+            (1264, "22003", ""),
+            (1265, "01000", ""),
+            (1366, "HY000", ""),
+            (1406, "22001", ""),
+            (1553, "HY000", ""),
+            (1822, "HY000", ""),
+            (1823, "HY000", ""),
+            (1824, "HY000", ""),
+            (1825, "HY000", ""),
+            (1826, "HY000", ""),
+            (1833, "HY000", ""),
+            (1846, "0A000", ""),
+        ];
+        for (code, state, message) in mismatches {
+            let error = told("t", code, state, message);
+            assert!(
+                matches!(error, DatabaseError::Mismatch { .. }),
+                "{code}: {error:?}"
+            );
+        }
+        for (code, reference) in [
+            (1216, true),
+            (1217, true),
+            (1451, true),
+            (1452, true),
+            (1062, false),
+        ] {
+            let error = told("t", code, "23000", "");
+            let DatabaseError::Constraint { foreign_key, .. } = error else {
+                panic!("{code}: {error:?}");
+            };
+            assert_eq!(foreign_key, reference, "{code}");
+        }
+        let full = told(
+            "t",
+            1005,
+            "HY000",
+            "Can't create table `a`.`b` (errno: 28 \"No space left on device\")",
+        );
+        assert!(matches!(full, DatabaseError::Other(_)), "{full:?}");
+    }
 }

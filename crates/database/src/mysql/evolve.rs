@@ -5,17 +5,18 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use branchline_core::port::{DatabaseError, DbResult, Evolution, Inspection, Purpose};
+use branchline_core::port::{DatabaseError, DbResult, Evolution, Purpose};
 use branchline_core::schema::{Column, Schema, Table, TableId};
 use branchline_core::value::Type;
 
-use super::bonds::{fasten_again, keys, loosen, references};
+use super::binding::{Late, add_late, addition, drop_key, unless_refused};
+use super::bonds::{Bonds, fasten_again, keys, loosen, references};
 use super::books;
 use super::capture::{self, patiently};
-use super::catalog;
+use super::catalog::{self, Here};
 use super::connection::MysqlDatabase;
 use super::ddl::{self, Dialect, ident, indexed};
-use super::layout::{Declared, declared};
+use super::layout::Declared;
 use super::literal::text_literal;
 use super::retype::{check, whole};
 use super::types::serves;
@@ -30,6 +31,10 @@ pub(super) struct Step<'s> {
     pub(super) live: Table,
     declared: Vec<Declared>,
     pub(super) columns: Columns,
+    /// What is remembered once it is done.
+    marked: Vec<u8>,
+    /// That is remembered already.
+    known: bool,
 }
 
 pub(super) async fn evolve(
@@ -49,7 +54,7 @@ pub(super) async fn evolve(
     db.forget_layouts();
     let (steps, evolution) = done?;
     db.open(Purpose::Load).await?;
-    for step in &steps {
+    for step in steps.iter().filter(|step| step.differs()) {
         let Some(former) = step.former else { continue };
         rekey::follow(db, former, step.to).await?;
         let notes = books::notes(db, former, None).await?;
@@ -59,11 +64,11 @@ pub(super) async fn evolve(
         books::set_notes(db, former, &gone).await?;
         books::set_notes(db, step.to, &set).await?;
     }
-    for step in &steps {
-        let mark = lineage::mark(step.to.id);
-        books::set_meta(db, &mark, Some(&lineage::marked(step.to))).await?;
-        books::set_meta(db, &begun(step.to.id), None).await?;
+    for step in steps.iter().filter(|step| !step.known) {
+        books::set_meta(db, &lineage::mark(step.to.id), Some(&step.marked)).await?;
     }
+    let over: Vec<String> = steps.iter().map(|step| begun(step.to.id)).collect();
+    books::clear_metas(db, &over).await?;
     Ok(evolution)
 }
 
@@ -79,17 +84,18 @@ async fn follow<'s>(
     dropped: &[TableId],
 ) -> DbResult<(Vec<Step<'s>>, Evolution)> {
     let mut refused: BTreeMap<TableId, String> = BTreeMap::new();
-    let looked = catalog::inspect(db).await?;
-    let columns = declared(db, None).await?;
+    capture::prepare(db).await?;
+    let here = catalog::look(db).await?;
+    let marks = books::metas(db, &["evolved.", "evolving."]).await?;
     let captured = capture::captured_tables(db).await?;
-    let there: BTreeSet<String> = columns.keys().cloned().collect();
+    let there: BTreeSet<String> = here.declared.keys().cloned().collect();
     let places = lineage::tables(from, to, &there, &captured);
     let mut steps = Vec::new();
     for table in &to.tables {
         let Some(name) = places.get(&table.id) else {
             continue;
         };
-        let made = step(db, from, table, name, &looked, &columns).await;
+        let made = step(db, from, table, name, &here, &marks).await;
         let made = match made {
             Ok(step) => check(db, &step).await.map(|()| step),
             Err(stop) => Err(stop),
@@ -104,25 +110,37 @@ async fn follow<'s>(
     let renamed = rename_tables(db, &places, &mut steps, &mut refused).await?;
     let mut goal = to.clone();
     goal.tables.retain(|table| !refused.contains_key(&table.id));
-    create_tables(db, &goal, &mut refused).await?;
+    create_tables(db, from, &goal, &mut refused).await?;
+    goal.tables.retain(|table| !refused.contains_key(&table.id));
     loosen(db, &steps).await?;
-    let mut left = Vec::new();
+    let (mut left, mut late) = (Vec::new(), Vec::new());
+    let mut bonds = Bonds::look(db).await?;
     for step in steps {
-        match alter(db, from, &goal, &step).await {
-            Ok(()) => left.push(step),
+        let done = alter(db, &bonds, (from, &goal), &step).await;
+        if !matches!(done, Ok((false, _))) {
+            bonds = Bonds::look(db).await?;
+        }
+        match done {
+            Ok((_, keys)) => {
+                late.extend(keys);
+                left.push(step);
+            }
             Err(Stop::Failed(error)) => return Err(error),
             Err(Stop::Refused(id, reason)) => {
                 // It gets its former name back.
                 if let Some(was) = renamed.get(&id) {
                     let sql = format!("RENAME TABLE {} TO {}", ident(&step.to.name), ident(was));
-                    patiently(db, was, &sql).await?;
+                    let back = patiently(db, was, &sql).await;
+                    unless_refused(back, was, "a table could not get its former name back")?;
                 }
                 refused.insert(id, reason);
             }
         }
     }
+    let unbound = add_late(db, &goal, |id| refused.contains_key(&id), &late).await?;
     goal.tables.retain(|table| !refused.contains_key(&table.id));
-    for (id, error) in catalog::misfits(db, &goal).await? {
+    let here = catalog::look(db).await?;
+    for (id, error) in here.misfits(&goal) {
         refused.insert(id, error.to_string());
     }
     goal.tables.retain(|table| !refused.contains_key(&table.id));
@@ -134,14 +152,11 @@ async fn follow<'s>(
         .iter()
         .filter(|table| refused.contains_key(&table.id));
     captured.tables.extend(kept.cloned());
-    let misfits: Vec<TableId> = catalog::misfits(db, &captured)
-        .await?
-        .into_iter()
-        .map(|(id, _)| id)
-        .collect();
+    let misfits = here.misfits(&captured).into_iter();
+    let misfits: BTreeSet<TableId> = misfits.map(|(id, _)| id).collect();
     captured.tables.retain(|table| !misfits.contains(&table.id));
     fasten_again(db, from, &refused).await?;
-    capture::install(db, &captured).await?;
+    capture::install_on_fitting(db, &captured).await?;
     let found = left.iter().flat_map(|step| {
         step.columns
             .found
@@ -150,7 +165,12 @@ async fn follow<'s>(
     });
     let found = found.collect();
     let refused = refused.into_iter().collect();
-    Ok((left, Evolution { refused, found }))
+    let told = Evolution {
+        refused,
+        found,
+        unbound,
+    };
+    Ok((left, told))
 }
 
 async fn step<'s>(
@@ -158,11 +178,12 @@ async fn step<'s>(
     from: &'s Schema,
     to: &'s Table,
     name: &str,
-    looked: &Inspection,
-    columns: &BTreeMap<String, Vec<Declared>>,
+    here: &Here,
+    marks: &BTreeMap<String, Vec<u8>>,
 ) -> Tried<Step<'s>> {
-    let Some(live) = looked.tables.iter().find(|table| table.name == name) else {
-        let why = looked
+    let Some(live) = here.found.tables.iter().find(|table| table.name == name) else {
+        let why = here
+            .found
             .findings
             .iter()
             .find(|one| one.fatal && one.table.as_deref() == Some(name));
@@ -173,10 +194,9 @@ async fn step<'s>(
         return Err(Stop::Refused(to.id, why));
     };
     let marked = lineage::marked(to);
-    let done = books::meta(db, &lineage::mark(to.id)).await?;
+    let known = marks.get(&lineage::mark(to.id)) == Some(&marked);
     // Begun, and not what it was then: its one statement has been run.
-    let begun = books::meta(db, &begun(to.id)).await?;
-    let begun = begun.and_then(|noted| {
+    let begun = marks.get(&begun(to.id)).and_then(|noted| {
         let (version, before) = noted.split_at_checked(marked.len())?;
         (version == marked).then(|| before.to_vec())
     });
@@ -184,12 +204,12 @@ async fn step<'s>(
         Some(before) => shape::written(db, name).await?.as_bytes() != before,
         None => false,
     };
-    let former = if changed || done.is_some_and(|done| done == marked) {
+    let former = if changed || known {
         Some(to)
     } else {
         from.table(to.id)
     };
-    let declared = columns.get(name).cloned().unwrap_or_default();
+    let declared = here.declared.get(name).cloned().unwrap_or_default();
     let same = |planned: &Type, here: &Type| planned == here || enums(planned, here);
     Ok(Step {
         former,
@@ -197,6 +217,8 @@ async fn step<'s>(
         live: live.clone(),
         declared,
         columns: Columns::of(former, to, live, &Known::new(), same),
+        marked,
+        known,
     })
 }
 
@@ -205,6 +227,11 @@ fn enums(a: &Type, b: &Type) -> bool {
 }
 
 impl Step<'_> {
+    /// Whether the version says something else of the table than the one before.
+    fn differs(&self) -> bool {
+        self.former != Some(self.to)
+    }
+
     /// The present column that a column of the version is made of.
     pub(super) fn source(&self, at: usize) -> Option<(&Column, &Declared)> {
         let name = self.columns.sources.get(at)?.as_ref()?;
@@ -249,16 +276,9 @@ async fn drop_tables(
     let gone = dropped.iter().filter(|id| to.table(**id).is_none());
     for (&id, name) in gone.filter_map(|id| Some((id, places.get(id)?))) {
         for key in catalog::foreign_keys(db).await? {
-            if key.parent == *name
-                && key.child != *name
-                && places.values().any(|name| *name == key.child)
-            {
-                let sql = format!(
-                    "ALTER TABLE {} DROP FOREIGN KEY {}",
-                    ident(&key.child),
-                    ident(&key.name)
-                );
-                patiently(db, &key.child, &sql).await?;
+            let of_plan = places.values().any(|name| *name == key.child);
+            if key.parent == *name && key.child != *name && of_plan {
+                drop_key(db, &key).await?;
             }
         }
         match patiently(db, name, &format!("DROP TABLE {}", ident(name)))
@@ -326,12 +346,17 @@ async fn rename_tables(
 
 async fn create_tables(
     db: &mut MysqlDatabase,
+    from: &Schema,
     goal: &Schema,
     refused: &mut BTreeMap<TableId, String>,
 ) -> DbResult<()> {
-    for table in &goal.tables {
-        let mut alone = goal.clone();
-        alone.tables.retain(|one| one.id == table.id);
+    let there = ddl::tables(db).await?;
+    let stands = |table: &Table| there.contains(&table.name) && from.table(table.id) == Some(table);
+    for table in goal.tables.iter().filter(|table| !stands(table)) {
+        let alone = Schema {
+            tables: vec![table.clone()],
+            ..*goal
+        };
         match ddl::create_tables(db, &alone)
             .await
             .map_err(|error| stop(table.id, error))
@@ -344,12 +369,18 @@ async fn create_tables(
     Ok(())
 }
 
-/// Makes a table what the version says, in one statement.
-async fn alter(db: &mut MysqlDatabase, from: &Schema, goal: &Schema, step: &Step<'_>) -> Tried<()> {
+/// Makes a table what the version says, in one statement. Whether that took a change, and the foreign keys that the
+/// server did not take with the rest.
+async fn alter<'s>(
+    db: &mut MysqlDatabase,
+    bonds: &Bonds,
+    versions: (&Schema, &Schema),
+    step: &Step<'s>,
+) -> Tried<(bool, Vec<Late<'s>>)> {
     let (to, id) = (step.to, step.to.id);
     let (mut parts, mut afterwards) = (Vec::new(), Vec::new());
-    references(db, from, goal, step, &mut parts).await?;
-    keys(db, step, &mut parts).await?;
+    let coming = references(db, bonds, versions, step, &mut parts).await?;
+    keys(bonds, step, &mut parts);
     for name in &step.columns.drops {
         parts.push(format!("DROP COLUMN {}", ident(name)));
     }
@@ -375,17 +406,32 @@ async fn alter(db: &mut MysqlDatabase, from: &Schema, goal: &Schema, step: &Step
             }
         }
     }
-    if parts.is_empty() {
-        return Ok(());
+    if parts.is_empty() && coming.is_empty() {
+        return Ok((false, Vec::new()));
+    }
+    let mut additions = Vec::new();
+    for key in &coming {
+        additions.push(addition(db, to, key).await?);
     }
     // What it is like now, for a run that finds it after this one was cut off.
-    let mut noted = lineage::marked(to);
+    let mut noted = step.marked.clone();
     noted.extend_from_slice(shape::written(db, &to.name).await?.as_bytes());
     books::set_meta(db, &begun(id), Some(&noted)).await?;
     // Both ends of a reference change one after the other; that rows obey the new ones was looked at before.
     db.execute("SET SESSION foreign_key_checks = 0").await?;
-    let sql = format!("ALTER TABLE {} {}", ident(&to.name), parts.join(", "));
-    let mut done = patiently(db, &to.name, &sql).await;
+    let change = |parts: &[String]| format!("ALTER TABLE {} {}", ident(&to.name), parts.join(", "));
+    let all = change(&[parts.as_slice(), &additions].concat());
+    let mut done = patiently(db, &to.name, &all).await;
+    let mut late = Vec::new();
+    let refused = |error| matches!(stop(id, error), Stop::Refused(..));
+    if !coming.is_empty() && done.clone().is_err_and(refused) {
+        let keys = coming.into_iter();
+        late.extend(keys.map(|key| Late { table: to, key }));
+        done = match parts.as_slice() {
+            [] => Ok(()),
+            parts => patiently(db, &to.name, &change(parts)).await,
+        };
+    }
     if done.is_ok() && !afterwards.is_empty() {
         let sql = format!("ALTER TABLE {} {}", ident(&to.name), afterwards.join(", "));
         done = patiently(db, &to.name, &sql).await;
@@ -412,13 +458,12 @@ async fn alter(db: &mut MysqlDatabase, from: &Schema, goal: &Schema, step: &Step
     let missing: Vec<String> = missing
         .map(|index| format!("ADD INDEX ({})", ddl::columns(to, index)))
         .collect();
-    if missing.is_empty() {
-        return Ok(());
+    if !missing.is_empty() {
+        let sql = format!("ALTER TABLE {} {}", ident(&to.name), missing.join(", "));
+        let made = patiently(db, &to.name, &sql).await;
+        made.map_err(|error| stop(id, error))?;
     }
-    let sql = format!("ALTER TABLE {} {}", ident(&to.name), missing.join(", "));
-    patiently(db, &to.name, &sql)
-        .await
-        .map_err(|error| stop(id, error))
+    Ok((true, late))
 }
 
 /// What becomes of a column that is there.

@@ -62,23 +62,25 @@ impl Declared {
     }
 }
 
+/// A condition that a column of the catalogue names the table; none where no name is given.
+fn only(column: &str, table: Option<&str>) -> String {
+    table.map_or(String::new(), |name| {
+        format!(" AND {column} = {}", text_literal(name))
+    })
+}
+
 /// The columns of these tables (of all, where no name is given), by table, in order.
 pub(super) async fn declared(
     db: &mut MysqlDatabase,
     table: Option<&str>,
 ) -> DbResult<BTreeMap<String, Vec<Declared>>> {
-    let only = |column: &str| {
-        table.map_or(String::new(), |name| {
-            format!(" AND {column} = {}", text_literal(name))
-        })
-    };
     let sql = format!(
         "SELECT TABLE_NAME, COLUMN_NAME, DATA_TYPE, COLUMN_TYPE, IS_NULLABLE = 'YES', COLUMN_DEFAULT,
                 CHARACTER_MAXIMUM_LENGTH, NUMERIC_PRECISION, NUMERIC_SCALE, DATETIME_PRECISION, COLLATION_NAME, EXTRA,
                 COALESCE(GENERATION_EXPRESSION, '') <> ''
          FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = DATABASE(){}
          ORDER BY TABLE_NAME, ORDINAL_POSITION",
-        only("TABLE_NAME")
+        only("TABLE_NAME", table)
     );
     let mut found: BTreeMap<String, Vec<Declared>> = BTreeMap::new();
     for row in db.rows(sql).await? {
@@ -92,7 +94,7 @@ pub(super) async fn declared(
         let sql = format!(
             "SELECT TABLE_NAME, CHECK_CLAUSE FROM information_schema.CHECK_CONSTRAINTS
              WHERE CONSTRAINT_SCHEMA = DATABASE() AND CHECK_CLAUSE LIKE 'json_valid(%'{}",
-            only("TABLE_NAME")
+            only("TABLE_NAME", table)
         );
         for row in db.rows(sql).await? {
             let clause = row.text(1);
@@ -157,25 +159,55 @@ pub(super) struct Child {
 
 impl Layout {
     pub(super) async fn load(db: &mut MysqlDatabase, table: &str) -> DbResult<Self> {
-        let columns = declared(db, Some(table)).await?.remove(table);
-        let Some(columns) = columns else {
-            return Err(mismatch(table, "the table does not exist here"));
-        };
+        let found = Self::load_of(db, Some(table)).await?.remove(table);
+        found.ok_or_else(|| mismatch(table, "the table does not exist here"))
+    }
+
+    /// Of all tables, in as many statements as of one.
+    pub(super) async fn load_all(db: &mut MysqlDatabase) -> DbResult<BTreeMap<String, Self>> {
+        Self::load_of(db, None).await
+    }
+
+    async fn load_of(
+        db: &mut MysqlDatabase,
+        table: Option<&str>,
+    ) -> DbResult<BTreeMap<String, Self>> {
+        let mut found: BTreeMap<String, Self> = BTreeMap::new();
+        for (name, columns) in declared(db, table).await? {
+            let layout = Self {
+                relation: ident(&name),
+                columns,
+                unique: false,
+                children: Vec::new(),
+                to_itself: Vec::new(),
+            };
+            found.insert(name, layout);
+        }
+        if found.is_empty() {
+            return Ok(found);
+        }
         let unique = db
             .rows(format!(
-                "SELECT 1 FROM information_schema.STATISTICS WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = {}
-                 AND NON_UNIQUE = 0 AND INDEX_NAME <> 'PRIMARY' LIMIT 1",
-                text_literal(table)
+                "SELECT DISTINCT TABLE_NAME FROM information_schema.STATISTICS
+                 WHERE TABLE_SCHEMA = DATABASE() AND NON_UNIQUE = 0 AND INDEX_NAME <> 'PRIMARY'{}",
+                only("TABLE_NAME", table)
             ))
             .await?;
-        let (mut children, mut to_itself) = (Vec::new(), Vec::new());
-        for key in references(db, table).await? {
-            let itself = key.schema == db.database() && key.child == table;
+        for row in unique {
+            if let Some(layout) = found.get_mut(&row.text(0)) {
+                layout.unique = true;
+            }
+        }
+        for (parent, key) in references(db, table).await? {
+            let Some(layout) = found.get_mut(&parent) else {
+                continue;
+            };
+            let itself = key.schema == db.database() && key.child == parent;
             if itself {
-                to_itself.push(key.columns.clone());
+                layout.to_itself.push(key.columns.clone());
             }
             let follows = |action: &str| matches!(action, "CASCADE" | "SET NULL" | "SET DEFAULT");
-            children.push(Child {
+            layout.children.push(Child {
                 follows_delete: follows(&key.on_delete),
                 follows_update: follows(&key.on_update),
                 index: key.index,
@@ -183,13 +215,7 @@ impl Layout {
                 columns: key.columns,
             });
         }
-        Ok(Self {
-            relation: ident(table),
-            columns,
-            unique: !unique.is_empty(),
-            children,
-            to_itself,
-        })
+        Ok(found)
     }
 
     /// The column of this name.
@@ -221,22 +247,26 @@ pub(super) struct Reference {
     index: Option<String>,
 }
 
-/// The foreign keys, of any database of the server, that refer to this table.
-pub(super) async fn references(db: &mut MysqlDatabase, table: &str) -> DbResult<Vec<Reference>> {
+/// The foreign keys, of any database of the server, that refer to this table (to any, where no name is given), each
+/// with the name of the table that it refers to.
+pub(super) async fn references(
+    db: &mut MysqlDatabase,
+    table: Option<&str>,
+) -> DbResult<Vec<(String, Reference)>> {
     let sql = format!(
         "SELECT k.CONSTRAINT_SCHEMA, k.TABLE_NAME, k.CONSTRAINT_NAME, k.COLUMN_NAME, k.REFERENCED_COLUMN_NAME,
-                r.DELETE_RULE, r.UPDATE_RULE, r.UNIQUE_CONSTRAINT_NAME
+                r.DELETE_RULE, r.UPDATE_RULE, r.UNIQUE_CONSTRAINT_NAME, k.REFERENCED_TABLE_NAME
          FROM information_schema.KEY_COLUMN_USAGE k
          JOIN information_schema.REFERENTIAL_CONSTRAINTS r ON r.CONSTRAINT_SCHEMA = k.CONSTRAINT_SCHEMA
               AND r.CONSTRAINT_NAME = k.CONSTRAINT_NAME AND r.TABLE_NAME = k.TABLE_NAME
-         WHERE k.REFERENCED_TABLE_SCHEMA = DATABASE() AND k.REFERENCED_TABLE_NAME = {}
+         WHERE k.REFERENCED_TABLE_SCHEMA = DATABASE(){}
          ORDER BY 1, 2, 3, k.ORDINAL_POSITION",
-        text_literal(table)
+        only("k.REFERENCED_TABLE_NAME", table)
     );
-    let mut found: Vec<(String, Reference)> = Vec::new();
+    let mut found: Vec<(String, String, Reference)> = Vec::new();
     for row in db.rows(sql).await? {
         let (schema, child, name) = (row.text(0), row.text(1), row.text(2));
-        let same = |(last_name, last): &(String, Reference)| {
+        let same = |(_, last_name, last): &(String, String, Reference)| {
             *last_name == name && last.schema == schema && last.child == child
         };
         if !found.last().is_some_and(same) {
@@ -248,11 +278,12 @@ pub(super) async fn references(db: &mut MysqlDatabase, table: &str) -> DbResult<
                 on_update: row.text(6),
                 index: row.bytes(7).map(|_| row.text(7)),
             };
-            found.push((name, reference));
+            found.push((row.text(8), name, reference));
         }
-        if let Some((_, last)) = found.last_mut() {
+        if let Some((_, _, last)) = found.last_mut() {
             last.columns.push((row.text(3), row.text(4)));
         }
     }
-    Ok(found.into_iter().map(|(_, reference)| reference).collect())
+    let keys = found.into_iter();
+    Ok(keys.map(|(parent, _, key)| (parent, key)).collect())
 }

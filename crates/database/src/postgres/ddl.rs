@@ -137,11 +137,18 @@ pub(super) async fn add_foreign_keys(db: &mut PostgresDatabase, schema: &Schema)
         work.push((table.name.clone(), sql));
     }
     db.close(false).await?;
+    let mut refused = None;
     for (table, sql) in work {
-        patiently(db, &table, &sql).await?;
+        match patiently(db, &table, &sql).await {
+            Ok(()) => {}
+            Err(error @ (DatabaseError::Constraint { .. } | DatabaseError::Mismatch { .. })) => {
+                refused.get_or_insert(error);
+            }
+            Err(other) => return Err(other),
+        }
     }
     db.forget_layouts();
-    Ok(())
+    refused.map_or(Ok(()), Err)
 }
 
 pub(super) async fn exists(db: &mut PostgresDatabase, name: &str) -> DbResult<bool> {

@@ -50,6 +50,7 @@ pub(super) async fn evolve(
                 return Ok(Evolution {
                     refused: refused.into_iter().collect(),
                     found,
+                    unbound: Vec::new(),
                 });
             }
             Err(Stop::Failed(error)) => return Err(error),
