@@ -128,6 +128,7 @@ impl Branch {
             });
         }
         let mut refused = Vec::new();
+        let mut differing = self.differing.clone();
         db.begin(Purpose::Load).await?;
         let outcome = async {
             let moved = self.moved_notes(db, to).await?;
@@ -152,6 +153,15 @@ impl Branch {
             }
             if to.version != self.schema.version {
                 refused.extend(done.unbound);
+            }
+            if prepared {
+                // What arrives before the next look must not be written to what is not there.
+                let as_it_was = |id: &TableId| match self.differing.get(id) {
+                    Some(local) => local.clone(),
+                    None => self.schema.table(*id).cloned(),
+                };
+                let ids = done.refused.iter().map(|(id, _)| id);
+                differing = ids.map(|id| (*id, as_it_was(id))).collect();
             }
             set_moved(db, &self.schema, to, moved).await?;
             for (id, column) in &done.found {
@@ -184,6 +194,7 @@ impl Branch {
         conclude(db, outcome).await?;
         let known = book.refused.len() == self.book.refused.len();
         self.book = book;
+        self.differing = differing;
         for what in refused {
             self.notice(Notice::Trouble(what));
         }

@@ -27,44 +27,81 @@ pub(super) struct Reference {
     pub(super) on_update: String,
 }
 
+/// What a foreign key does: its actions, and the parent's index that it uses where the catalogue names it.
+pub(super) struct Rule {
+    pub(super) on_delete: String,
+    pub(super) on_update: String,
+    pub(super) index: Option<String>,
+}
+
+/// What the foreign keys that refer to tables of this database do, by schema, table and name; of this database's own tables,
+/// or of all. Asked for alone: joined to the columns, the server opens every table for every row.
+pub(super) async fn rules(
+    db: &mut MysqlDatabase,
+    own: bool,
+) -> DbResult<BTreeMap<(String, String, String), Rule>> {
+    let own = if own {
+        " AND CONSTRAINT_SCHEMA = DATABASE()"
+    } else {
+        ""
+    };
+    let sql = format!(
+        "SELECT CONSTRAINT_SCHEMA, TABLE_NAME, CONSTRAINT_NAME, DELETE_RULE, UPDATE_RULE, UNIQUE_CONSTRAINT_NAME
+         FROM information_schema.REFERENTIAL_CONSTRAINTS WHERE UNIQUE_CONSTRAINT_SCHEMA = DATABASE(){own}"
+    );
+    let rows = db.rows(sql).await?;
+    let rule = rows.iter().map(|row| {
+        let rule = Rule {
+            on_delete: row.text(3),
+            on_update: row.text(4),
+            index: row.bytes(5).map(|_| row.text(5)),
+        };
+        ((row.text(0), row.text(1), row.text(2)), rule)
+    });
+    Ok(rule.collect())
+}
+
 /// The foreign keys of this database's tables that refer to tables of this database. MariaDB looks through the tables of
-/// all databases unless it is told of both which it is, in just these columns.
+/// all databases unless it is told which it is, in just these columns.
 pub(super) async fn foreign_keys(db: &mut MysqlDatabase) -> DbResult<Vec<Reference>> {
     let rows = db
         .rows(
-            "SELECT k.TABLE_NAME, k.CONSTRAINT_NAME, k.COLUMN_NAME, k.REFERENCED_TABLE_NAME, k.REFERENCED_COLUMN_NAME,
-                    r.DELETE_RULE, r.UPDATE_RULE
-             FROM information_schema.KEY_COLUMN_USAGE k
-             JOIN information_schema.REFERENTIAL_CONSTRAINTS r ON r.CONSTRAINT_SCHEMA = k.CONSTRAINT_SCHEMA
-                  AND r.CONSTRAINT_NAME = k.CONSTRAINT_NAME AND r.TABLE_NAME = k.TABLE_NAME
-             WHERE k.TABLE_SCHEMA = DATABASE() AND r.CONSTRAINT_SCHEMA = DATABASE() AND k.REFERENCED_TABLE_SCHEMA = DATABASE()
-             ORDER BY k.TABLE_NAME, k.CONSTRAINT_NAME, k.ORDINAL_POSITION",
+            "SELECT TABLE_NAME, CONSTRAINT_NAME, COLUMN_NAME, REFERENCED_TABLE_NAME, REFERENCED_COLUMN_NAME, CONSTRAINT_SCHEMA
+             FROM information_schema.KEY_COLUMN_USAGE
+             WHERE TABLE_SCHEMA = DATABASE() AND REFERENCED_TABLE_SCHEMA = DATABASE()
+             ORDER BY TABLE_NAME, CONSTRAINT_NAME, ORDINAL_POSITION",
         )
         .await?;
-    let mut found: Vec<(String, Reference)> = Vec::new();
+    let rules = rules(db, true).await?;
+    let mut found: Vec<Reference> = Vec::new();
     for row in rows {
         let (child, name) = (row.text(0), row.text(1));
-        if !found
+        let last = found
             .last()
-            .is_some_and(|(last, key)| *last == name && key.child == child)
-        {
-            let reference = Reference {
+            .is_some_and(|last| last.name == name && last.child == child);
+        if !last {
+            let place = (row.text(5), child, name);
+            // One without is gone since a moment.
+            let Some(rule) = rules.get(&place) else {
+                continue;
+            };
+            let (_, child, name) = place;
+            found.push(Reference {
                 child,
-                name: name.clone(),
+                name,
                 columns: Vec::new(),
                 parent: row.text(3),
                 parent_columns: Vec::new(),
-                on_delete: action(&row.text(5)),
-                on_update: action(&row.text(6)),
-            };
-            found.push((name, reference));
+                on_delete: action(&rule.on_delete),
+                on_update: action(&rule.on_update),
+            });
         }
-        if let Some((_, last)) = found.last_mut() {
+        if let Some(last) = found.last_mut() {
             last.columns.push(row.text(2));
             last.parent_columns.push(row.text(4));
         }
     }
-    Ok(found.into_iter().map(|(_, key)| key).collect())
+    Ok(found)
 }
 
 /// The action; `RESTRICT` and none are the same here.

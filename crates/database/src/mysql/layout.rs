@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use branchline_core::port::DbResult;
 use branchline_core::schema::{Column, Table};
 
+use super::catalog::rules;
 use super::connection::{Cells, Flavour, MysqlDatabase};
 use super::ddl::ident;
 use super::error::mismatch;
@@ -254,31 +255,38 @@ pub(super) async fn references(
     table: Option<&str>,
 ) -> DbResult<Vec<(String, Reference)>> {
     let sql = format!(
-        "SELECT k.CONSTRAINT_SCHEMA, k.TABLE_NAME, k.CONSTRAINT_NAME, k.COLUMN_NAME, k.REFERENCED_COLUMN_NAME,
-                r.DELETE_RULE, r.UPDATE_RULE, r.UNIQUE_CONSTRAINT_NAME, k.REFERENCED_TABLE_NAME
-         FROM information_schema.KEY_COLUMN_USAGE k
-         JOIN information_schema.REFERENTIAL_CONSTRAINTS r ON r.CONSTRAINT_SCHEMA = k.CONSTRAINT_SCHEMA
-              AND r.CONSTRAINT_NAME = k.CONSTRAINT_NAME AND r.TABLE_NAME = k.TABLE_NAME
-         WHERE k.REFERENCED_TABLE_SCHEMA = DATABASE(){}
-         ORDER BY 1, 2, 3, k.ORDINAL_POSITION",
-        only("k.REFERENCED_TABLE_NAME", table)
+        "SELECT CONSTRAINT_SCHEMA, TABLE_NAME, CONSTRAINT_NAME, COLUMN_NAME, REFERENCED_COLUMN_NAME, REFERENCED_TABLE_NAME
+         FROM information_schema.KEY_COLUMN_USAGE WHERE REFERENCED_TABLE_SCHEMA = DATABASE(){}
+         ORDER BY 1, 2, 3, ORDINAL_POSITION",
+        only("REFERENCED_TABLE_NAME", table)
     );
+    let rows = db.rows(sql).await?;
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rules = rules(db, false).await?;
     let mut found: Vec<(String, String, Reference)> = Vec::new();
-    for row in db.rows(sql).await? {
+    for row in rows {
         let (schema, child, name) = (row.text(0), row.text(1), row.text(2));
         let same = |(_, last_name, last): &(String, String, Reference)| {
             *last_name == name && last.schema == schema && last.child == child
         };
         if !found.last().is_some_and(same) {
+            let place = (schema, child, name);
+            // One without is gone since a moment.
+            let Some(rule) = rules.get(&place) else {
+                continue;
+            };
+            let (schema, child, name) = place;
             let reference = Reference {
                 schema,
                 child,
                 columns: Vec::new(),
-                on_delete: row.text(5),
-                on_update: row.text(6),
-                index: row.bytes(7).map(|_| row.text(7)),
+                on_delete: rule.on_delete.clone(),
+                on_update: rule.on_update.clone(),
+                index: rule.index.clone(),
             };
-            found.push((row.text(8), name, reference));
+            found.push((row.text(5), name, reference));
         }
         if let Some((_, _, last)) = found.last_mut() {
             last.columns.push((row.text(3), row.text(4)));
