@@ -124,6 +124,8 @@ struct LinkState {
     /// The end of the head's log, as last heard.
     known_last: LogPosition,
     told_applied: LogPosition,
+    /// How far the head was told what is staged.
+    told_staged: LogPosition,
     question: u64,
     /// Questions up to this one were another process's, or never asked: answers to them are none of ours.
     earlier_questions: u64,
@@ -446,6 +448,7 @@ impl Branch {
             clock: now,
             session: self.session,
             offset: self.book.clock_offset,
+            staged: Some(self.inbox.received()),
         };
         self.tell(&Message::Position(position))
     }
@@ -490,6 +493,7 @@ impl Branch {
             }
         }
         self.tell_applied()?;
+        self.tell_staged(now)?;
         Ok(more)
     }
 
@@ -498,6 +502,16 @@ impl Branch {
             .joining
             .as_ref()
             .is_none_or(|joining| joining.prepared)
+    }
+
+    /// While a unit comes that is larger than the head's window, the window follows what is staged of it.
+    fn tell_staged(&mut self, now: Micros) -> OfficeResult<()> {
+        let staged = LogPosition(self.inbox.received());
+        if self.staged && self.link.welcomed && self.link.told_staged < staged {
+            self.link.told_staged = staged;
+            self.announce(now, 0)?;
+        }
+        Ok(())
     }
 
     fn tell_applied(&mut self) -> OfficeResult<()> {

@@ -442,6 +442,7 @@ impl Head {
                 clock: now,
                 session: [0; 16],
                 offset: None,
+                staged: None,
             };
             let bytes = envelope::seal(
                 &self.identity.name,

@@ -64,6 +64,11 @@ impl<T> Inbox<T> {
         self.received + self.slots.len() as u64 + 1
     }
 
+    /// The last number that has left it for the database.
+    pub fn received(&self) -> u64 {
+        self.received
+    }
+
     /// Whether more may come.
     pub fn has_room(&self) -> bool {
         self.slots.len() < INBOX_ENVELOPES && self.bytes < INBOX_BYTES

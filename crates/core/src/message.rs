@@ -552,6 +552,10 @@ pub struct Position {
     /// The head's clock minus the branch's in microseconds, as the branch measured it over a round trip.
     #[n(5)]
     pub offset: Option<i64>,
+    /// The last thing of the receiver's that the sender keeps, applied or staged: the window moves on while a unit that
+    /// is larger than it comes.
+    #[n(6)]
+    pub staged: Option<u64>,
 }
 
 /// Which rows a joining branch wants next.

@@ -13,6 +13,7 @@ mod crowd;
 mod evolution;
 mod joining;
 mod journal;
+mod large;
 mod leaving;
 mod manners;
 mod mariadb;

@@ -96,6 +96,7 @@ impl Branch {
         self.measure_clock(db, now, welcome.clock).await?;
         self.link.clock_offset_ms = self.book.clock_offset.map_or(0, |offset| offset / 1000);
         self.link.told_applied = LogPosition::NONE;
+        self.link.told_staged = LogPosition::NONE;
         self.notice(Notice::Welcomed {
             last: welcome.last,
             cursor: welcome.cursor,

@@ -274,6 +274,9 @@ impl Head {
                 .applied
                 .max(LogPosition(applied).min(self.book.last));
         }
+        if let Some(staged) = position.staged {
+            seat.lane.keeps(LogPosition(staged).min(self.book.last));
+        }
         if position.produced >= seat.inbox.expected()
             && let Some(from) = seat.inbox.ask(now)
         {
@@ -296,6 +299,7 @@ impl Head {
             clock: now,
             session: [0; 16],
             offset: None,
+            staged: None,
         };
         self.tell(to, &Message::Position(position))
     }

@@ -12,7 +12,7 @@ use crate::port::Database;
 
 /// The name of the record that says how far the fanout was published.
 pub(super) const PUBLISHED: &str = "published";
-/// Log entries on their way to one branch at the most.
+/// Log entries on their way to one branch at the most, after those that it keeps.
 const WINDOW: u64 = 40;
 /// Log entries handed to the fanout in one piece of work.
 const PIECE: usize = 32;
@@ -42,6 +42,8 @@ pub(super) struct Lanes {
 pub(super) struct Lane {
     open: bool,
     sent: LogPosition,
+    /// What the branch keeps, applied or staged.
+    kept: LogPosition,
     /// Where it ends; `None`: it goes on with the log.
     until: Option<LogPosition>,
 }
@@ -75,6 +77,7 @@ impl Lane {
         *self = Self {
             open: !fanout || applied < last,
             sent: applied,
+            kept: applied,
             until: fanout.then_some(last),
         };
     }
@@ -88,10 +91,16 @@ impl Lane {
             self.until = Some(last);
         }
         self.open = true;
+        self.keeps(from.previous());
         self.sent = self.sent.min(from.previous());
         if self.sent >= from {
             self.sent = from.previous();
         }
+    }
+
+    /// The branch keeps the log up to here, be it in parts of a unit that has not ended.
+    pub fn keeps(&mut self, position: LogPosition) {
+        self.kept = self.kept.max(position);
     }
 
     fn close(&mut self) {
@@ -174,14 +183,8 @@ impl Head {
             .until
             .unwrap_or(self.book.last)
             .min(self.book.last);
-        let window_end = LogPosition(
-            seat.book
-                .applied
-                .0
-                .max(seat.lane.sent.0.saturating_sub(WINDOW))
-                + WINDOW,
-        )
-        .min(end);
+        let kept = seat.book.applied.max(seat.lane.kept);
+        let window_end = LogPosition(kept.0 + WINDOW).min(end);
         if !self.moving || seat.lane.sent >= window_end {
             if seat.lane.until.is_some_and(|until| seat.lane.sent >= until) {
                 seat.lane.close();

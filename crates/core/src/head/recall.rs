@@ -178,6 +178,7 @@ impl Head {
             clock: now,
             session: [0; 16],
             offset: None,
+            staged: None,
         };
         self.tell(branch, &Message::Position(position))
     }

@@ -49,7 +49,7 @@ impl Office for PostgresOffice {
                    UNION ALL SELECT 'class ' || relname FROM pg_class WHERE relname NOT LIKE 'pg\\_toast%'
                    UNION ALL SELECT 'trigger ' || tgname FROM pg_trigger WHERE NOT tgisinternal
                    UNION ALL SELECT 'function ' || proname FROM pg_proc WHERE oid >= 16384
-                   UNION ALL SELECT 'type ' || typname FROM pg_type WHERE oid >= 16384 ORDER BY 1";
+                   UNION ALL SELECT 'type ' || typname FROM pg_type WHERE oid >= 16384 AND typname NOT LIKE 'pg\\_toast%' ORDER BY 1";
         let rows = client(&self.url).await.query(sql, &[]).await.unwrap();
         rows.iter().map(|row| row.get(0)).collect()
     }

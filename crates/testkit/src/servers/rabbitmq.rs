@@ -60,10 +60,15 @@ pub fn rabbitmq() -> &'static RabbitMq {
 impl RabbitMq {
     /// Starts a server of one's own.
     pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// Starts a server of one's own with these lines in its configuration.
+    pub fn start_with(settings: &[String]) -> Self {
         let folder = folder("rabbitmq", None);
         let port = ports::free();
         let environment = environment(&folder, port);
-        write_files(&folder, &environment);
+        write_files(&folder, &environment, settings);
         let mapper_port = value(&environment, "ERL_EPMD_PORT");
         let mapper = [
             "epmd".into(),
@@ -301,16 +306,17 @@ fn environment(folder: &Path, port: u16) -> Vec<(String, String)> {
         .collect()
 }
 
-fn write_files(folder: &Path, environment: &[(String, String)]) {
+fn write_files(folder: &Path, environment: &[(String, String)], settings: &[String]) {
     for name in ["home", "mnesia", "log"] {
         std::fs::create_dir(folder.join(name)).expect("the folder is ours");
     }
     let write = |name: &str, text: &str| {
         std::fs::write(folder.join(name), text).expect("the folder is ours");
     };
+    let common = "disk_free_limit.absolute = 10MB\nloopback_users = none\n";
     write(
         "rabbitmq.conf",
-        "disk_free_limit.absolute = 10MB\nloopback_users = none\n",
+        &format!("{common}{}\n", settings.join("\n")),
     );
     write("enabled_plugins", "[].\n");
     let mut ctl = String::from("#!/bin/sh\n");

@@ -4,6 +4,7 @@
 mod amqp;
 mod direct;
 mod in_process;
+mod tls;
 
 use std::time::Duration;
 
