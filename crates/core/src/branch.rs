@@ -35,6 +35,7 @@ mod here;
 mod hot;
 mod join;
 mod land;
+mod look;
 mod promote;
 mod recall;
 mod step;

@@ -234,9 +234,21 @@ fn match_tables<'f>(
             };
             columns(now) == columns(table)
         };
+        // The capture goes with a table that is renamed; only a rebuild leaves nothing but the columns to go by.
+        let captured = found.captured.get(&table.id);
+        let captured = captured.filter(|name| {
+            found
+                .tables
+                .iter()
+                .filter(free)
+                .any(|now| now.name == **name)
+        });
+        let guessed = |now: &&Table| {
+            found.origins.is_empty() && captured.is_none() && lost.len() == 1 && alike(now)
+        };
         let mut candidates = found.tables.iter().filter(free).filter(|now| {
             said.map_or_else(
-                || same_origin(now) || (found.origins.is_empty() && lost.len() == 1 && alike(now)),
+                || same_origin(now) || captured == Some(&now.name) || guessed(now),
                 |said| said.to == now.name,
             )
         });

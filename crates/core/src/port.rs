@@ -127,6 +127,8 @@ pub struct Inspection {
     pub findings: Vec<Finding>,
     /// What the engine itself calls the tables and columns, where it has lasting names for them, by table name.
     pub origins: BTreeMap<String, Origin>,
+    /// What each table with capture is called now: the capture goes with a table that is renamed.
+    pub captured: BTreeMap<TableId, String>,
 }
 
 /// The engine's own lasting names of a table and its columns, which survive renaming (PostgreSQL: `oid` and `attnum`).

@@ -8,6 +8,8 @@ use tempfile::TempDir;
 use crate::office::{Office, settle, wait_until};
 use crate::sql::Db;
 
+mod cases;
+
 const SOON: Duration = Duration::from_secs(60);
 
 /// How the engines spell what they do not share.
@@ -74,6 +76,19 @@ const ADD: &str = "ALTER TABLE customer ADD COLUMN city varchar(40) DEFAULT 'Por
 const DROP: &str = "ALTER TABLE customer DROP COLUMN phone";
 const RENAME: &str = "ALTER TABLE customer RENAME COLUMN name TO full_name";
 
+/// Some statements of a migration.
+#[track_caller]
+fn alter(database: &str, statements: &str) {
+    let mut db = Db::open(database);
+    if let Db::Sqlite(connection) = &db {
+        // As migrations do, or a table that others refer to could not be rebuilt.
+        connection
+            .execute_batch("PRAGMA foreign_keys = OFF")
+            .unwrap();
+    }
+    db.run(statements);
+}
+
 /// A company whose offices all have the same tables, joined and running.
 struct Company {
     head: Office,
@@ -85,10 +100,10 @@ struct Company {
 }
 
 impl Company {
-    fn open(engine: Engine, branches: &[(&str, Engine)]) -> Self {
+    fn open(engine: Engine, branches: &[(&str, Engine)], tables: &str) -> Self {
         let folder = TempDir::new().unwrap();
         let url = engine.database(&folder, "HO.db");
-        Db::open(&url).run(engine.tables());
+        Db::open(&url).run(tables);
         let mut head = Office::new(folder.path(), "HO", &url);
         head.init("*", &["--listen", &format!("127.0.0.1:{}", free_port())]);
         let codes: Vec<String> = branches
@@ -128,14 +143,7 @@ impl Company {
     #[track_caller]
     fn migrate(&self, statements: &str, up: &[&str]) {
         let before = self.head.status()["schema_version"].as_u64();
-        let mut db = self.at_head();
-        if let Db::Sqlite(connection) = &db {
-            // As migrations do, or a table that others refer to could not be rebuilt.
-            connection
-                .execute_batch("PRAGMA foreign_keys = OFF")
-                .unwrap();
-        }
-        db.run(statements);
+        alter(&self.head.database, statements);
         let version = wait_until(&format!("the head follows {statements}"), SOON, || {
             let status = self.head.status();
             let version = status["schema_version"].as_u64();
@@ -210,7 +218,7 @@ impl Company {
 
 /// Every kind of change at the head. `up` runs all the time; `away` is stopped before it and has unsent changes.
 fn changes_of_every_kind(engine: Engine, up: &[(&str, Engine)], away: &[(&str, Engine)]) {
-    let mut company = Company::open(engine, &[up, away].concat());
+    let mut company = Company::open(engine, &[up, away].concat(), &engine.tables());
     let up: Vec<&str> = up.iter().map(|(name, _)| *name).collect();
     let away: Vec<&str> = away.iter().map(|(name, _)| *name).collect();
     for name in &away {
@@ -333,7 +341,7 @@ fn a_head_on_sqlite_changes_and_branches_follow() {
 
 /// The same migration runs at the branches first, as with one application that is updated office by office.
 fn a_branch_ahead(engine: Engine, branches: &[(&str, Engine)]) {
-    let mut company = Company::open(engine, branches);
+    let mut company = Company::open(engine, branches, &engine.tables());
     let names: Vec<&str> = branches.iter().map(|(name, _)| *name).collect();
     for (name, _) in branches {
         let database = company.branch(name).database.clone();

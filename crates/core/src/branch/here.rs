@@ -6,19 +6,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{BRANCH, Branch};
-use crate::books::{self, BranchBook};
 use crate::change::{Effect, Key, Row};
-use crate::evolution::{Lift, recapture_filled};
-use crate::failure::OfficeResult;
+use crate::evolution::Lift;
 use crate::identity::Digest;
-use crate::office::conclude;
-use crate::output::Notice;
 use crate::port::{
     Backlog, Database, DatabaseError, DbResult, Entry, Evolution, Extent, Inspection, Portion,
     Purpose, Taken, Unreadable,
 };
-use crate::schema::{Column, ColumnId, Schema, Table, TableId};
+use crate::schema::{Schema, Table, TableId};
 
 /// How tables differ from the plan's. None: there is no such table.
 pub(super) type Differing = BTreeMap<TableId, Option<Table>>;
@@ -39,10 +34,23 @@ impl<D> Here<'_, D> {
                 None => Some(table.clone()),
                 Some(local) => local.clone(),
             });
-        Schema {
+        let mut local = Schema {
             tables: tables.collect(),
             ..schema.clone()
+        };
+        let mut renamed = BTreeMap::new();
+        for table in &local.tables {
+            let planned = schema.table(table.id).map(|planned| planned.name.clone());
+            renamed.extend(planned.map(|name| (name, table.name.clone())));
         }
+        for table in &mut local.tables {
+            for reference in &mut table.foreign_keys {
+                if let Some(name) = renamed.get(&reference.parent) {
+                    reference.parent.clone_from(name);
+                }
+            }
+        }
+        local
     }
 
     /// The table as it is here; where there is none, nothing.
@@ -63,213 +71,6 @@ fn misfit(table: &Table, message: String) -> DatabaseError {
 
 fn lifted_keys(lift: Lift<'_>, keys: Option<&[Key]>) -> Option<Vec<Key>> {
     keys.map(|keys| keys.iter().filter_map(|key| lift.key(key).ok()).collect())
-}
-
-/// A table with only these columns; nothing where its key is not among them.
-fn narrowed(table: &Table, kept: &BTreeSet<ColumnId>) -> Option<Table> {
-    let mut places = BTreeMap::new();
-    let mut columns = Vec::new();
-    for (at, column) in (0u16..).zip(&table.columns) {
-        if kept.contains(&column.id) {
-            places.insert(at, u16::try_from(columns.len()).ok()?);
-            columns.push(column.clone());
-        }
-    }
-    let moved = |list: &Vec<u16>| -> Option<Vec<u16>> {
-        list.iter().map(|at| places.get(at).copied()).collect()
-    };
-    let mut foreign_keys = table.foreign_keys.clone();
-    foreign_keys.retain_mut(|reference| match moved(&reference.columns) {
-        Some(columns) => {
-            reference.columns = columns;
-            true
-        }
-        None => false,
-    });
-    let mut counters = table.counters.clone();
-    counters.retain_mut(|counter| match places.get(&counter.column) {
-        Some(place) => {
-            counter.column = *place;
-            true
-        }
-        None => false,
-    });
-    Some(Table {
-        key: moved(&table.key)?,
-        unique: table.unique.iter().filter_map(moved).collect(),
-        indexes: table.indexes.iter().filter_map(moved).collect(),
-        foreign_keys,
-        counters,
-        columns,
-        ..table.clone()
-    })
-}
-
-impl Branch {
-    /// Columns of which a row here says nothing: the table lacks them, or lacked them and their values are still to come.
-    pub(super) fn absent(&self, table: &Table, row: Option<&Row>) -> Vec<u16> {
-        let local = self.differing.get(&table.id).and_then(Option::as_ref);
-        let lacks = |column: &Column| {
-            local.is_some_and(|local| !local.columns.iter().any(|one| one.id == column.id))
-        };
-        let lacked = self.book.lacked.as_deref().unwrap_or_default();
-        let unfilled = |at: u16, column: &Column| {
-            let value = row.and_then(|row| row.0.get(usize::from(at)));
-            lacked.contains(&(table.id, column.id))
-                && value
-                    .is_none_or(|value| value.is_null() || Some(value) == column.default.as_ref())
-        };
-        let columns = (0u16..).zip(&table.columns);
-        let absent = columns.filter(|(at, column)| lacks(column) || unfilled(*at, column));
-        absent.map(|(at, _)| at).collect()
-    }
-
-    /// Columns of the plan that tables here lack.
-    fn lacking(&self) -> BTreeSet<(TableId, ColumnId)> {
-        let differing = self.differing.iter();
-        let pairs =
-            differing.filter_map(|(id, local)| Some((self.schema.table(*id)?, local.as_ref()?)));
-        pairs
-            .flat_map(|(table, local)| {
-                let lacks = |column: &&Column| !local.columns.iter().any(|one| one.id == column.id);
-                table
-                    .columns
-                    .iter()
-                    .filter(lacks)
-                    .map(|column| (table.id, column.id))
-            })
-            .collect()
-    }
-
-    /// Notes which columns are lacking. Where one came since it was noted, the rows are compared with the head's, which
-    /// has its values.
-    async fn note_lacking<D: Database>(&mut self, db: &mut D) -> OfficeResult<()> {
-        let lacking = self.lacking();
-        let known = self.book.lacked.clone().unwrap_or_default();
-        let shared = |(id, column): &(TableId, ColumnId)| {
-            let table = self.schema.table(*id);
-            table.is_some_and(|table| table.columns.iter().any(|one| one.id == *column))
-        };
-        let known: BTreeSet<_> = known.into_iter().filter(shared).collect();
-        let came: Vec<(TableId, ColumnId)> = known.difference(&lacking).copied().collect();
-        let lacked: Vec<_> = known.union(&lacking).copied().collect();
-        let mut book = BranchBook {
-            lacked: (!lacked.is_empty()).then_some(lacked),
-            ..self.book.clone()
-        };
-        if !came.is_empty() {
-            book.compare = Some(true);
-        }
-        if book == self.book {
-            return Ok(());
-        }
-        db.begin(Purpose::Apply).await?;
-        let outcome = async {
-            for (id, column) in &came {
-                if let Some(table) = self.schema.table(*id) {
-                    recapture_filled(db, table, *column).await?;
-                }
-            }
-            books::store(db, BRANCH, &book).await
-        };
-        let outcome = outcome.await;
-        conclude(db, outcome).await?;
-        self.book = book;
-        self.captured |= !came.is_empty();
-        if !came.is_empty() && self.link.welcomed && self.book.joining.is_none() {
-            self.verify(true)?;
-        }
-        Ok(())
-    }
-
-    /// Whether the tables are what they were when they were last looked at; asked first in a taking transaction.
-    pub(super) async fn is_as_known<D: Database>(&self, db: &mut D) -> OfficeResult<bool> {
-        Ok(self.shape == Some(db.shape(&self.schema).await?))
-    }
-
-    /// Looks at the tables, which have changed since: what of them serves, and whether they are still captured. Rows of
-    /// tables that were not are captured whole: what was written to them meanwhile went unseen (SETTLED 16).
-    pub(super) async fn look<D: Database>(&mut self, db: &mut D) -> OfficeResult<()> {
-        db.begin(Purpose::Read).await?;
-        let shape = db.shape(&self.schema).await;
-        let shape = conclude(db, shape.map_err(Into::into)).await?;
-        let found = db.definitions().await?;
-        let mut differing = Differing::new();
-        for table in &self.schema.tables {
-            let refused = self.book.refused.iter().find(|one| one.id == table.id);
-            let base = refused.unwrap_or(table);
-            let now = found.tables.iter().find(|one| one.name == base.name);
-            let listed = found.findings.iter().any(|finding| {
-                finding.fatal && finding.table.as_deref() == Some(base.name.as_str())
-            });
-            let Some(now) = now else {
-                // One that inspection cannot tell is left to what its reading says.
-                if !listed {
-                    differing.insert(table.id, None);
-                }
-                continue;
-            };
-            let names: BTreeSet<&str> = now.columns.iter().map(|c| c.name.as_str()).collect();
-            let kept = base
-                .columns
-                .iter()
-                .filter(|c| names.contains(c.name.as_str()));
-            let kept: BTreeSet<ColumnId> = kept.map(|column| column.id).collect();
-            if refused.is_some() || kept.len() < base.columns.len() {
-                differing.insert(table.id, narrowed(base, &kept));
-            }
-        }
-        if differing != self.differing {
-            let of = |id: &TableId| self.schema.table(*id).map(|table| table.name.clone());
-            let names: Vec<String> = differing.keys().filter_map(of).collect();
-            if !names.is_empty() {
-                let what = format!(
-                    "the tables here are not what the plan says: {}; what they have in common with it goes on, the rest waits for the head to change likewise",
-                    names.join(", ")
-                );
-                self.notice(Notice::Trouble(what));
-            }
-        }
-        self.differing = differing;
-        let gone = self.differing.values().any(Option::is_none);
-        let mut here = Here {
-            db,
-            differing: self.differing.clone(),
-        };
-        let db = &mut here;
-        // Where a table is missing, installing would take what was captured of it for done.
-        let missing = if gone {
-            Vec::new()
-        } else {
-            db.missing_capture(&self.schema).await?
-        };
-        if !missing.is_empty() {
-            db.install(&self.schema).await?;
-            let names = missing.iter().filter_map(|id| self.schema.table(*id));
-            let names: Vec<&str> = names.map(|table| table.name.as_str()).collect();
-            let what = format!(
-                "capture was missing on {}; it is put back, and the rows are compared with the head's",
-                names.join(", ")
-            );
-            self.outputs
-                .push_back(crate::output::Output::Notice(Notice::Trouble(what)));
-            let mut book = self.book.clone();
-            book.compare = Some(true);
-            db.begin(Purpose::Apply).await?;
-            let outcome = async {
-                for table in missing.iter().filter_map(|id| self.schema.table(*id)) {
-                    db.recapture(table, None).await?;
-                }
-                books::store(db, BRANCH, &book).await
-            };
-            let outcome = outcome.await;
-            conclude(db, outcome).await?;
-            self.book = book;
-        }
-        self.note_lacking(db).await?;
-        self.shape = Some(shape);
-        Ok(())
-    }
 }
 
 impl<D: Database> Database for Here<'_, D> {

@@ -269,15 +269,19 @@ impl Branch {
         if untracked && own.is_none() && matches!(taken.effect, Effect::Delete(_)) {
             return None;
         }
+        let was_unreadable = matches!(note, Some(Note::Unreadable(..)));
         let base = match own {
             Some(batch) if unseen => Base::Own(batch, LogPosition::NONE),
             Some(batch) => Base::Own(batch, place),
             None if untracked || (unseen && taken.first == First::Inserted) => Base::Unknown,
-            None if taken.first == First::Unknown => Base::Unknown,
+            // What could not be sent at first was captured once more; since when it was not sent is known.
+            None if taken.first == First::Unknown && !was_unreadable => Base::Unknown,
             None if taken.first == First::Inserted && !self.is_loaded(table) => Base::Unknown,
             None => Base::Log(place),
         };
-        let inserted = taken.first != First::Existing && own.is_none();
+        let inserted = taken.first != First::Existing
+            && own.is_none()
+            && !(was_unreadable && taken.first == First::Unknown);
         let absent = self.absent(table, taken.effect.row());
         Some(Change {
             table: table.id,

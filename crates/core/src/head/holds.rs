@@ -440,6 +440,14 @@ impl Head {
             let Some(table) = self.schema.table(unreadable.table) else {
                 continue;
             };
+            let keys = std::slice::from_ref(&unreadable.key);
+            if let Some(note) = db.notes(table, Some(keys)).await?.get(&unreadable.key)
+                && let Some(hold) = books::decode::<HeldAtHead>(note)?.of(me)
+                && hold.reason == Reason::Unreadable
+            {
+                // Listed already.
+                continue;
+            }
             book.conflicts += 1;
             let record = ConflictRecord {
                 id: book.conflicts,

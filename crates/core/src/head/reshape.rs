@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use super::recent::{Recent, names_of};
 use super::writer::{HEAD, LogWriter, Tail};
 use super::{Head, Standing};
-use crate::books::{self, HeadBook};
+use crate::books::{self, HeadBook, HeldAtHead};
+use crate::conflict::Reason;
 use crate::envelope;
 use crate::evolution::{
     Follow, Next, ORIGINS, RENAMED, Renamed, Versions, follow, recapture_filled,
@@ -252,6 +253,22 @@ impl Head {
             for (id, column) in &next.added {
                 if let Some(table) = next.schema.table(*id) {
                     recapture_filled(db, table, *column).await?;
+                }
+            }
+        }
+        if told && self.any_held {
+            // What could not be sent may have a place now.
+            for table in &next.schema.tables {
+                let mut keys = Vec::new();
+                for (key, note) in db.notes(table, None).await? {
+                    let held = books::decode::<HeldAtHead>(&note)?;
+                    let own = held.of(&self.identity.name);
+                    if own.is_some_and(|hold| hold.reason == Reason::Unreadable) {
+                        keys.push(key);
+                    }
+                }
+                if !keys.is_empty() {
+                    db.recapture(table, Some(&keys)).await?;
                 }
             }
         }

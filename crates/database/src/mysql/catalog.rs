@@ -6,7 +6,7 @@ use branchline_core::port::{DatabaseError, DbResult, Finding, Inspection};
 use branchline_core::schema::{Column, ForeignKey, Schema, Table, TableId};
 use branchline_core::value::Type;
 
-use super::capture::ours;
+use super::capture::{self, ours};
 use super::cascade;
 use super::connection::MysqlDatabase;
 use super::encoding::KEY_BYTES;
@@ -90,7 +90,10 @@ pub(super) async fn inspect(db: &mut MysqlDatabase) -> DbResult<Inspection> {
     let keys = foreign_keys(db).await?;
     let triggers = triggers(db).await?;
     let flavour = db.flavour;
-    let mut found = Inspection::default();
+    let mut found = Inspection {
+        captured: capture::captured_tables(db).await?,
+        ..Inspection::default()
+    };
     found.findings.push(Finding {
         fatal: false,
         table: None,

@@ -10,7 +10,7 @@ use tokio_postgres::Row;
 use super::books::get;
 use super::connection::PostgresDatabase;
 use super::layout::{Layout, ROOTS, mismatch};
-use super::{literal, types};
+use super::{install, literal, types};
 
 /// The tables that an application may have made; not partitions, not what belongs to an extension.
 const TABLES: &str = "
@@ -96,6 +96,7 @@ pub(super) async fn look(db: &mut PostgresDatabase) -> DbResult<Inspection> {
     let mut found = Inspection {
         tables: Vec::new(),
         findings: rights(db).await?,
+        captured: install::captured_tables(db).await?,
         ..Inspection::default()
     };
     let columns = by_table(

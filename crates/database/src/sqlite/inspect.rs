@@ -10,10 +10,14 @@ use super::declared::logical;
 use super::error::failure;
 use super::references::primary_key;
 use super::sql::{KEY_COLUMNS, list, places, plain_default, quoted};
+use super::triggers;
 
 /// See [`branchline_core::port::Database::inspect`].
 pub(super) fn inspect(connection: &Connection) -> DbResult<Inspection> {
-    let mut inspection = Inspection::default();
+    let mut inspection = Inspection {
+        captured: triggers::captured_tables(connection)?,
+        ..Inspection::default()
+    };
     journal(connection, &mut inspection.findings)?;
     for (name, kind) in relations(connection).map_err(failure)? {
         let mut findings = Findings {

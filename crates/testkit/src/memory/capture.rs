@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use branchline_core::change::{Effect, Key};
-use branchline_core::port::{DbResult, Portion, Taken};
+use branchline_core::port::{DbResult, Portion, Taken, Unreadable};
 use branchline_core::schema::Schema;
 
 use super::state::{State, Write};
@@ -40,9 +40,24 @@ pub(super) fn take(
             .capture
             .values()
             .any(|write| schema.table_named(&write.table).is_some());
+    let mut unreadable = Vec::new();
+    changes.retain(|taken| {
+        let Some(table) = schema
+            .table(taken.table)
+            .filter(|table| !taken.effect.fits(table))
+        else {
+            return true;
+        };
+        unreadable.push(Unreadable {
+            table: table.id,
+            key: taken.effect.key(table),
+            problem: "a value is none of its column's type".into(),
+        });
+        false
+    });
     Ok(Portion {
         changes,
-        unreadable: Vec::new(),
+        unreadable,
         open,
         more,
     })

@@ -282,8 +282,14 @@ impl Database for MemoryDatabase {
                 .values()
                 .map(|stored| unset(&stored.table))
                 .collect();
+            let named = state.installed.iter();
+            let captured = named.filter_map(|name| {
+                let stored = state.tables.get(name)?;
+                (stored.table.id != 0).then(|| (stored.table.id, name.clone()))
+            });
             Ok(Inspection {
                 tables,
+                captured: captured.collect(),
                 ..Inspection::default()
             })
         })

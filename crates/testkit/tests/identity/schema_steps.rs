@@ -480,3 +480,56 @@ fn rows_that_never_fit_do_not_keep_others_from_being_tried_again() {
         Some("late")
     );
 }
+
+#[test]
+fn a_table_that_a_branch_renamed_first_goes_on_both_ways() {
+    let mut company = Company::new(2);
+    company.write_head(&[insert(1, "one"), insert(2, "two")]);
+    company.settle();
+    company.alter(0, NAMES, |table| table.name = "people".into());
+    let mut ahead = company.branches[0].branch.schema().clone();
+    let place = ahead.tables.iter().position(|table| table.id == NAMES);
+    ahead.tables[place.unwrap()].name = "people".into();
+    company.write_as(0, &ahead, &[update(1, "uno"), insert(3, "tres")]);
+    company.write_head(&[update(2, "deux")]);
+    company.settle();
+    let names = company.head_names();
+    assert_eq!((&*names[&1], &*names[&3]), ("uno", "tres"));
+    company.alter_head(NAMES, |table| table.name = "people".into());
+    company.settle();
+    company.assert_even();
+    assert_eq!(company.names_at(0)[&2], "deux");
+    assert!(company.conflicts().is_empty());
+}
+
+#[test]
+fn what_a_branch_ahead_wrote_is_sent_when_the_plan_has_a_place_for_it() {
+    let mut company = Company::new(1);
+    company.write_head(&[Op::Insert(STOCK, amount(1, 5))]);
+    company.settle();
+    company.alter(0, STOCK, |table| {
+        table.columns[1].kind = Type::Decimal { limits: None }
+    });
+    let mut ahead = company.branches[0].branch.schema().clone();
+    let place = ahead.tables.iter().position(|table| table.id == STOCK);
+    ahead.tables[place.unwrap()].columns[1].kind = Type::Decimal { limits: None };
+    let precise = |id: i64| Row(vec![Value::Int(id), Value::Text("7.25".into())]);
+    company.write_as(
+        0,
+        &ahead,
+        &[
+            Op::Update(STOCK, key(1), precise(1)),
+            Op::Insert(STOCK, precise(2)),
+        ],
+    );
+    company.settle();
+    company.alter_head(STOCK, |table| {
+        table.columns[1].kind = Type::Decimal { limits: None }
+    });
+    company.settle();
+    company.assert_even();
+    let table = company.head.schema().table(STOCK).unwrap().clone();
+    assert_eq!(company.at_head.row(&table, &key(1)), Some(precise(1)));
+    assert_eq!(company.at_head.row(&table, &key(2)), Some(precise(2)));
+    assert!(company.conflicts().is_empty());
+}
