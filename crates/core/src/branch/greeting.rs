@@ -13,6 +13,7 @@ use crate::message::{Hello, Message, Welcome};
 use crate::office::conclude;
 use crate::output::{Notice, Output};
 use crate::port::{Database, Entry, Purpose};
+use crate::schema::Direction;
 use std::collections::BTreeMap;
 
 impl Branch {
@@ -108,7 +109,7 @@ impl Branch {
         result: String,
     ) -> OfficeResult<()> {
         let told: serde_json::Value = serde_json::from_str(&result).unwrap_or_default();
-        if self.book.compare.is_some() && told["repair"] == true && told["equal"] == true {
+        if self.book.compare.is_some() && self.is_repaired(&told) {
             let book = BranchBook {
                 compare: None,
                 ..self.book.clone()
@@ -120,6 +121,24 @@ impl Branch {
         }
         self.notice(Notice::VerifyResult(result));
         Ok(())
+    }
+
+    /// Whether a comparison left no difference that the head repairs: of tables that only go up, this office keeps
+    /// others' rows as they were when it copied them.
+    fn is_repaired(&self, told: &serde_json::Value) -> bool {
+        let ends_here = |table: &serde_json::Value| {
+            let named = table["name"].as_str();
+            let known = named.and_then(|name| self.schema.table_named(name));
+            let counts = ["different", "only_head", "only_branch"];
+            known.is_some_and(|table| table.direction == Direction::Up)
+                || (counts.iter().all(|count| table[count] == 0) && table["more"] == false)
+        };
+        let equal = |branch: &serde_json::Value| {
+            let tables = branch["tables"].as_array();
+            branch["answered"] == true && tables.is_some_and(|tables| tables.iter().all(ends_here))
+        };
+        let branches = told["branches"].as_array();
+        told["repair"] == true && branches.is_some_and(|branches| branches.iter().all(equal))
     }
 
     /// Measures the head's clock against this office's, by the way from the greeting to its answer (as NTP does, RFC

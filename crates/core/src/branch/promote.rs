@@ -358,7 +358,9 @@ impl Branch {
         let origin = body.answers.as_ref().map(|answer| answer.branch.clone());
         let own = origin.as_ref() == Some(&self.identity.name);
         let settled = body.settlements.into_iter();
-        let settled = settled.filter(|settlement| settlement.branch == self.identity.name);
+        let settled = settled.filter(|settlement| {
+            settlement.held.is_none() && settlement.branch == self.identity.name
+        });
         let told = settled.map(|settlement| (settlement.table, settlement.key, settlement.row));
         let overridden = body.verdicts.into_iter().filter(|_| own);
         let overridden = overridden.filter_map(|verdict| match verdict.outcome {

@@ -372,6 +372,28 @@ fn a_branch_that_dropped_a_column_first_takes_nothing_from_the_others() {
 }
 
 #[test]
+fn a_delete_at_a_branch_that_dropped_a_column_first_is_taken() {
+    let mut company = Company::new(2);
+    company.alter_head(NAMES, add_note);
+    company.write_head(&[
+        Op::Insert(NAMES, noted(1, "one", Some("kept"))),
+        Op::Insert(NAMES, noted(2, "two", Some("kept"))),
+    ]);
+    company.settle();
+    company.alter(0, NAMES, |table| drop(table.columns.pop()));
+    let mut ahead = company.branches[0].branch.schema().clone();
+    let names = ahead.tables.iter_mut().find(|table| table.id == NAMES);
+    names.unwrap().columns.pop();
+    company.write_as(0, &ahead, &[Op::Delete(NAMES, key(1))]);
+    company.settle();
+    assert!(!company.head_names().contains_key(&1));
+    company.alter_head(NAMES, |table| drop(table.columns.pop()));
+    company.settle();
+    company.assert_even();
+    assert_eq!(company.head_names().len(), 1);
+}
+
+#[test]
 fn a_branch_that_renamed_a_column_first_sends_what_it_wrote_when_the_head_follows() {
     let mut company = Company::new(2);
     company.write_head(&[insert(1, "one"), insert(2, "two")]);
