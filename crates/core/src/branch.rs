@@ -458,7 +458,13 @@ impl Branch {
             return self.work_on(db, now).await;
         }
         let differing = self.differing.clone();
-        self.work_on(&mut Here { db, differing }, now).await
+        let refused = self.refused_tables();
+        let mut here = Here {
+            db,
+            differing,
+            refused,
+        };
+        self.work_on(&mut here, now).await
     }
 
     async fn work_on<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<bool> {

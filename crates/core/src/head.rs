@@ -7,7 +7,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use ed25519_dalek::VerifyingKey;
 use crate::books::{self, HeadBook, SeatBook};
 use crate::envelope::{self};
 use crate::evolution::{Plan, Versions};
@@ -23,6 +22,7 @@ use crate::port::{Database, Purpose};
 use crate::retention::Retention;
 use crate::schema::Schema;
 use crate::succession::{self, Predecessor};
+use ed25519_dalek::VerifyingKey;
 
 mod chunks;
 mod clones;

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use branchline_core::change::{Key, Row};
 use branchline_core::identity::Micros;
-use branchline_core::schema::Table;
 use branchline_core::port::{Database, DatabaseError, DbResult, Purpose, Taken};
+use branchline_core::schema::Table;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 mod application;

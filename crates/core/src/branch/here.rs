@@ -27,6 +27,8 @@ pub(super) type Differing = BTreeMap<TableId, Option<Table>>;
 pub(super) struct Here<'d, D> {
     pub db: &'d mut D,
     pub differing: Differing,
+    /// Those of them that could not take a step of the schema; it is tried again.
+    pub refused: BTreeSet<TableId>,
 }
 
 impl<D> Here<'_, D> {
@@ -106,6 +108,11 @@ fn narrowed(table: &Table, kept: &BTreeSet<ColumnId>) -> Option<Table> {
 }
 
 impl Branch {
+    /// Tables that could not take a step of the schema.
+    pub(super) fn refused_tables(&self) -> BTreeSet<TableId> {
+        self.book.refused.iter().map(|table| table.id).collect()
+    }
+
     /// Columns that the tables here say nothing of.
     pub(super) fn absent(&self, table: &Table) -> Vec<u16> {
         let Some(Some(local)) = self.differing.get(&table.id) else {
@@ -170,6 +177,7 @@ impl Branch {
         let mut here = Here {
             db,
             differing: self.differing.clone(),
+            refused: self.refused_tables(),
         };
         let db = &mut here;
         // Where a table is missing, installing would take what was captured of it for done.
@@ -203,6 +211,44 @@ impl Branch {
         }
         self.shape = Some(shape);
         Ok(())
+    }
+}
+
+impl<D> Here<'_, D> {
+    /// What the application here has renamed or taken away, and the step leaves as it was, is not made again: takes it
+    /// out of the goal. Returns how tables differ after the step.
+    fn leave(&self, from: &Schema, goal: &mut Schema) -> Differing {
+        let mut left = Differing::new();
+        for (id, local) in &self.differing {
+            let place = goal.tables.iter().position(|table| table.id == *id);
+            let (Some(was), Some(place)) = (from.table(*id), place) else {
+                continue;
+            };
+            let becomes = &goal.tables[place];
+            let Some(local) = local else {
+                if was.name == becomes.name {
+                    goal.tables.remove(place);
+                    left.insert(*id, None);
+                }
+                continue;
+            };
+            if self.refused.contains(id) {
+                continue;
+            }
+            let columns = becomes.columns.iter().filter(|column| {
+                let here = local.columns.iter().any(|one| one.id == column.id);
+                let mut were = was.columns.iter();
+                here || !were.any(|one| one.id == column.id && one.name == column.name)
+            });
+            let kept: BTreeSet<ColumnId> = columns.map(|column| column.id).collect();
+            if kept.len() < becomes.columns.len()
+                && let Some(narrow) = narrowed(becomes, &kept)
+            {
+                goal.tables[place] = narrow.clone();
+                left.insert(*id, Some(narrow));
+            }
+        }
+        left
     }
 }
 
@@ -440,13 +486,15 @@ impl<D: Database> Database for Here<'_, D> {
         dropped: &[TableId],
     ) -> DbResult<Evolution> {
         let local = self.local(from);
-        let done = self.db.evolve(&local, to, dropped).await?;
-        // What was not refused is what the plan says now.
-        self.differing = done
-            .refused
-            .iter()
-            .map(|(id, _)| (*id, local.table(*id).cloned()))
-            .collect();
+        let mut goal = to.clone();
+        let left = self.leave(from, &mut goal);
+        let done = self.db.evolve(&local, &goal, dropped).await?;
+        // What was not refused is what the plan says now, but for what the step says nothing of.
+        self.differing = left;
+        for (id, _) in &done.refused {
+            self.differing.insert(*id, local.table(*id).cloned());
+            self.refused.insert(*id);
+        }
         Ok(done)
     }
 

@@ -61,7 +61,9 @@ fn arguments() -> Result<Arguments, String> {
                     "memory" => Engine::Memory,
                     "any" => Engine::Any,
                     other => {
-                        return Err(format!("--engine is any, memory, sqlite or mixed, not {other}"));
+                        return Err(format!(
+                            "--engine is any, memory, sqlite or mixed, not {other}"
+                        ));
                     }
                 }
             }

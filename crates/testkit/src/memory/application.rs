@@ -108,7 +108,8 @@ impl MemoryApplication {
             for (table, key, first) in touched {
                 if work.installed.contains(&table) {
                     let before = former.table(&table).ok();
-                    let before = before.and_then(|stored| stored.rows.get(&key).map(|row| Row::clone(row)));
+                    let before =
+                        before.and_then(|stored| stored.rows.get(&key).map(|row| Row::clone(row)));
                     work.capture(Write {
                         table,
                         key,

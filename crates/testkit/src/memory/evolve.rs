@@ -37,8 +37,9 @@ impl State {
         for (name, stored) in self.tables.iter() {
             told.extend_from_slice(name.as_bytes());
             told.push(0);
-            let shared = schema.table_named(name).is_some();
-            told.extend(shared.then_some(stored.shape.0).unwrap_or_default());
+            if schema.table_named(name).is_some() {
+                told.extend_from_slice(&stored.shape.0);
+            }
         }
         Digest::of(&told)
     }

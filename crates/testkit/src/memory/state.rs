@@ -25,10 +25,13 @@ pub(super) struct State {
     pub(super) capture: Arc<BTreeMap<u64, Write>>,
     pub(super) meta: Arc<BTreeMap<String, Vec<u8>>>,
     pub(super) streams: Kept<BTreeMap<String, Arc<Stream>>>,
-    pub(super) notes: Kept<BTreeMap<TableId, Arc<BTreeMap<Key, Vec<u8>>>>>,
+    pub(super) notes: Kept<BTreeMap<TableId, Arc<Notes>>>,
     pub(super) numbers: u64,
     pub(super) transactions: u64,
 }
+
+/// What is noted of a table's rows.
+pub(super) type Notes = BTreeMap<Key, Vec<u8>>;
 
 /// Entries by number.
 pub(super) type Stream = BTreeMap<u64, Arc<[u8]>>;

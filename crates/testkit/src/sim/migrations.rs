@@ -144,9 +144,9 @@ impl Migrations {
                     .collect();
                 any(rng, &narrow).map(Change::Widen)
             }
-            _ if table.name.starts_with("added") || matches!(table.id, 1 | 2) => rng
-                .random_ratio(1, 2)
-                .then_some(Change::DropTable),
+            _ if table.name.starts_with("added") || matches!(table.id, 1 | 2) => {
+                rng.random_ratio(1, 2).then_some(Change::DropTable)
+            }
             _ => None,
         };
         let change = change.unwrap_or_else(|| {

@@ -76,6 +76,8 @@ pub struct File {
     /// Keeps a file in memory in being while no process is.
     _anchor: Option<rusqlite::Connection>,
     address: String,
+    /// How often Branchline's process died.
+    deaths: u32,
 }
 
 /// A copy of a database's content.
@@ -112,10 +114,21 @@ impl File {
             application: open(&address),
             _anchor: anchor,
             address,
+            deaths: 0,
         }
     }
 
-    /// Branchline's process died, the application's did not; SQLite undoes what was not committed.
+    /// Branchline's process died, the application's did not; SQLite undoes what was not committed. A new connection each
+    /// time would cost a fourth of a run, to read the catalogue and to prepare all statements.
+    fn die(&mut self) {
+        self.deaths += 1;
+        if self.deaths % 4 == 1 {
+            self.reopen();
+        } else {
+            run(self.database.rollback()).expect("a transaction can be undone");
+        }
+    }
+
     fn reopen(&mut self) {
         // A file in memory lets nobody in, not even to open it, while a transaction writes.
         run(self.database.rollback()).expect("a transaction can be undone");
@@ -167,7 +180,10 @@ impl File {
 
     fn tables(&self) -> Vec<Table> {
         let names = "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name";
-        let mut names = self.application.prepare_cached(names).expect("the catalogue");
+        let mut names = self
+            .application
+            .prepare_cached(names)
+            .expect("the catalogue");
         let names = names.query_map([], |row| row.get::<_, String>(0));
         let names = names.and_then(Iterator::collect::<rusqlite::Result<Vec<_>>>);
         let table = |name: String| {
@@ -200,7 +216,9 @@ impl File {
         let sql = match (&migration.change, here) {
             (Change::CreateTable, None) => {
                 let name = quoted(&migration.table);
-                format!("CREATE TABLE {name} (id INTEGER NOT NULL PRIMARY KEY, payload TEXT NOT NULL, extra INTEGER)")
+                format!(
+                    "CREATE TABLE {name} (id INTEGER NOT NULL PRIMARY KEY, payload TEXT NOT NULL, extra INTEGER)"
+                )
             }
             (Change::DropTable, Some(here)) => format!("DROP TABLE {}", quoted(&here.name)),
             (change, Some(here)) => {
@@ -223,7 +241,10 @@ impl File {
                             Some(Value::Text(text)) => format!(" DEFAULT '{text}'"),
                             _ => String::new(),
                         };
-                        format!("ALTER TABLE {name} ADD COLUMN {} {kind}{default}", quoted(&added.name))
+                        format!(
+                            "ALTER TABLE {name} ADD COLUMN {} {kind}{default}",
+                            quoted(&added.name)
+                        )
                     }
                     Change::DropColumn(gone) => {
                         format!("ALTER TABLE {name} DROP COLUMN {}", column(gone))
@@ -303,7 +324,7 @@ impl Disk {
                 let again = database.clone();
                 *database = again;
             }
-            Store::Sqlite(file) => file.reopen(),
+            Store::Sqlite(file) => file.die(),
         }
     }
 
@@ -330,6 +351,7 @@ impl Disk {
             (Store::Sqlite(file), Image::Sqlite(image)) => {
                 file.reopen();
                 copy(image, &mut file.application);
+                file.reopen();
             }
             _ => panic!("an image of another engine"),
         }
@@ -509,6 +531,8 @@ pub struct Office {
     pub restored: bool,
     /// The first copy is complete.
     pub joined: bool,
+    /// The application has changed its tables, and the process has not worked since.
+    pub altered: bool,
 }
 
 impl Office {
@@ -531,6 +555,7 @@ impl Office {
             image: None,
             restored: false,
             joined: false,
+            altered: false,
         }
     }
 

@@ -306,11 +306,7 @@ pub fn at_rest(world: &mut World) -> Result<(), String> {
             ));
         }
         for row in &there.held {
-            if !head
-                .records
-                .iter()
-                .any(|record| named_by(record, row))
-            {
+            if !head.records.iter().any(|record| named_by(record, row)) {
                 return Err(format!(
                     "{} is held at {name} and not listed at the head",
                     named(world, row)
@@ -367,7 +363,7 @@ fn same_tables(world: &World) -> Result<(), String> {
             Some(Machine::Branch(branch)) => branch.schema(),
             None => continue,
         };
-        if *schema != world.schema {
+        if schema.version != world.schema.version {
             return Err(format!(
                 "{} is at rest with schema version {}, the company has {}",
                 office.name, schema.version, world.schema.version

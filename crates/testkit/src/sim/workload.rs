@@ -216,6 +216,24 @@ pub struct Business {
     pub bulk: bool,
 }
 
+impl Business {
+    /// The tables that this company does not write.
+    pub fn unused(self) -> Vec<TableId> {
+        let mut unused = Vec::new();
+        for (used, tables) in [
+            (self.families, &[PARENTS, CHILDREN, TREE][..]),
+            (self.unique, &[MAILS, CODES]),
+            (self.asks, &[ASKS]),
+            (self.bulk, &[BULK]),
+        ] {
+            if !used {
+                unused.extend_from_slice(tables);
+            }
+        }
+        unused
+    }
+}
+
 /// A transaction in the making.
 #[derive(Default)]
 struct Draft {
@@ -264,8 +282,12 @@ impl Desk<'_> {
         if draft.ops.is_empty() || draft.rows.keys().any(|row| self.locked.contains(row)) {
             return None;
         }
-        disk.write_now(self.here.as_ref().unwrap_or(self.schema), &draft.ops, self.now)
-            .ok()?;
+        disk.write_now(
+            self.here.as_ref().unwrap_or(self.schema),
+            &draft.ops,
+            self.now,
+        )
+        .ok()?;
         let words = draft.writes.iter().map(|((table, key), id, write)| {
             let name = self
                 .tables()

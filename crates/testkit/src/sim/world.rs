@@ -263,9 +263,15 @@ impl World {
             rng,
             _folder: folder,
         };
+        // Tables that nobody writes bring nothing new, and each costs its part of every copy, comparison and look.
+        let unused = world.business.unused();
+        let tables = &mut world.schema.tables;
+        tables.retain(|table| !unused.contains(&table.id));
         if options.seed % 5 == 4 && !promotes && world.retention.is_none() {
             let copy = world.offices.len();
-            world.offices.push(Office::new(OfficeName::new("copy").expect("a legal name")));
+            world
+                .offices
+                .push(Office::new(OfficeName::new("copy").expect("a legal name")));
             world.network.links.push(Default::default());
             world.offices[copy].plan.sabotage = options.sabotage;
             world.twin = Some(twin::Twin::new(copy));

@@ -562,7 +562,10 @@ fn a_head_that_was_restored_to_where_a_branch_joined_gets_back_what_it_lost() {
         company.settle();
         assert!(company.branches[0].branch.state().refused.is_none());
         let names = company.head_names();
-        assert_eq!((&*names[&1], &*names[&2], &*names[&3]), ("one", "two", "three"));
+        assert_eq!(
+            (&*names[&1], &*names[&2], &*names[&3]),
+            ("one", "two", "three")
+        );
         assert_eq!(company.names_at(0), names);
     }
 }

@@ -17,6 +17,7 @@ impl World {
         });
         if more.is_some() {
             self.offices[office].failures = 0;
+            self.offices[office].altered = false;
         }
         if more == Some(true) {
             self.plan_work(office);
@@ -80,7 +81,8 @@ impl World {
         self.check(office);
         match result {
             Ok(value) => Some(value),
-            Err(error) if hindered => {
+            // What was asked of tables that are no longer so fails, and is looked at anew.
+            Err(error) if hindered || self.offices[office].altered => {
                 self.tell(format!("{}: {error}", self.offices[office].name));
                 self.trouble(office);
                 None

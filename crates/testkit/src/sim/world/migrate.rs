@@ -53,11 +53,16 @@ impl World {
         migrations.ids.insert(planned.table.clone(), planned.id);
         let disk = &mut self.offices[office].disk;
         let tables = disk.tables(&migrations.ids);
-        let at_head = |this: &Self| this.schema.table(planned.id).map(|table| table.name.clone());
+        let at_head = |this: &Self| {
+            this.schema
+                .table(planned.id)
+                .map(|table| table.name.clone())
+        };
         let here = tables.table(planned.id).map(|table| table.name.clone());
         if office > 0 && planned.change != Change::CreateTable {
             // A branch's application goes ahead of the head's, not of what it has not seen.
-            let first = matches!(&planned.change, Change::RenameColumn(name, _) if name == "payload");
+            let first =
+                matches!(&planned.change, Change::RenameColumn(name, _) if name == "payload");
             if first || here.is_none() || here != at_head(self) {
                 return;
             }
@@ -71,6 +76,7 @@ impl World {
             }
             return;
         }
+        self.offices[office].altered = true;
         if office == 0 {
             migrations.planned = None;
             migrations.unfollowed = Some(self.schema.version);
@@ -100,7 +106,10 @@ impl World {
         let Some(migrations) = &mut self.migrations else {
             return;
         };
-        if migrations.unfollowed.is_some_and(|since| head.schema().version > since) {
+        if migrations
+            .unfollowed
+            .is_some_and(|since| head.schema().version > since)
+        {
             self.schema = head.schema().clone();
             migrations.followed(&self.schema);
         }

@@ -142,9 +142,9 @@ impl World {
         self.agenda.retain(|_, event| event.office() != Some(ghost));
         self.offices.truncate(ghost);
         self.network.links.truncate(ghost);
-        self.network.deliveries.retain(|_, delivery| {
-            delivery.office != ghost && delivery.link != ghost
-        });
+        self.network
+            .deliveries
+            .retain(|_, delivery| delivery.office != ghost && delivery.link != ghost);
     }
 }
 
