@@ -59,6 +59,8 @@ const ANNOUNCE_MS: i64 = 5_000;
 const ANNOUNCE_UNANSWERED_MS: i64 = 2_000;
 /// How soon the greeting is repeated while the head does not answer, in milliseconds.
 const GREET_AGAIN_MS: i64 = 5_000;
+/// How long the outcome of a wanted comparison is waited for before it is asked for again, in milliseconds.
+const COMPARE_AGAIN_MS: i64 = 5 * 60 * 1000;
 /// The longest round trip by which clocks are compared, in microseconds.
 const LONGEST_ROUND_TRIP: i64 = 5_000_000;
 /// What a clock may seem to have moved without being noted, in microseconds.
@@ -133,6 +135,8 @@ struct LinkState {
     answer: (u64, bool),
     clock_offset_ms: i64,
     heard: Micros,
+    /// When a comparison that is still wanted was last asked for, about.
+    compare_asked: Option<Micros>,
     refused: Option<String>,
     /// This process runs on a copy of another's database; it keeps silent until it is started again.
     copied: bool,
@@ -463,7 +467,13 @@ impl Branch {
             return self.work_on(db, now).await;
         }
         let differing = self.differing.clone();
-        self.work_on(&mut Here { db, differing }, now).await
+        let refused = self.refused_tables();
+        let mut here = Here {
+            db,
+            differing,
+            refused,
+        };
+        self.work_on(&mut here, now).await
     }
 
     async fn work_on<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<bool> {
@@ -559,6 +569,25 @@ impl Branch {
         };
         if self.book.head.is_some() && now.has_passed(pause, self.link.announced) {
             self.announce(now, 0)?;
+        }
+        self.ask_to_compare_again(now)
+    }
+
+    /// Whether rows here wait for a comparison with the head's, which repairs what differs.
+    pub fn awaits_comparison(&self) -> bool {
+        self.book.compare == Some(true)
+    }
+
+    /// The question or its outcome may be lost, or the comparison ended before this branch could answer.
+    fn ask_to_compare_again(&mut self, now: Micros) -> OfficeResult<()> {
+        if !self.awaits_comparison() || !self.link.welcomed || self.book.joining.is_some() {
+            self.link.compare_asked = None;
+            return Ok(());
+        }
+        let asked = *self.link.compare_asked.get_or_insert(now);
+        if now.has_passed(COMPARE_AGAIN_MS, asked) {
+            self.link.compare_asked = Some(now);
+            self.verify(true)?;
         }
         Ok(())
     }

@@ -8,6 +8,8 @@
 //! Numbers are big-endian. The payload is CBOR (RFC 8949, `docs/protocol.md`), compressed with zstd (RFC 8878) where
 //! flag 1 is set. Lengths are checked before anything is allocated.
 
+use std::cell::RefCell;
+
 use ed25519_dalek::{Signer, SigningKey, VerifyingKey};
 
 use crate::identity::{Digest, OfficeName};
@@ -19,6 +21,12 @@ pub const VERSION: u8 = 1;
 pub const MAX_ENVELOPE_BYTES: usize = 15 * 1024 * 1024;
 /// The largest message before compression, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 32 * 1024 * 1024;
+
+thread_local! {
+    /// Making one takes longer than what most envelopes need of it.
+    static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> =
+        const { RefCell::new(None) };
+}
 
 const MAGIC: &[u8; 4] = b"BRLN";
 const COMPRESSED: u8 = 1;
@@ -185,9 +193,14 @@ impl Opened<'_> {
         if !self.compressed {
             return decode(self.payload);
         }
-        let plain = zstd::bulk::decompress(self.payload, self.plain_bytes)
-            .map_err(|error| EnvelopeError::Message(error.to_string()))?;
-        decode(&plain)
+        let plain = DECOMPRESSOR.with_borrow_mut(|unpack| {
+            let unpack = match unpack {
+                Some(unpack) => unpack,
+                None => unpack.insert(zstd::bulk::Decompressor::new()?),
+            };
+            unpack.decompress(self.payload, self.plain_bytes)
+        });
+        decode(&plain.map_err(|error| EnvelopeError::Message(error.to_string()))?)
     }
 }
 

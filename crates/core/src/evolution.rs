@@ -733,7 +733,8 @@ pub async fn recapture_filled<D: Database>(
     let default = table
         .columns
         .get(place)
-        .and_then(|column| column.default.clone());
+        .and_then(|column| column.default.clone())
+        .unwrap_or(Value::Null);
     let mut after: Option<Key> = None;
     loop {
         let rows = db.chunk(table, after.as_ref(), ROWS).await?;
@@ -742,8 +743,8 @@ pub async fn recapture_filled<D: Database>(
         };
         after = Some(table.key_of(last));
         let filled = rows.iter().filter(|row| {
-            let value = row.0.get(place);
-            value.is_some_and(|value| !value.is_null()) && value != default.as_ref()
+            let mut value = row.0.get(place).into_iter();
+            value.any(|value| *value != default)
         });
         let keys: Vec<Key> = filled.map(|row| table.key_of(row)).collect();
         if !keys.is_empty() {

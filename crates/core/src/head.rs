@@ -22,6 +22,7 @@ use crate::port::{Database, Purpose};
 use crate::retention::Retention;
 use crate::schema::Schema;
 use crate::succession::{self, Predecessor};
+use ed25519_dalek::VerifyingKey;
 
 mod chunks;
 mod clones;
@@ -108,6 +109,8 @@ pub struct Head {
 #[derive(Debug)]
 struct Seat {
     book: SeatBook,
+    /// The branch's key as it stands in the book, and made ready: that takes a quarter of a signature's check.
+    key: Option<([u8; 32], VerifyingKey)>,
     inbox: Inbox<Batch>,
     /// Parts of an open unit lie in the database.
     staged: bool,
@@ -132,9 +135,20 @@ struct Seat {
 }
 
 impl Seat {
+    /// What the branch signs with; nothing before it has joined.
+    fn key(&mut self) -> Option<VerifyingKey> {
+        let bytes = self.book.public_key.as_ref()?.0;
+        if self.key.is_none_or(|(known, _)| known != bytes) {
+            let key = VerifyingKey::from_bytes(&bytes).ok()?;
+            self.key = Some((bytes, key));
+        }
+        self.key.map(|(_, key)| key)
+    }
+
     fn new(book: SeatBook) -> Self {
         Self {
             inbox: Inbox::new(book.cursor.0),
+            key: None,
             staged: false,
             online: false,
             lane: lanes::Lane::default(),

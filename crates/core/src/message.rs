@@ -372,7 +372,7 @@ pub struct LoggedChanges {
 }
 
 /// Tells one branch to take the head's row: a person decided a conflict, a held change was released or dropped, or a
-/// comparison found that the row differed.
+/// comparison found that the row differed. Or, after a comparison, that its row is held.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Settlement {
     /// The branch.
@@ -393,6 +393,9 @@ pub struct Settlement {
     /// The conflict that is settled, and how.
     #[n(5)]
     pub settled: Option<Settled>,
+    /// The branch's own change of this batch is held at the head, which the branch never heard: its row stays as it is.
+    #[n(6)]
+    pub held: Option<BatchNumber>,
 }
 
 /// How a listed conflict was settled afterwards.

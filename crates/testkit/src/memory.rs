@@ -10,11 +10,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use branchline_core::change::{Key, Row};
 use branchline_core::identity::Micros;
 use branchline_core::port::{Database, DatabaseError, DbResult, Purpose, Taken};
+use branchline_core::schema::Table;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 mod application;
 mod capture;
 mod evolve;
+mod kept;
 mod port;
 mod state;
 
@@ -175,14 +177,22 @@ impl MemoryDatabase {
             .state
             .tables
             .get(table)
-            .map(|table| table.rows.values().cloned().collect())
+            .map(|table| table.rows.values().map(|row| Row::clone(row)).collect())
             .unwrap_or_default()
     }
 
     /// The committed row with this key.
     pub fn row(&self, table: &str, key: &Key) -> Option<Row> {
         let inner = self.shared.inner();
-        inner.state.tables.get(table)?.rows.get(key).cloned()
+        let row = inner.state.tables.get(table)?.rows.get(key)?;
+        Some(Row::clone(row))
+    }
+
+    /// The definitions of all tables, as the application knows them.
+    pub fn tables(&self) -> Vec<Table> {
+        let inner = self.shared.inner();
+        let tables = inner.state.tables.values();
+        tables.map(|stored| Table::clone(&stored.table)).collect()
     }
 
     /// The names of all that the database holds.

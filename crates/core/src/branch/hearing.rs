@@ -22,9 +22,12 @@ impl Branch {
         if self.differing.is_empty() {
             return self.arrived_at(db, now, bytes, token).await;
         }
-        let differing = self.differing.clone();
-        self.arrived_at(&mut Here { db, differing }, now, bytes, token)
-            .await
+        let mut here = Here {
+            db,
+            differing: self.differing.clone(),
+            refused: self.refused_tables(),
+        };
+        self.arrived_at(&mut here, now, bytes, token).await
     }
 
     async fn arrived_at<D: Database>(

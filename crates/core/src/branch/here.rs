@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::look::narrowed;
 use crate::change::{Effect, Key, Row};
 use crate::evolution::Lift;
 use crate::identity::Digest;
@@ -13,7 +14,7 @@ use crate::port::{
     Backlog, Database, DatabaseError, DbResult, Entry, Evolution, Extent, Inspection, Portion,
     Purpose, Taken, Unreadable,
 };
-use crate::schema::{Schema, Table, TableId};
+use crate::schema::{ColumnId, Schema, Table, TableId};
 
 /// How tables differ from the plan's. None: there is no such table.
 pub(super) type Differing = BTreeMap<TableId, Option<Table>>;
@@ -22,6 +23,8 @@ pub(super) type Differing = BTreeMap<TableId, Option<Table>>;
 pub(super) struct Here<'d, D> {
     pub db: &'d mut D,
     pub differing: Differing,
+    /// Those of them that could not take a step of the schema; it is tried again.
+    pub refused: BTreeSet<TableId>,
 }
 
 impl<D> Here<'_, D> {
@@ -43,13 +46,7 @@ impl<D> Here<'_, D> {
             let planned = schema.table(table.id).map(|planned| planned.name.clone());
             renamed.extend(planned.map(|name| (name, table.name.clone())));
         }
-        for table in &mut local.tables {
-            for reference in &mut table.foreign_keys {
-                if let Some(name) = renamed.get(&reference.parent) {
-                    reference.parent.clone_from(name);
-                }
-            }
-        }
+        rename_parents(&mut local, &renamed);
         local
     }
 
@@ -71,6 +68,79 @@ fn misfit(table: &Table, message: String) -> DatabaseError {
 
 fn lifted_keys(lift: Lift<'_>, keys: Option<&[Key]>) -> Option<Vec<Key>> {
     keys.map(|keys| keys.iter().filter_map(|key| lift.key(key).ok()).collect())
+}
+
+impl<D> Here<'_, D> {
+    /// What the application here has renamed, retyped or taken away, and the step leaves as it was, is not made again:
+    /// takes it out of the goal. Returns how tables differ after the step.
+    fn leave(&self, from: &Schema, goal: &mut Schema) -> Differing {
+        let mut left = Differing::new();
+        let mut renamed = BTreeMap::new();
+        for (id, local) in &self.differing {
+            let place = goal.tables.iter().position(|table| table.id == *id);
+            let (Some(was), Some(place)) = (from.table(*id), place) else {
+                continue;
+            };
+            let Some(becomes) = goal.tables.get_mut(place) else {
+                continue;
+            };
+            let Some(local) = local else {
+                if was.name == becomes.name {
+                    goal.tables.remove(place);
+                    left.insert(*id, None);
+                }
+                continue;
+            };
+            if self.refused.contains(id) {
+                continue;
+            }
+            if let Some(stays) = left_as(was, becomes, local) {
+                renamed.insert(becomes.name.clone(), stays.name.clone());
+                *becomes = stays.clone();
+                left.insert(*id, Some(stays));
+            }
+        }
+        rename_parents(goal, &renamed);
+        left
+    }
+}
+
+/// What a table becomes in a step that has nothing to do with how the application here has changed it; nothing where the
+/// step brings it all.
+fn left_as(was: &Table, becomes: &Table, local: &Table) -> Option<Table> {
+    let of = |table: &Table, id: ColumnId| {
+        let mut columns = table.columns.iter();
+        columns.find(|column| column.id == id).cloned()
+    };
+    let kept = becomes.columns.iter().filter(|column| {
+        let before = of(was, column.id);
+        of(local, column.id).is_some() || before.is_none_or(|before| before.name != column.name)
+    });
+    let kept: BTreeSet<ColumnId> = kept.map(|column| column.id).collect();
+    let mut stays = narrowed(becomes, &kept)?;
+    if was.name == becomes.name {
+        stays.name.clone_from(&local.name);
+    }
+    for column in &mut stays.columns {
+        if let (Some(before), Some(here)) = (of(was, column.id), of(local, column.id))
+            && before.kind == column.kind
+            && here.kind != before.kind
+        {
+            column.kind = here.kind;
+            column.default = here.default;
+        }
+    }
+    (stays != *becomes).then_some(stays)
+}
+
+fn rename_parents(schema: &mut Schema, renamed: &BTreeMap<String, String>) {
+    for table in &mut schema.tables {
+        for reference in &mut table.foreign_keys {
+            if let Some(name) = renamed.get(&reference.parent) {
+                reference.parent.clone_from(name);
+            }
+        }
+    }
 }
 
 impl<D: Database> Database for Here<'_, D> {
@@ -307,13 +377,15 @@ impl<D: Database> Database for Here<'_, D> {
         dropped: &[TableId],
     ) -> DbResult<Evolution> {
         let local = self.local(from);
-        let done = self.db.evolve(&local, to, dropped).await?;
-        // What was not refused is what the plan says now.
-        self.differing = done
-            .refused
-            .iter()
-            .map(|(id, _)| (*id, local.table(*id).cloned()))
-            .collect();
+        let mut goal = to.clone();
+        let left = self.leave(from, &mut goal);
+        let done = self.db.evolve(&local, &goal, dropped).await?;
+        // What was not refused is what the plan says now, but for what the step says nothing of.
+        self.differing = left;
+        for (id, _) in &done.refused {
+            self.differing.insert(*id, local.table(*id).cloned());
+            self.refused.insert(*id);
+        }
         Ok(done)
     }
 

@@ -506,6 +506,15 @@ impl Landing<'_> {
         self.settled.extend(settlement.settled.clone());
         let key = settlement.key.clone();
         let place = (table.id, key.clone());
+        if let Some(batch) = settlement.held {
+            let claimed = self.branch.claims.contains_key(&key.digest(table));
+            let noted = self.notes.get(&place).is_some_and(Option::is_some);
+            // A later change of the row is on its way; its verdict will tell.
+            if !claimed && !noted && !self.aside.busy.contains(&place) {
+                self.notes.insert(place, Some(Note::Held(batch, position)));
+            }
+            return;
+        }
         if let Some(Some(Note::Held(_, first))) = self.notes.get(&place) {
             let first = *first;
             self.notes.insert(place, Some(Note::Deferred(first)));

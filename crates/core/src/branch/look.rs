@@ -15,6 +15,11 @@ use crate::port::{Database, DatabaseError, DbResult, Inspection, Purpose};
 use crate::schema::{Column, ColumnId, Schema, Table, TableId};
 
 impl Branch {
+    /// Tables that could not take a step of the schema.
+    pub(super) fn refused_tables(&self) -> BTreeSet<TableId> {
+        self.book.refused.iter().map(|table| table.id).collect()
+    }
+
     /// Columns of which a row here says nothing: the table lacks them, or lacked them and their values are still to come.
     pub(super) fn absent(&self, table: &Table, row: Option<&Row>) -> Vec<u16> {
         let local = self.differing.get(&table.id).and_then(Option::as_ref);
@@ -137,7 +142,12 @@ impl Branch {
             self.tell_differing();
         }
         let differing = self.differing.clone();
-        let mut here = Here { db, differing };
+        let refused = self.refused_tables();
+        let mut here = Here {
+            db,
+            differing,
+            refused,
+        };
         self.note_lacking(&mut here).await?;
         self.read_again(&mut here).await?;
         self.shape = Some(shape);
@@ -199,10 +209,16 @@ impl Branch {
             let mut here = Here {
                 db: &mut *db,
                 differing: differing.clone(),
+                refused: self.refused_tables(),
             };
             match reinstalled(&mut here, &self.schema).await {
                 Ok(missing) => {
-                    let here = Here { db, differing };
+                    let refused = self.refused_tables();
+                    let here = Here {
+                        db,
+                        differing,
+                        refused,
+                    };
                     break (here, missing);
                 }
                 Err(DatabaseError::Mismatch { table, message }) => {
@@ -289,7 +305,7 @@ async fn reinstalled<D: Database>(
 }
 
 /// A table with only these columns; nothing where its key is not among them.
-fn narrowed(table: &Table, kept: &BTreeSet<ColumnId>) -> Option<Table> {
+pub(super) fn narrowed(table: &Table, kept: &BTreeSet<ColumnId>) -> Option<Table> {
     let mut places = BTreeMap::new();
     let mut columns = Vec::new();
     for (at, column) in (0u16..).zip(&table.columns) {

@@ -167,7 +167,13 @@ impl Branch {
             if differing.is_empty() {
                 self.take(db, now).await?;
             } else {
-                self.take(&mut Here { db, differing }, now).await?;
+                let refused = self.refused_tables();
+                let mut here = Here {
+                    db,
+                    differing,
+                    refused,
+                };
+                self.take(&mut here, now).await?;
             }
         }
         Ok(())
@@ -383,7 +389,9 @@ impl Branch {
         let origin = body.answers.as_ref().map(|answer| answer.branch.clone());
         let own = origin.as_ref() == Some(&self.identity.name);
         let settled = body.settlements.into_iter();
-        let settled = settled.filter(|settlement| settlement.branch == self.identity.name);
+        let settled = settled.filter(|settlement| {
+            settlement.held.is_none() && settlement.branch == self.identity.name
+        });
         let told = settled.map(|settlement| (settlement.table, settlement.key, settlement.row));
         let overridden = body.verdicts.into_iter().filter(|_| own);
         let overridden = overridden.filter_map(|verdict| match verdict.outcome {

@@ -5,6 +5,7 @@ use super::{BRANCH, Branch};
 use crate::books::{self, BranchBook, Note, STAGED};
 use crate::envelope;
 use crate::failure::OfficeResult;
+use crate::head::own_entry;
 use crate::identity::{BatchNumber, Digest, LogPosition, Micros};
 use crate::message::{Message, Recall, Recalled};
 use crate::office::conclude;
@@ -37,8 +38,14 @@ impl Branch {
                 Some(self.book.log_chain)
             } else {
                 let kept = db.entries(&stream, place.0, 1).await?;
-                let kept = kept.first().filter(|entry| entry.number == place.0);
-                kept.map(|entry| envelope::chain(&entry.bytes))
+                match kept.first() {
+                    Some(entry) if entry.number == place.0 => Some(envelope::chain(&entry.bytes)),
+                    // The first one that it keeps names the one before: the branch joined there.
+                    Some(entry) if entry.number == place.next().0 => {
+                        Some(own_entry(&entry.bytes)?.previous)
+                    }
+                    _ => None,
+                }
             };
             if here == Some(*chain) {
                 agreed = agreed.max(Some(*place));

@@ -78,7 +78,9 @@ impl Branch {
             Some((verdict.table, row_or_gone(&verdict.key, row)))
         }));
         let mine = body.settlements.iter();
-        let mine = mine.filter(|settlement| settlement.branch == self.identity.name);
+        let mine = mine.filter(|settlement| {
+            settlement.held.is_none() && settlement.branch == self.identity.name
+        });
         effects.extend(mine.map(|settlement| {
             let effect = row_or_gone(&settlement.key, &settlement.row);
             (settlement.table, effect)

@@ -1,7 +1,7 @@
 //! What branches send: their greetings, their batches, their places and their questions.
 
 use super::recall::Standing;
-use super::{CLOCK_OFF_MS, Head, QUESTIONS};
+use super::{CLOCK_OFF_MS, Head, QUESTIONS, Seat};
 use crate::books::{self, seat_name};
 use crate::change::Effect;
 use crate::conflict::rfc3339;
@@ -17,7 +17,6 @@ use crate::office::conclude;
 use crate::output::{Notice, Output, Token, offset_ms};
 use crate::port::{Database, Purpose};
 use crate::schema::Schema;
-use ed25519_dalek::VerifyingKey;
 
 /// Something that a branch asked.
 #[derive(Debug)]
@@ -46,12 +45,9 @@ impl Head {
         if !self.seats.contains_key(&origin) {
             self.load_seat(db, &origin).await?;
         }
-        let known = self
-            .seats
-            .get(&origin)
-            .and_then(|seat| seat.book.public_key.clone());
-        let message = match known.map(|key| VerifyingKey::from_bytes(&key.0)) {
-            Some(Ok(key)) => match opened.verified_by(&key) {
+        let known = self.seats.get_mut(&origin).and_then(Seat::key);
+        let message = match known {
+            Some(key) => match opened.verified_by(&key) {
                 Err(EnvelopeError::Forged(_)) => {
                     opened.read_introduction().map(|message| (message, false))
                 }
@@ -113,6 +109,10 @@ impl Head {
         match message {
             Message::Applied(position) => {
                 seat.book.applied = seat.book.applied.max(position.min(self.book.last));
+            }
+            // What it misses is no longer there; its greeting tells it what to do instead.
+            Message::Resend(from) if LogPosition(from) < self.log_first => {
+                self.ask_for_greeting(now, origin)?;
             }
             Message::Resend(from) => seat.lane.rewind(LogPosition(from), self.book.last),
             Message::Position(position) => self.position_told(now, origin, position)?,
@@ -421,13 +421,11 @@ fn misfit(batch: &Batch, versions: &Versions, present: &Schema) -> Option<String
         let Some(table) = shapes.table(change.table) else {
             return Some(format!("table number {} is not shared", change.table));
         };
-        // A column that the office lacks holds no value: it is filled in before the row is looked at.
-        let known = change.absent.is_empty() || table.columns.len() == row_width(&change.effect);
-        (!known || (change.absent.is_empty() && !change.effect.fits(table)))
-            .then(|| format!("a row does not have the shape of table `{}`", table.name))
+        let fits = match &change.effect {
+            // A column that the office lacks holds no value: it is filled in before the row is looked at.
+            Effect::Put(row) if !change.absent.is_empty() => row.0.len() == table.columns.len(),
+            effect => effect.fits(table),
+        };
+        (!fits).then(|| format!("a row does not have the shape of table `{}`", table.name))
     })
-}
-
-fn row_width(effect: &Effect) -> usize {
-    effect.row().map_or(0, |row| row.0.len())
 }

@@ -363,6 +363,7 @@ impl Head {
                 row: settled.row.clone(),
                 record: None,
                 settled: Some(settled.clone()),
+                held: None,
             }],
         };
         writer.append(db, LogBody::Changes(body)).await?;

@@ -170,7 +170,15 @@ impl Head {
         );
         self.outputs.push_back(Output::Notice(Notice::Dropped(why)));
         self.outputs.push_back(Output::Settle(token));
-        // A place before its own tells the branch that the head may have been restored.
+        self.ask_for_greeting(now, branch)
+    }
+
+    /// Makes a branch greet: a place before its own tells it that the head may have been restored.
+    pub(super) fn ask_for_greeting(
+        &mut self,
+        now: Micros,
+        branch: &OfficeName,
+    ) -> OfficeResult<()> {
         let position = Position {
             produced: 0,
             applied: None,

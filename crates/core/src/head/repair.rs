@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::Head;
 use super::verify::{ByTable, Stage};
 use super::writer::{Fresh, LogWriter};
-use crate::books::{self, CONFLICTS, HeadBook};
+use crate::books::{self, CONFLICTS, HeadBook, HeldAtHead};
 use crate::change::{Base, Key, Row};
 use crate::conflict::{ConflictRecord, Reason, Resolution};
 use crate::failure::OfficeResult;
@@ -226,8 +226,10 @@ impl Head {
                     row: ours,
                     record: Some(record.fit_to_travel()),
                     settled: None,
+                    held: None,
                 });
             }
+            pieces.extend(self.unknown_holds(db, branch, table, run).await?);
         }
         if !pieces.is_empty() {
             append(db, &mut writer, pieces).await?;
@@ -291,6 +293,46 @@ impl Head {
             (!same && !busy).then_some((row, ours))
         });
         Ok(differing.collect())
+    }
+}
+
+impl Head {
+    /// Rows of which the branch does not know that they are held: it copied the tables anew and never heard the verdict.
+    async fn unknown_holds<D: Database>(
+        &self,
+        db: &mut D,
+        branch: &OfficeName,
+        table: &Table,
+        rows: &[PresentRow],
+    ) -> OfficeResult<Vec<Settlement>> {
+        let mut told = Vec::new();
+        let Some(seat) = self.seats.get(branch).filter(|_| self.any_held) else {
+            return Ok(told);
+        };
+        let quiet = rows.iter().filter(|row| !row.pending);
+        let keys: Vec<Key> = quiet.map(|row| row.key.clone()).collect();
+        for (key, note) in db.notes(table, Some(&keys)).await? {
+            let note: HeldAtHead = books::decode(&note)?;
+            let Some(hold) = note.of(branch) else {
+                continue;
+            };
+            if hold.batch.0 != seat.book.incarnation {
+                continue;
+            }
+            let listed = db.entries(CONFLICTS, hold.conflict, 1).await?;
+            let listed = listed.iter().find(|entry| entry.number == hold.conflict);
+            let record = listed.map(|entry| books::decode::<ConflictRecord>(&entry.bytes));
+            told.push(Settlement {
+                branch: branch.clone(),
+                table: table.id,
+                key,
+                row: None,
+                record: record.transpose()?.map(|record| record.fit_to_travel()),
+                settled: None,
+                held: Some(hold.batch.1),
+            });
+        }
+        Ok(told)
     }
 }
 

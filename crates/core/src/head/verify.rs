@@ -321,6 +321,11 @@ impl Head {
         self.verifications.want(None, repair);
     }
 
+    /// Whether a comparison runs or waits for its turn.
+    pub fn is_comparing(&self) -> bool {
+        self.verifications.running.is_some() || !self.verifications.wanted.is_empty()
+    }
+
     pub(super) async fn start_verification<D: Database>(
         &mut self,
         db: &mut D,

@@ -46,10 +46,14 @@ impl SqliteDatabase {
         self.courtesy.writes(effects.len());
         let batches = sort(schema, effects)?;
         for (table, batch) in schema.tables.iter().zip(&batches).rev() {
-            self.touch(table, batch.deletes.iter().map(|key| (*key).clone()))?;
+            if !batch.deletes.is_empty() {
+                self.touch(table, batch.deletes.iter().map(|key| (*key).clone()))?;
+            }
         }
         for (table, batch) in schema.tables.iter().zip(&batches) {
-            self.touch(table, batch.puts.iter().map(|row| table.key_of(row)))?;
+            if !batch.puts.is_empty() {
+                self.touch(table, batch.puts.iter().map(|row| table.key_of(row)))?;
+            }
         }
         let enforced = self.applying()?.purpose == Purpose::Apply;
         let references = self.references.load(&self.connection)?;
@@ -70,20 +74,20 @@ impl SqliteDatabase {
         delete_held(&self.connection, references, schema, held)
     }
 
-    /// Silences the capture triggers and defers foreign keys until the commit.
+    /// Silences the capture triggers.
     fn mark(&mut self) -> DbResult<()> {
         if self.applying()?.marked {
             return Ok(());
         }
         self.connection
-            .execute_batch(
-                "INSERT INTO branchline_applying(x) VALUES (1); PRAGMA defer_foreign_keys = ON",
-            )
+            .prepare_cached("INSERT INTO branchline_applying(x) VALUES (1)")
+            .and_then(|mut marker| marker.execute([]))
             .map_err(failure)?;
         self.applying()?.marked = true;
         Ok(())
     }
 
+    /// Remembers rows of tables that foreign keys refer from or to, and lets these keys wait until the commit.
     fn touch(&mut self, table: &Table, keys: impl Iterator<Item = Key>) -> DbResult<()> {
         let concerned = self
             .references
@@ -94,6 +98,13 @@ impl SqliteDatabase {
                     || reference.parent.eq_ignore_ascii_case(&table.name)
             });
         if concerned {
+            if !self.applying()?.deferred {
+                // It throws away all prepared statements: only where a foreign key may be broken for a moment.
+                self.connection
+                    .execute_batch("PRAGMA defer_foreign_keys = ON")
+                    .map_err(failure)?;
+                self.applying()?.deferred = true;
+            }
             let local = Local::of(&self.connection, table)?;
             let key_columns: Arc<[String]> = key_columns(table).into();
             let touched = &mut self.applying()?.touched;

@@ -54,6 +54,11 @@ impl Live {
         }))
     }
 
+    /// Its columns alone, which is less to look up; none where there is no such table.
+    pub(super) fn columns_of(connection: &Connection, name: &str) -> DbResult<Vec<LiveColumn>> {
+        columns(connection, name).map_err(failure)
+    }
+
     pub(super) fn column(&self, name: &str) -> Option<&LiveColumn> {
         self.columns
             .iter()

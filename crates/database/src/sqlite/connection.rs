@@ -53,8 +53,10 @@ pub struct Description {
 pub(super) struct Transaction {
     /// What it is for.
     pub(super) purpose: Purpose,
-    /// The marker row is in place and foreign keys wait for the commit.
+    /// The marker row is in place.
     pub(super) marked: bool,
+    /// Foreign keys wait for the commit.
+    pub(super) deferred: bool,
     /// What was captured has been moved to `branchline_taking`.
     pub(super) taking: bool,
     /// Rows written, to name the one behind a foreign key that fails at the commit.
@@ -167,6 +169,7 @@ impl SqliteDatabase {
         self.transaction = Some(Transaction {
             purpose,
             marked: false,
+            deferred: false,
             taking: false,
             touched: Vec::new(),
         });
@@ -206,12 +209,14 @@ impl SqliteDatabase {
     }
 
     pub(super) fn roll_back(&mut self) -> DbResult<()> {
-        self.transaction = None;
+        let open = self.transaction.take();
         if !self.connection.is_autocommit() {
             self.connection.execute_batch("ROLLBACK").map_err(failure)?;
-            // SQLite's count of changes to the catalogue goes back with them.
-            self.shape = None;
-            self.references = References::default();
+            if open.is_none_or(|open| open.purpose != Purpose::Read) {
+                // SQLite's count of changes to the catalogue goes back with them.
+                self.shape = None;
+                self.references = References::default();
+            }
         }
         self.courtesy.released();
         self.enforce_again()

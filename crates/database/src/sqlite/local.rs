@@ -31,9 +31,10 @@ pub(super) struct Local(Vec<Spelling>);
 impl Local {
     /// Looks at the table as it is declared now.
     pub(super) fn of(connection: &Connection, table: &Table) -> DbResult<Self> {
-        let live = Live::find(connection, &table.name)?;
+        let live = Live::columns_of(connection, &table.name)?;
         let spelling = |(at, column): (usize, &Column)| {
-            let here = live.as_ref().and_then(|live| live.column(&column.name));
+            let mut columns = live.iter();
+            let here = columns.find(|here| here.name.eq_ignore_ascii_case(&column.name));
             Spelling {
                 form: here.map_or(Form::AsItTravels, |here| form(&column.kind, &here.declared)),
                 key: table.is_key(at),

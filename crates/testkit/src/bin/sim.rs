@@ -1,5 +1,5 @@
 //! Runs simulated companies:
-//! `sim [--seeds N] [--first S] [--engine memory|sqlite|mixed] [--threads N] [--keep-going] [-v]`, or
+//! `sim [--seeds N] [--first S] [--engine any|memory|sqlite|mixed] [--threads N] [--keep-going] [-v]`, or
 //! `sim --sabotage`: which seed notices each kind of wrong code.
 
 use std::process::ExitCode;
@@ -34,7 +34,7 @@ fn arguments() -> Result<Arguments, String> {
     let mut asked = Arguments {
         seeds: 100,
         first: 0,
-        engine: Engine::Sqlite,
+        engine: Engine::Any,
         threads: std::thread::available_parallelism().map_or(1, usize::from),
         loud: false,
         keep_going: false,
@@ -59,8 +59,11 @@ fn arguments() -> Result<Arguments, String> {
                     "sqlite" => Engine::Sqlite,
                     "mixed" => Engine::Mixed,
                     "memory" => Engine::Memory,
+                    "any" => Engine::Any,
                     other => {
-                        return Err(format!("--engine is memory, sqlite or mixed, not {other}"));
+                        return Err(format!(
+                            "--engine is any, memory, sqlite or mixed, not {other}"
+                        ));
                     }
                 }
             }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use branchline_core::change::Key;
+use branchline_core::change::{Key, Row};
 use branchline_core::port::{DatabaseError, First};
 use branchline_core::schema::{Schema, Table};
 use tokio::sync::OwnedSemaphorePermit;
@@ -108,7 +108,8 @@ impl MemoryApplication {
             for (table, key, first) in touched {
                 if work.installed.contains(&table) {
                     let before = former.table(&table).ok();
-                    let before = before.and_then(|stored| stored.rows.get(&key).cloned());
+                    let before =
+                        before.and_then(|stored| stored.rows.get(&key).map(|row| Row::clone(row)));
                     work.capture(Write {
                         table,
                         key,
@@ -151,7 +152,7 @@ fn run(
             let key = table.key_of(row);
             if work
                 .rows_mut(&table.name)?
-                .insert(key.clone(), row.clone())
+                .insert(Arc::new(key.clone()), Arc::new(row.clone()))
                 .is_some()
             {
                 return Err(taken(&key));
@@ -163,7 +164,8 @@ fn run(
             let rows = work.rows_mut(&table.name)?;
             if rows.remove(key).is_some() {
                 touched.push((table.name.clone(), key.clone(), First::Existing));
-                if rows.insert(new_key.clone(), row.clone()).is_some() {
+                let new = (Arc::new(new_key.clone()), Arc::new(row.clone()));
+                if rows.insert(new.0, new.1).is_some() {
                     return Err(taken(&new_key));
                 }
                 if new_key != *key {

@@ -33,12 +33,15 @@ pub(super) fn unset(table: &Table) -> Table {
 
 impl State {
     pub(super) fn shape(&self, schema: &Schema) -> Digest {
-        let told = |(name, stored): (&String, &Arc<Stored>)| {
-            let shared = schema.table_named(name).is_some();
-            (name.clone(), shared.then(|| unset(&stored.table)))
-        };
-        let tables: Vec<_> = self.tables.iter().map(told).collect();
-        Digest::of(format!("{tables:?}").as_bytes())
+        let mut told = Vec::new();
+        for (name, stored) in self.tables.iter() {
+            told.extend_from_slice(name.as_bytes());
+            told.push(0);
+            if schema.table_named(name).is_some() {
+                told.extend_from_slice(&stored.shape.0);
+            }
+        }
+        Digest::of(&told)
     }
 
     pub(super) fn evolve(
@@ -112,6 +115,8 @@ impl State {
             .filter(|name| self.installed.contains(name));
         let installed = goal.tables.iter().map(|table| table.name.clone());
         self.installed = installed.chain(kept).collect();
+        let tables = &self.tables;
+        Arc::make_mut(&mut self.capture).retain(|_, write| tables.contains_key(&write.table));
         Ok(done)
     }
 
@@ -136,7 +141,9 @@ impl State {
                 let mut columns = to.columns.iter().zip(&row.0);
                 columns.all(|(column, value)| held(column).is_none_or(|held| held == *value))
             };
-            let mut rows = rows.iter().flat_map(|stored| stored.rows.values());
+            let mut rows = rows
+                .iter()
+                .flat_map(|stored| stored.rows.values().map(Arc::as_ref));
             let all_held = to.key_columns().all(|column| held(column).is_some());
             let row = if all_held {
                 None
@@ -297,16 +304,12 @@ impl State {
         let mut rows = BTreeMap::new();
         for row in stored.rows.values() {
             let row = reshape.row(row)?;
-            rows.insert(to.key_of(&row), row);
+            rows.insert(Arc::new(to.key_of(&row)), Arc::new(row));
         }
         if rows.len() < stored.rows.len() {
             return Err("two rows would have one key".into());
         }
-        let evolved = Stored {
-            table: to.clone(),
-            rows,
-            bound: stored.bound,
-        };
+        let evolved = Stored::new(to, rows, stored.bound);
         evolved.check_unique().map_err(|error| error.to_string())?;
         for write in Arc::make_mut(&mut self.capture).values_mut() {
             if write.table == was {

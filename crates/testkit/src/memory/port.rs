@@ -97,7 +97,10 @@ impl Database for MemoryDatabase {
         self.change(|open, now| {
             let (keys, first) = match keys {
                 None => (
-                    open.work.table(&table.name)?.rows.keys().cloned().collect(),
+                    {
+                        let rows = &open.work.table(&table.name)?.rows;
+                        rows.keys().map(|key| Key::clone(key)).collect()
+                    },
                     First::Unknown,
                 ),
                 Some(keys) => (keys.to_vec(), First::Existing),
@@ -159,7 +162,7 @@ impl Database for MemoryDatabase {
         self.step(|open, _| {
             let stored = open.work.table(&table.name)?;
             let from = after.map_or(Unbounded, Excluded);
-            let rows = stored.rows.range((from, Unbounded)).take(limit);
+            let rows = stored.rows.range::<Key, _>((from, Unbounded)).take(limit);
             rows.map(|(_, row)| stored.project(table, row)).collect()
         })
     }

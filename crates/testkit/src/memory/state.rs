@@ -4,28 +4,34 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use branchline_core::change::{Effect, Key, Row};
-use branchline_core::identity::Micros;
+use branchline_core::identity::{Digest, Micros};
 use branchline_core::port::{DatabaseError, DbResult, First};
 use branchline_core::schema::{Column, ForeignKey, Schema, Table, TableId};
 use branchline_core::value::Value;
 
+use super::evolve::unset;
+use super::kept::Kept;
+
 /// Everything. A clone shares what neither side changes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct State {
-    pub(super) tables: BTreeMap<String, Arc<Stored>>,
+    pub(super) tables: Kept<BTreeMap<String, Arc<Stored>>>,
     /// The tables as a schema version made them, by number.
-    pub(super) evolved: BTreeMap<TableId, Table>,
+    pub(super) evolved: Kept<BTreeMap<TableId, Table>>,
     pub(super) prepared: bool,
     /// The names of the captured tables.
-    pub(super) installed: BTreeSet<String>,
+    pub(super) installed: Kept<BTreeSet<String>>,
     /// Captured writes by number.
     pub(super) capture: Arc<BTreeMap<u64, Write>>,
     pub(super) meta: Arc<BTreeMap<String, Vec<u8>>>,
-    pub(super) streams: BTreeMap<String, Arc<Stream>>,
-    pub(super) notes: BTreeMap<TableId, Arc<BTreeMap<Key, Vec<u8>>>>,
+    pub(super) streams: Kept<BTreeMap<String, Arc<Stream>>>,
+    pub(super) notes: Kept<BTreeMap<TableId, Arc<Notes>>>,
     pub(super) numbers: u64,
     pub(super) transactions: u64,
 }
+
+/// What is noted of a table's rows.
+pub(super) type Notes = BTreeMap<Key, Vec<u8>>;
 
 /// Entries by number.
 pub(super) type Stream = BTreeMap<u64, Arc<[u8]>>;
@@ -33,8 +39,10 @@ pub(super) type Stream = BTreeMap<u64, Arc<[u8]>>;
 /// A table with its rows.
 #[derive(Clone, Debug)]
 pub(super) struct Stored {
-    pub(super) table: Table,
-    pub(super) rows: BTreeMap<Key, Row>,
+    pub(super) table: Arc<Table>,
+    /// The digest of what an inspection tells of the table.
+    pub(super) shape: Digest,
+    pub(super) rows: BTreeMap<Arc<Key>, Arc<Row>>,
     /// Whether its foreign keys are in force.
     pub(super) bound: bool,
 }
@@ -89,7 +97,7 @@ impl State {
         self.tables.get(name).map(Arc::as_ref).ok_or_else(missing)
     }
 
-    pub(super) fn rows_mut(&mut self, name: &str) -> DbResult<&mut BTreeMap<Key, Row>> {
+    pub(super) fn rows_mut(&mut self, name: &str) -> DbResult<&mut BTreeMap<Arc<Key>, Arc<Row>>> {
         let missing = || DatabaseError::Mismatch {
             table: name.into(),
             message: "there is no such table".into(),
@@ -104,11 +112,7 @@ impl State {
         let mut created = Vec::new();
         for table in &schema.tables {
             if !self.tables.contains_key(&table.name) {
-                let stored = Stored {
-                    table: table.clone(),
-                    rows: BTreeMap::new(),
-                    bound: false,
-                };
+                let stored = Stored::new(table, BTreeMap::new(), false);
                 self.tables.insert(table.name.clone(), Arc::new(stored));
                 created.push(table.name.clone());
             }
@@ -132,7 +136,7 @@ impl State {
             stored
                 .rows
                 .keys()
-                .map(|key| (name.clone(), key.clone()))
+                .map(|key| (name.clone(), Key::clone(key)))
                 .collect::<Vec<_>>()
         };
         self.check(&self.tables.values().flat_map(all).collect())
@@ -189,7 +193,8 @@ impl State {
             if let Effect::Put(row) = effect {
                 let key = table.key_of(row);
                 let row = self.table(&table.name)?.unproject(table, row)?;
-                self.rows_mut(&table.name)?.insert(key.clone(), row);
+                self.rows_mut(&table.name)?
+                    .insert(Arc::new(key.clone()), Arc::new(row));
                 touched.insert((table.name.clone(), key));
             }
         }
@@ -230,13 +235,13 @@ impl State {
                     if reference.on_delete == "CASCADE" {
                         self.delete(&child.table.name, follower, told)?;
                     } else {
-                        let mut row = row.clone();
+                        let mut row = Row::clone(row);
                         reference
                             .columns
                             .iter()
                             .for_each(|&at| row.0[usize::from(at)] = Value::Null);
                         self.rows_mut(&child.table.name)?
-                            .insert(follower.clone(), row);
+                            .insert(Arc::clone(follower), Arc::new(row));
                         told(&child.table.name, follower);
                     }
                 }
@@ -305,6 +310,15 @@ fn referred<'a>(parent: &Table, row: &'a Row, reference: &ForeignKey) -> Option<
 }
 
 impl Stored {
+    pub(super) fn new(table: &Table, rows: BTreeMap<Arc<Key>, Arc<Row>>, bound: bool) -> Self {
+        Self {
+            shape: Digest::of(format!("{:?}", unset(table)).as_bytes()),
+            table: Arc::new(table.clone()),
+            rows,
+            bound,
+        }
+    }
+
     /// A row's columns as this table knows them, by name.
     pub(super) fn project(&self, table: &Table, row: &Row) -> DbResult<Row> {
         let here = self.table.columns.iter().map(|column| &column.name);

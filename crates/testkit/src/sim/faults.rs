@@ -50,11 +50,15 @@ pub enum Sabotage {
     ChunksShort,
     /// Rows are not found when they are read.
     ReadsNothing,
+    /// A branch does not change its tables.
+    StepsForgotten,
+    /// Columns that a table was given later are read by their places, and the places are wrong.
+    ColumnsMixed,
 }
 
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::HeadCursorNotSaved,
         Self::BranchBookNotSaved,
         Self::CapturedAlwaysEmpty,
@@ -71,6 +75,8 @@ impl Sabotage {
         Self::RecaptureForgotten,
         Self::ChunksShort,
         Self::ReadsNothing,
+        Self::StepsForgotten,
+        Self::ColumnsMixed,
     ];
 }
 
@@ -384,6 +390,15 @@ impl Database for Faulty<'_> {
                 taken.at = self.desk.times.get(&row).copied().unwrap_or(self.desk.now);
             }
         }
+        if self.plan.sabotage == Some(Sabotage::ColumnsMixed) {
+            for taken in &mut portion.changes {
+                if let Effect::Put(row) = &mut taken.effect
+                    && row.0.len() > 4
+                {
+                    row.0.swap(3, 4);
+                }
+            }
+        }
         if !portion.changes.is_empty() && self.strikes(Sabotage::TakeForgets, 10) {
             portion.changes.pop();
         }
@@ -542,7 +557,13 @@ impl Database for Faulty<'_> {
         to: &Schema,
         dropped: &[TableId],
     ) -> DbResult<Evolution> {
-        step!(self, db => db.evolve(from, to, dropped))
+        if self.plan.sabotage == Some(Sabotage::StepsForgotten) && !self.desk.is_head {
+            return Ok(Evolution::default());
+        }
+        let done = step!(self, db => db.evolve(from, to, dropped));
+        // Changed tables are locked until the transaction ends.
+        self.plan.race = None;
+        done
     }
 
     async fn missing_capture(&mut self, schema: &Schema) -> DbResult<Vec<TableId>> {

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use branchline_core::change::Key;
 use branchline_core::schema::TableId;
+use branchline_core::value::Value;
 
 /// A write's number; its payload is `w` and the number.
 pub type WriteId = u64;
@@ -25,6 +26,8 @@ pub struct Write {
     pub on: Option<WriteId>,
     /// It was made between a backup and the restoration of it: the restoration may have undone it.
     pub undone: bool,
+    /// What it wrote into the columns beside the payload, by what lasts of their names, where tables change.
+    pub values: BTreeMap<String, Value>,
 }
 
 /// All writes.
@@ -33,6 +36,8 @@ pub struct Journal {
     writes: BTreeMap<WriteId, Write>,
     rows: BTreeMap<RowName, Vec<WriteId>>,
     followers: BTreeMap<WriteId, Vec<WriteId>>,
+    /// The inserts that came after a delete of the same row at the same office: together they may be one change.
+    reborn: BTreeMap<WriteId, Vec<WriteId>>,
     last: WriteId,
     /// What was added to each counter.
     counts: BTreeMap<Key, i64>,
@@ -55,6 +60,8 @@ impl Journal {
         for (row, id, write) in writes {
             if let Some(on) = write.on {
                 self.followers.entry(on).or_default().push(id);
+            } else if let Some(deleted) = self.last_delete(&row, write.office) {
+                self.reborn.entry(deleted).or_default().push(id);
             }
             self.rows.entry(row).or_default().push(id);
             self.writes.insert(id, write);
@@ -101,6 +108,44 @@ impl Journal {
     /// The writes made on top of this one.
     pub fn followers(&self, id: WriteId) -> &[WriteId] {
         self.followers.get(&id).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether any write put this value into a column of the row.
+    pub fn wrote(&self, row: &RowName, column: &str, value: &Value) -> bool {
+        let writes = self.rows.get(row).into_iter().flatten();
+        let mut writes = writes.filter_map(|id| self.write(*id));
+        writes.any(|write| write.values.get(column) == Some(value))
+    }
+
+    /// The inserts after this delete, at its office.
+    pub fn reborn(&self, delete: WriteId) -> &[WriteId] {
+        self.reborn.get(&delete).map_or(&[], Vec::as_slice)
+    }
+
+    fn last_delete(&self, row: &RowName, office: usize) -> Option<WriteId> {
+        let here = |id: &&WriteId| self.write(**id).is_some_and(|write| write.office == office);
+        let last = self.rows.get(row)?.iter().rev().find(here)?;
+        self.write(*last).filter(|write| write.delete)?;
+        Some(*last)
+    }
+
+    /// Nobody that is left knows of these.
+    pub fn forgotten(&mut self, writes: &BTreeSet<WriteId>) {
+        for id in writes {
+            if let Some(write) = self.writes.get_mut(id) {
+                write.undone = true;
+            }
+        }
+    }
+
+    /// The office's application dropped the table, and with it what was not sent.
+    pub fn dropped(&mut self, office: usize, table: TableId) {
+        let rows = self.rows.iter().filter(|((id, _), _)| *id == table);
+        for id in rows.flat_map(|(_, writes)| writes) {
+            if let Some(write) = self.writes.get_mut(id) {
+                write.undone |= write.office == office;
+            }
+        }
     }
 
     /// The office left with its rows and joined anew: what it had not sent is known by its rows, its deletes are not.

@@ -12,17 +12,19 @@ use branchline_core::head::Head;
 use branchline_core::identity::{Micros, OfficeName};
 use branchline_core::output::Output;
 use branchline_core::port::Database;
-use branchline_core::schema::{Schema, Table};
+use branchline_core::schema::{Column, Schema, Table, TableId};
 use branchline_database::sqlite::SqliteDatabase;
 use rusqlite::params_from_iter;
 use rusqlite::types::Value as SqlValue;
 
 use super::faults::Plan;
+use super::migrations::{Change, Migration, column_of, lasting};
 use super::model::{RowName, WriteId};
+use super::workload;
 use crate::conformance::Op;
 use crate::conformance::sql::quoted;
 use crate::memory::{MemoryDatabase, Snapshot};
-use branchline_core::value::Value;
+use branchline_core::value::{Type, Value};
 
 /// Runs a future that never waits.
 pub fn run<F: Future>(future: F) -> F::Output {
@@ -74,6 +76,8 @@ pub struct File {
     /// Keeps a file in memory in being while no process is.
     _anchor: Option<rusqlite::Connection>,
     address: String,
+    /// How often Branchline's process died.
+    deaths: u32,
 }
 
 /// A copy of a database's content.
@@ -110,10 +114,21 @@ impl File {
             application: open(&address),
             _anchor: anchor,
             address,
+            deaths: 0,
         }
     }
 
-    /// Branchline's process died, the application's did not; SQLite undoes what was not committed.
+    /// Branchline's process died, the application's did not; SQLite undoes what was not committed. A new connection each
+    /// time would cost a fourth of a run, to read the catalogue and to prepare all statements.
+    fn die(&mut self) {
+        self.deaths += 1;
+        if self.deaths % 4 == 1 {
+            self.reopen();
+        } else {
+            run(self.database.rollback()).expect("a transaction can be undone");
+        }
+    }
+
     fn reopen(&mut self) {
         // A file in memory lets nobody in, not even to open it, while a transaction writes.
         run(self.database.rollback()).expect("a transaction can be undone");
@@ -140,7 +155,9 @@ impl File {
             match op {
                 Op::Insert(_, row) => {
                     let places = vec!["?"; row.0.len()].join(", ");
-                    let sql = format!("INSERT INTO {name} VALUES ({places})");
+                    let names = table.columns.iter().map(|column| quoted(&column.name));
+                    let names = names.collect::<Vec<_>>().join(", ");
+                    let sql = format!("INSERT INTO {name} ({names}) VALUES ({places})");
                     run(&sql, row.0.iter().map(stored).collect())?;
                 }
                 Op::Update(_, key, row) => {
@@ -161,6 +178,93 @@ impl File {
         run("COMMIT", Vec::new()).map(drop)
     }
 
+    fn tables(&self) -> Vec<Table> {
+        let names = "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name";
+        let mut names = self
+            .application
+            .prepare_cached(names)
+            .expect("the catalogue");
+        let names = names.query_map([], |row| row.get::<_, String>(0));
+        let names = names.and_then(Iterator::collect::<rusqlite::Result<Vec<_>>>);
+        let table = |name: String| {
+            let mut columns = self
+                .application
+                .prepare_cached("SELECT name, type FROM pragma_table_info(?)")?;
+            let columns = columns.query_map([&name], |row| {
+                Ok(Column {
+                    name: row.get(0)?,
+                    kind: match row.get::<_, String>(1)?.to_uppercase() {
+                        kind if kind.contains("INT") => Type::Int64,
+                        _ => Type::Text { max: None },
+                    },
+                    nullable: true,
+                    default: None,
+                    generated_key: false,
+                    id: 0,
+                })
+            })?;
+            let mut told = workload::table(0, &name, Default::default(), Default::default());
+            told.columns = columns.collect::<rusqlite::Result<_>>()?;
+            Ok(told)
+        };
+        // Where another transaction keeps the application from looking, it cannot write either.
+        let tables = names.unwrap_or_default().into_iter().map(table);
+        tables.collect::<rusqlite::Result<_>>().unwrap_or_default()
+    }
+
+    fn migrate(&self, migration: &Migration, here: Option<&Table>) -> bool {
+        let sql = match (&migration.change, here) {
+            (Change::CreateTable, None) => {
+                let name = quoted(&migration.table);
+                format!(
+                    "CREATE TABLE {name} (id INTEGER NOT NULL PRIMARY KEY, payload TEXT NOT NULL, extra INTEGER)"
+                )
+            }
+            (Change::DropTable, Some(here)) => format!("DROP TABLE {}", quoted(&here.name)),
+            (change, Some(here)) => {
+                let Some((from, to)) = migration.altered(here) else {
+                    return false;
+                };
+                let name = quoted(&from.name);
+                let column = |name: &str| {
+                    let at = column_of(&from, name).unwrap_or_default();
+                    quoted(&from.columns[at].name)
+                };
+                match change {
+                    Change::AddColumn(added) => {
+                        let kind = match added.kind {
+                            Type::Text { .. } => "TEXT",
+                            _ => "INTEGER",
+                        };
+                        let default = match &added.default {
+                            Some(Value::Int(number)) => format!(" DEFAULT {number}"),
+                            Some(Value::Text(text)) => format!(" DEFAULT '{text}'"),
+                            _ => String::new(),
+                        };
+                        format!(
+                            "ALTER TABLE {name} ADD COLUMN {} {kind}{default}",
+                            quoted(&added.name)
+                        )
+                    }
+                    Change::DropColumn(gone) => {
+                        format!("ALTER TABLE {name} DROP COLUMN {}", column(gone))
+                    }
+                    Change::RenameColumn(old, new) => format!(
+                        "ALTER TABLE {name} RENAME COLUMN {} TO {}",
+                        column(old),
+                        quoted(new)
+                    ),
+                    Change::RenameTable(_) => {
+                        format!("ALTER TABLE {name} RENAME TO {}", quoted(&to.name))
+                    }
+                    _ => return false,
+                }
+            }
+            (_, None) => return false,
+        };
+        self.application.execute_batch(&sql).is_ok()
+    }
+
     /// Rows of a table; none where there is no such table.
     fn select(
         &self,
@@ -168,7 +272,9 @@ impl File {
         how: &str,
         values: Vec<SqlValue>,
     ) -> rusqlite::Result<Vec<Row>> {
-        let select = format!("SELECT * FROM {} {how}", quoted(&table.name));
+        let names = table.columns.iter().map(|column| quoted(&column.name));
+        let names = names.collect::<Vec<_>>().join(", ");
+        let select = format!("SELECT {names} FROM {} {how}", quoted(&table.name));
         let mut select = match self.application.prepare_cached(&select) {
             Ok(select) => select,
             Err(rusqlite::Error::SqliteFailure(_, Some(why))) if why.contains("no such table") => {
@@ -218,7 +324,15 @@ impl Disk {
                 let again = database.clone();
                 *database = again;
             }
-            Store::Sqlite(file) => file.reopen(),
+            Store::Sqlite(file) => file.die(),
+        }
+    }
+
+    /// The kind of place that it is in. A file's copy is kept in memory.
+    pub fn place(&self) -> Place<'static> {
+        match &self.store {
+            Store::Memory(_) => Place::Memory,
+            Store::Sqlite(_) => Place::SqliteMemory,
         }
     }
 
@@ -237,6 +351,7 @@ impl Disk {
             (Store::Sqlite(file), Image::Sqlite(image)) => {
                 file.reopen();
                 copy(image, &mut file.application);
+                file.reopen();
             }
             _ => panic!("an image of another engine"),
         }
@@ -263,6 +378,44 @@ impl Disk {
                 let _none_open = file.application.execute_batch("ROLLBACK");
                 error.to_string()
             }),
+        }
+    }
+
+    /// The tables that the application finds here, numbered by what lasts of their names.
+    pub fn tables(&self, ids: &BTreeMap<String, TableId>) -> Schema {
+        let tables = match &self.store {
+            Store::Memory(database) => database.tables(),
+            Store::Sqlite(file) => file.tables(),
+        };
+        let numbered = tables.into_iter().filter_map(|mut table| {
+            table.id = *ids.get(lasting(&table.name))?;
+            Some(table)
+        });
+        Schema {
+            tables: numbered.collect(),
+            ..Schema::default()
+        }
+    }
+
+    /// The application changes its tables. Returns whether it could.
+    pub fn migrate(&mut self, migration: &Migration, tables: &Schema) -> bool {
+        let here = tables.table(migration.id);
+        self.changed = true;
+        match &mut self.store {
+            Store::Memory(database) => {
+                let mut application = database.application();
+                match (&migration.change, here) {
+                    (Change::CreateTable, None) => {
+                        application.create_now(&migration.new_table()).is_ok()
+                    }
+                    (Change::DropTable, Some(here)) => application.drop_now(&here.name).is_ok(),
+                    (_, Some(here)) => migration
+                        .altered(here)
+                        .is_some_and(|(from, to)| application.alter_now(&from, &to).is_ok()),
+                    (_, None) => false,
+                }
+            }
+            Store::Sqlite(file) => file.migrate(migration, here),
         }
     }
 
@@ -378,9 +531,34 @@ pub struct Office {
     pub restored: bool,
     /// The first copy is complete.
     pub joined: bool,
+    /// The application has changed its tables, and the process has not worked since.
+    pub altered: bool,
 }
 
 impl Office {
+    /// An office that is not set up, with an empty database in memory.
+    pub fn new(name: OfficeName) -> Self {
+        Self {
+            disk: Disk::new(Place::Memory, name.as_str()),
+            name,
+            machine: None,
+            skew: 0,
+            plan: Plan::default(),
+            times: BTreeMap::new(),
+            lives: 0,
+            founded: false,
+            working: false,
+            troubled: false,
+            failures: 0,
+            manual: false,
+            invitations: 0,
+            image: None,
+            restored: false,
+            joined: false,
+            altered: false,
+        }
+    }
+
     /// The time by its own clock.
     pub fn clock(&self, now: i64) -> Micros {
         Micros(now + self.skew)

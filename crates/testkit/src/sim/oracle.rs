@@ -11,12 +11,13 @@ use branchline_core::identity::{BatchNumber, Digest, Incarnation, LogPosition, O
 use branchline_core::message::LogBody;
 use branchline_core::port::{Database, Purpose};
 use branchline_core::schema::{Direction, TableId};
-use branchline_core::value::Value;
+use branchline_core::value::{Value, convert};
 use branchline_core::verify::Verification;
 
-use super::model::{RowName, WriteId};
-use super::office::run;
-use super::workload::{ACCOUNTS, RATES, STOCK, STOCK_AT_FIRST, SUM, accounts_of, maker};
+use super::migrations::lasting;
+use super::model::{RowName, Write, WriteId};
+use super::office::{Machine, run};
+use super::workload::{ACCOUNTS, CARDS, RATES, STOCK, STOCK_AT_FIRST, SUM, accounts_of, maker};
 use super::world::World;
 
 /// Follows the head's log as it grows.
@@ -29,11 +30,24 @@ pub struct LogReader {
     /// Every decision that was ever listed; the head forgets old ones.
     records: BTreeMap<u64, ConflictRecord>,
     answered: BTreeMap<(OfficeName, Incarnation), BatchNumber>,
-    /// What the log says of each row.
-    rows: BTreeMap<RowName, Option<Row>>,
+    /// What the log says of each row, and in which schema version.
+    rows: BTreeMap<RowName, (u32, Option<Row>)>,
 }
 
 impl LogReader {
+    /// What was decided about changes of these offices, both sides of it.
+    pub fn decided(&self, of: impl Fn(&OfficeName) -> bool) -> BTreeSet<WriteId> {
+        let records = self.records.values().filter(|record| of(&record.origin));
+        let both = records.flat_map(|record| [&record.ours, &record.theirs]);
+        both.filter_map(|row| row.as_ref().and_then(maker))
+            .collect()
+    }
+
+    /// Whether this is where it has got to.
+    pub fn ends_at(&self, place: LogPosition) -> bool {
+        self.last == place
+    }
+
     /// The writes that stand in the log up to this place.
     pub fn writes_through(&self, place: LogPosition) -> BTreeSet<WriteId> {
         let there = self.places.iter().filter(|(_, at)| **at <= place);
@@ -124,9 +138,19 @@ pub fn read_log(world: &mut World) -> Result<(), String> {
             }
             reader.last = entry.position;
             reader.chain = envelope::chain(&stored.bytes);
-            let LogBody::Changes(body) = entry.body else {
-                continue;
+            let body = match entry.body {
+                LogBody::Changes(body) => body,
+                LogBody::Schema(step) => {
+                    if let Some(migrations) = &mut world.migrations {
+                        migrations.versions.insert(step.schema.version, step.schema);
+                    }
+                    continue;
+                }
+                _ => continue,
             };
+            let versions = world.migrations.as_ref().map(|known| &known.versions);
+            let version = versions.and_then(|versions| versions.get(&entry.schema));
+            let schema = version.unwrap_or(&world.schema);
             if let Some(answer) = body.answers {
                 let last = reader
                     .answered
@@ -143,7 +167,7 @@ pub fn read_log(world: &mut World) -> Result<(), String> {
                 *last = answer.batch;
             }
             for logged in body.changes {
-                let Some(table) = world.schema.table(logged.table) else {
+                let Some(table) = schema.table(logged.table) else {
                     continue;
                 };
                 let row = (logged.table, logged.effect.key(table));
@@ -154,7 +178,7 @@ pub fn read_log(world: &mut World) -> Result<(), String> {
                 if let Some(write) = content.as_ref().and_then(maker) {
                     reader.places.entry(write).or_insert(entry.position);
                 }
-                reader.rows.insert(row, content);
+                reader.rows.insert(row, (schema.version, content));
             }
         }
     }
@@ -231,6 +255,7 @@ fn named(world: &World, row: &RowName) -> String {
 
 /// P1 and P3.
 pub fn at_rest(world: &mut World) -> Result<(), String> {
+    read_log(world)?;
     let mut head = holdings(world, 0)?;
     let mut branches = Vec::new();
     for branch in 1..world.offices.len() {
@@ -281,11 +306,7 @@ pub fn at_rest(world: &mut World) -> Result<(), String> {
             ));
         }
         for row in &there.held {
-            if !head
-                .records
-                .iter()
-                .any(|record| named_by(world, record, row))
-            {
+            if !head.records.iter().any(|record| named_by(record, row)) {
                 return Err(format!(
                     "{} is held at {name} and not listed at the head",
                     named(world, row)
@@ -293,16 +314,99 @@ pub fn at_rest(world: &mut World) -> Result<(), String> {
             }
         }
     }
-    for (row, content) in &world.log.rows {
-        if head.rows.get(row) != content.as_ref() {
+    for (row, (version, content)) in &world.log.rows {
+        if !is_as_logged(world, row, *version, content.as_ref(), head.rows.get(row)) {
             return Err(format!(
                 "{} differs from its last log entry: {content:?}",
                 named(world, row)
             ));
         }
     }
+    if world.migrations.is_some() {
+        same_tables(world)?;
+        values(world, &head)?;
+    }
     counters(world, &head)?;
     nothing_lost(world, &head)
+}
+
+/// Whether a row holds what its last log entry says, in the columns that both have.
+fn is_as_logged(
+    world: &World,
+    (id, _): &RowName,
+    version: u32,
+    logged: Option<&Row>,
+    present: Option<&Row>,
+) -> bool {
+    let Some(now) = world.schema.table(*id) else {
+        return true;
+    };
+    let versions = world.migrations.as_ref().map(|known| &known.versions);
+    let then = versions.and_then(|versions| versions.get(&version)?.table(*id));
+    let (Some(then), Some(logged), Some(present)) = (then, logged, present) else {
+        return logged == present;
+    };
+    let mut columns = now.columns.iter().zip(&present.0);
+    columns.all(|(column, value)| {
+        let was = then.columns.iter().position(|one| one.id == column.id);
+        was.is_none_or(|at| {
+            convert(&then.columns[at].kind, &column.kind, &logged.0[at]).as_ref() == Some(value)
+        })
+    })
+}
+
+/// P10: all offices have followed the head's tables.
+fn same_tables(world: &World) -> Result<(), String> {
+    for office in &world.offices {
+        let schema = match &office.machine {
+            Some(Machine::Head(head)) => head.schema(),
+            Some(Machine::Branch(branch)) => branch.schema(),
+            None => continue,
+        };
+        if schema.version != world.schema.version {
+            return Err(format!(
+                "{} is at rest with schema version {}, the company has {}",
+                office.name, schema.version, world.schema.version
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// P10: a column holds what the write that made the row wrote there, whatever the tables were called and however many
+/// columns came and went since. Where the writer's tables lacked the column, it holds what it held before.
+fn values(world: &World, head: &Holdings) -> Result<(), String> {
+    let Some(migrations) = &world.migrations else {
+        return Ok(());
+    };
+    let merged = |table: TableId| matches!(table, STOCK | CARDS);
+    for (row, content) in head.rows.iter().filter(|(row, _)| !merged(row.0)) {
+        let made = maker(content).and_then(|id| world.journal.write(id));
+        let (Some(table), Some(made)) = (world.schema.table(row.0), made) else {
+            continue;
+        };
+        for (column, value) in table.columns.iter().zip(&content.0).skip(2) {
+            let name = lasting(&column.name);
+            let early = migrations.early.contains(&(row.0, name.to_owned()));
+            let wrote = made.values.get(name).filter(|_| !early);
+            let right = match wrote {
+                Some(wrote) => wrote == value,
+                None => {
+                    value.is_null()
+                        || column.default.as_ref() == Some(value)
+                        || world.journal.wrote(row, name, value)
+                }
+            };
+            if !right {
+                return Err(format!(
+                    "the schema (P10): column {} of {} holds {value:?}, and {wrote:?} was written",
+                    column.name,
+                    named(world, row)
+                ));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// P2: a counter is what it began with and all that was added anywhere, each once. Where a database was restored, what
@@ -323,12 +427,8 @@ fn counters(world: &World, head: &Holdings) -> Result<(), String> {
     Ok(())
 }
 
-fn named_by(world: &World, record: &ConflictRecord, row: &RowName) -> bool {
-    world
-        .schema
-        .table_named(&record.table)
-        .is_some_and(|table| table.id == row.0)
-        && record.key == row.1
+fn named_by(record: &ConflictRecord, row: &RowName) -> bool {
+    record.shape.1 == row.0 && record.key == row.1
 }
 
 /// P1: every write is in the rows, or was seen and followed by another, or is listed.
@@ -343,14 +443,16 @@ fn nothing_lost(world: &World, head: &Holdings) -> Result<(), String> {
         if record.result == Resolution::Held {
             held.extend(record.theirs.as_ref().and_then(maker));
         }
-        if (record.ours.is_none() || record.theirs.is_none())
-            && let Some(table) = world.schema.table_named(&record.table)
-        {
-            listed_deletes.insert((table.id, record.key.clone()));
+        if record.ours.is_none() || record.theirs.is_none() {
+            listed_deletes.insert((record.shape.1, record.key.clone()));
         }
     }
     for (row, writes) in world.journal.rows() {
         if row.0 == STOCK {
+            continue;
+        }
+        if world.schema.table(row.0).is_none() {
+            gone_with_its_table(world, row, writes, &listed)?;
             continue;
         }
         let present = head.rows.get(row);
@@ -398,7 +500,11 @@ fn nothing_lost(world: &World, head: &Holdings) -> Result<(), String> {
                     .any(|other| listed.contains(other) && !same_row(*other))
                     || inserted_again;
                 // An insert that only the lost life of a restored office had shipped, deleted again in its next one.
-                let reborn = world.offices[write.office].restored;
+                // So is a row that an office brought with it when it joined again, where the log no longer tells that it
+                // was deleted meanwhile.
+                let writer = world.offices.get(write.office);
+                let reborn = writer.is_none_or(|office| office.restored)
+                    || (restored && world.retention.is_some());
                 present_maker.is_some_and(same_row)
                     && !listed_deletes.contains(row)
                     && !replaced
@@ -416,7 +522,10 @@ fn nothing_lost(world: &World, head: &Holdings) -> Result<(), String> {
                 };
                 return Err(format!(
                     "lost (P1): {kind} w{id} of {} on {} is neither there nor listed; the row is {present:?}",
-                    world.offices[write.office].name,
+                    world
+                        .offices
+                        .get(write.office)
+                        .map_or("a copy", |office| office.name.as_str()),
                     named(world, row)
                 ));
             }
@@ -424,6 +533,28 @@ fn nothing_lost(world: &World, head: &Holdings) -> Result<(), String> {
         if tips == 0 && !writes.is_empty() {
             return Err(format!(
                 "the model is wrong: {} has no last write",
+                named(world, row)
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// What was written to a table that was dropped had come to the head before, or is listed. What the offices dropped
+/// themselves is gone.
+fn gone_with_its_table(
+    world: &World,
+    row: &RowName,
+    writes: &[WriteId],
+    listed: &BTreeSet<WriteId>,
+) -> Result<(), String> {
+    for &id in writes {
+        let known = |write: &&Write| write.office == 0 || write.undone || write.delete;
+        let excused = world.journal.write(id).as_ref().is_none_or(known);
+        let came = world.log.places.contains_key(&id) || listed.contains(&id);
+        if !excused && !came && !world.journal.is_followed(id) {
+            return Err(format!(
+                "lost (P1): w{id} on {} was not sent when the table was dropped, and is not listed",
                 named(world, row)
             ));
         }
@@ -443,6 +574,7 @@ fn explained(world: &World, id: WriteId, listed: &BTreeSet<WriteId>, deletes: bo
             .journal
             .followers(id)
             .iter()
+            .chain(world.journal.reborn(id))
             .any(|&follower| explained(world, follower, listed, deletes))
 }
 
@@ -492,7 +624,9 @@ pub fn verification(world: &World, verification: &Verification) -> Result<(), St
 /// A comparison in the middle of a storm finds nothing to repair, and repairs nothing. A branch that went back, or that
 /// copied the tables anew, asks for one because there may be something.
 pub fn undisturbed(world: &World, verification: &Verification) -> Result<(), String> {
-    if world.retention.is_some() || world.head_restored {
+    // A branch whose application changed its tables first lacks what the head's have, a copy what its original wrote.
+    let ahead = world.migrations.is_some() || world.twin.is_some();
+    if world.retention.is_some() || world.head_restored || ahead {
         return Ok(());
     }
     for branch in &verification.branches {

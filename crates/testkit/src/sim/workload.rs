@@ -11,6 +11,7 @@ use branchline_core::value::{Type, Value};
 use rand::RngExt;
 use rand::rngs::Xoshiro256PlusPlus;
 
+use super::migrations::{Migrations, lasting};
 use super::model::{Journal, RowName, Write, WriteId};
 use super::office::Disk;
 use crate::conformance::Op;
@@ -63,7 +64,7 @@ fn column(name: &str, kind: Type, nullable: bool) -> Column {
     }
 }
 
-fn table(id: TableId, name: &str, conflict: ConflictRule, insert: InsertRule) -> Table {
+pub fn table(id: TableId, name: &str, conflict: ConflictRule, insert: InsertRule) -> Table {
     Table {
         id,
         name: name.into(),
@@ -181,8 +182,15 @@ pub fn maker(row: &Row) -> Option<WriteId> {
 pub struct Desk<'w> {
     pub rng: &'w mut Xoshiro256PlusPlus,
     pub journal: &'w mut Journal,
+    /// The tables of the company.
     pub schema: &'w Schema,
+    /// The numbers of all tables, where they change.
+    pub migrations: Option<&'w Migrations>,
+    /// The tables as they are here, where they change.
+    pub here: Option<Schema>,
     pub office: usize,
+    /// Who writes: a copy of an office uses its keys.
+    pub writer: usize,
     pub is_head: bool,
     /// The office's clock.
     pub now: Micros,
@@ -208,6 +216,24 @@ pub struct Business {
     pub bulk: bool,
 }
 
+impl Business {
+    /// The tables that this company does not write.
+    pub fn unused(self) -> Vec<TableId> {
+        let mut unused = Vec::new();
+        for (used, tables) in [
+            (self.families, &[PARENTS, CHILDREN, TREE][..]),
+            (self.unique, &[MAILS, CODES]),
+            (self.asks, &[ASKS]),
+            (self.bulk, &[BULK]),
+        ] {
+            if !used {
+                unused.extend_from_slice(tables);
+            }
+        }
+        unused
+    }
+}
+
 /// A transaction in the making.
 #[derive(Default)]
 struct Draft {
@@ -220,6 +246,7 @@ struct Draft {
 impl Desk<'_> {
     /// Runs a random transaction. Returns what it did in words, or nothing where the database was busy.
     pub fn transact(&mut self, disk: &mut Disk) -> Option<String> {
+        self.here = self.migrations.map(|known| disk.tables(&known.ids));
         let mut draft = Draft::default();
         match self.rng.random_range(0..15) {
             0..=2 => self.transfer(disk, &mut draft),
@@ -247,14 +274,23 @@ impl Desk<'_> {
         self.run(disk, draft)
     }
 
+    fn tables(&self) -> &Schema {
+        self.here.as_ref().unwrap_or(self.schema)
+    }
+
     fn run(&mut self, disk: &mut Disk, draft: Draft) -> Option<String> {
         if draft.ops.is_empty() || draft.rows.keys().any(|row| self.locked.contains(row)) {
             return None;
         }
-        disk.write_now(self.schema, &draft.ops, self.now).ok()?;
+        disk.write_now(
+            self.here.as_ref().unwrap_or(self.schema),
+            &draft.ops,
+            self.now,
+        )
+        .ok()?;
         let words = draft.writes.iter().map(|((table, key), id, write)| {
             let name = self
-                .schema
+                .tables()
                 .table(*table)
                 .map_or("?", |table| table.name.as_str());
             let on = write
@@ -274,7 +310,7 @@ impl Desk<'_> {
     fn present(&self, disk: &mut Disk, draft: &Draft, row: &RowName) -> Option<Row> {
         match draft.rows.get(row) {
             Some(drafted) => drafted.clone(),
-            None => disk.row(self.schema.table(row.0)?, &row.1),
+            None => disk.row(self.tables().table(row.0)?, &row.1),
         }
     }
 
@@ -292,20 +328,42 @@ impl Desk<'_> {
     ) {
         let present = self.present(disk, draft, &row);
         let id = self.journal.draw();
-        let new = Row(vec![
+        let mut new = Row(vec![
             row.1.0[0].clone(),
             Value::Text(format!("w{id}{ballast}")),
             extra,
         ]);
+        let mut values = BTreeMap::new();
+        if let Some(here) = &self.here {
+            let Some(table) = here.table(row.0) else {
+                return;
+            };
+            let columns = table.columns.iter().enumerate().skip(2);
+            let columns = columns.map(|(at, column)| {
+                let value = match (lasting(&column.name), &present) {
+                    ("extra", _) => new.0[2].clone(),
+                    (_, Some(present)) if self.rng.random_bool(0.5) => present.0[at].clone(),
+                    _ if self.rng.random_ratio(1, 6) => Value::Null,
+                    _ if matches!(column.kind, Type::Text { .. }) => Value::Text(format!("v{id}")),
+                    _ => Value::Int(i64::try_from(id % 30_000).unwrap_or_default()),
+                };
+                values.insert(lasting(&column.name).to_owned(), value.clone());
+                value
+            });
+            let columns: Vec<Value> = columns.collect();
+            new.0.truncate(2);
+            new.0.extend(columns);
+        }
         draft.ops.push(match &present {
             Some(_) => Op::Update(row.0, row.1.clone(), new.clone()),
             None => Op::Insert(row.0, new.clone()),
         });
         let write = Write {
-            office: self.office,
+            office: self.writer,
             delete: false,
             on: present.as_ref().and_then(maker),
             undone: false,
+            values,
         };
         draft.writes.push((row.clone(), id, write));
         draft.rows.insert(row, Some(new));
@@ -321,10 +379,11 @@ impl Desk<'_> {
             row.clone(),
             id,
             Write {
-                office: self.office,
+                office: self.writer,
                 delete: true,
                 on: maker(&present),
                 undone: false,
+                values: BTreeMap::new(),
             },
         ));
         draft.rows.insert(row, None);
@@ -337,6 +396,7 @@ impl Desk<'_> {
         } else {
             self.rng.random_range(1..=4)
         };
+        let table = self.an_added_one().unwrap_or(table);
         let key = if self.rng.random_ratio(1, 3) {
             1000 * (self.office as i64 + 1) + self.rng.random_range(0..5)
         } else {
@@ -353,6 +413,17 @@ impl Desk<'_> {
             };
             self.put(disk, draft, row, extra);
         }
+    }
+
+    /// One of the tables that are here and were not at first.
+    fn an_added_one(&mut self) -> Option<TableId> {
+        let added = self.here.as_ref()?.tables.iter();
+        let added: Vec<TableId> = added
+            .map(|table| table.id)
+            .filter(|id| *id > CARDS)
+            .collect();
+        let chosen = (!added.is_empty()).then(|| self.rng.random_range(0..added.len() * 3))?;
+        added.get(chosen).copied()
     }
 
     /// Moves money between the office's own two accounts; their sum stays.

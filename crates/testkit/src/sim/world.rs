@@ -21,6 +21,7 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::{RngExt, SeedableRng};
 
 use super::faults::{Faulty, Plan, Sabotage};
+use super::migrations::{Change, Migrations};
 use super::model::{Journal, WriteId};
 use super::network::{Bytes, Delivery, Network, Way};
 use super::office::{Disk, Image, Machine, Office, Place, Store, run};
@@ -31,7 +32,9 @@ use super::{Engine, Options};
 
 mod driver;
 mod life;
+mod migrate;
 mod rest;
+mod twin;
 mod weather;
 mod wires;
 
@@ -76,6 +79,8 @@ pub enum Event {
     Away(usize),
     Promote,
     Rejoin(usize),
+    Migrate(usize),
+    Copy(usize),
     BrokerStop,
     BrokerStart,
     BrokerEmpty,
@@ -129,6 +134,10 @@ pub struct World {
     promoted_from: LogPosition,
     /// How long things are kept, where this run has a horizon.
     pub retention: Option<Retention>,
+    /// A branch and its copy, in a run that has one.
+    pub twin: Option<twin::Twin>,
+    /// What changes of the tables there were, in a run in which they change.
+    pub migrations: Option<Migrations>,
     weather: Weather,
     phase: Phase,
     storm_end: i64,
@@ -179,7 +188,7 @@ impl World {
             let sqlite = match options.engine {
                 Engine::Memory => false,
                 Engine::Sqlite => true,
-                Engine::Mixed => rng.random_bool(0.5),
+                Engine::Mixed | Engine::Any => rng.random_bool(0.5),
             };
             let name = if index == 0 {
                 "ho".to_owned()
@@ -191,33 +200,17 @@ impl World {
                 Some(folder) => Place::SqliteFile(folder.path()),
                 None => Place::SqliteMemory,
             };
-            offices.push(Office {
-                disk: Disk::new(place, &name),
-                name: OfficeName::new(name).expect("a legal name"),
-                machine: None,
-                skew: 0,
-                plan: Plan {
-                    sabotage: options.sabotage,
-                    ..Plan::default()
-                },
-                times: BTreeMap::new(),
-                lives: 0,
-                founded: false,
-                working: false,
-                troubled: false,
-                failures: 0,
-                manual: false,
-                invitations: 0,
-                image: None,
-                restored: false,
-                joined: false,
-            });
+            let mut office = Office::new(OfficeName::new(&name).expect("a legal name"));
+            office.disk = Disk::new(place, &name);
+            office.plan.sabotage = options.sabotage;
+            offices.push(office);
         }
         let mut network = Network::default();
         (network.fanout, network.broker_up) = (fanout, true);
         network.links.resize_with(offices.len(), Default::default);
         let promotes = rng.random_bool(0.25);
         let mut schema = workload::schema();
+        schema.number();
         if promotes {
             // A branch lacks others' rows of what goes up only.
             for table in &mut schema.tables {
@@ -260,6 +253,8 @@ impl World {
                 recovery_ms: rng.random_range(15..30) * MINUTE_MS,
                 ..Retention::default()
             }),
+            twin: None,
+            migrations: None,
             weather: Weather::default(),
             phase: Phase::Storm,
             storm_end: 0,
@@ -268,6 +263,22 @@ impl World {
             rng,
             _folder: folder,
         };
+        // Tables that nobody writes bring nothing new, and each costs its part of every copy, comparison and look.
+        let unused = world.business.unused();
+        let tables = &mut world.schema.tables;
+        tables.retain(|table| !unused.contains(&table.id));
+        if options.seed % 5 == 4 && !promotes && world.retention.is_none() {
+            let copy = world.offices.len();
+            world
+                .offices
+                .push(Office::new(OfficeName::new("copy").expect("a legal name")));
+            world.network.links.push(Default::default());
+            world.offices[copy].plan.sabotage = options.sabotage;
+            world.twin = Some(twin::Twin::new(copy));
+        }
+        if options.seed % 5 == 2 && !promotes {
+            world.migrations = Some(Migrations::new(&world.schema));
+        }
         world.set_up();
         world.storm(true);
         world
@@ -314,13 +325,17 @@ impl World {
         plan: &mut Plan,
         act: impl FnOnce(&mut Faulty<'_>, Micros) -> T,
     ) -> T {
+        let writes_as = self.writes_as(index);
         let office = &mut self.offices[index];
         let now = office.clock(self.now);
         let desk = Desk {
             rng: &mut self.rng,
             journal: &mut self.journal,
             schema: &self.schema,
-            office: index,
+            migrations: self.migrations.as_ref(),
+            here: None,
+            office: writes_as,
+            writer: index,
             is_head: index == 0,
             now,
             times: &mut office.times,
@@ -488,6 +503,8 @@ impl World {
             }
             Event::Promote => self.promote(),
             Event::Rejoin(branch) => self.rejoin(branch),
+            Event::Migrate(office) => self.migrate(office),
+            Event::Copy(office) => self.copy(office),
             Event::BrokerStop => {
                 self.tell("the broker stops");
                 self.network.broker_up = false;
@@ -515,6 +532,7 @@ impl World {
     /// The application runs a transaction.
     fn app(&mut self, office: usize) {
         let index = office;
+        let writes_as = self.writes_as(index);
         let office = &mut self.offices[index];
         if office.plan.full {
             return;
@@ -523,7 +541,10 @@ impl World {
             rng: &mut self.rng,
             journal: &mut self.journal,
             schema: &self.schema,
-            office: index,
+            migrations: self.migrations.as_ref(),
+            here: None,
+            office: writes_as,
+            writer: index,
             is_head: index == 0,
             now: office.clock(self.now),
             times: &mut office.times,

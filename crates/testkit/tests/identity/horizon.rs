@@ -34,6 +34,60 @@ fn hours_pass(company: &mut Company) {
     }
 }
 
+/// The verdict lies in the part of the log that the branch never gets.
+#[test]
+fn a_branch_that_copies_the_tables_anew_is_told_what_is_held_of_it() {
+    let mut company = Company::new(2);
+    company.set_retention(Retention {
+        absent_ms: 2 * HOUR,
+        recovery_ms: HOUR,
+        bytes: u64::MAX >> 1,
+    });
+    company.alter_head(NAMES, |names| names.unique.push(vec![1]));
+    company.write_head(&[insert(1, "one"), insert(9, "nine")]);
+    company.settle();
+    company.branches[0].deaf = true;
+    company.write_head(&[insert(2, "two")]);
+    company.write(0, &[insert(20, "two")]);
+    company.settle();
+    assert_eq!(company.listed(Reason::DoesNotFit).len(), 1);
+    for hour in 0..5 {
+        company.write_head(&[update(9, &format!("hour {hour}"))]);
+        company.let_pass(60);
+    }
+    company.branches[0].deaf = false;
+    company.cut(0);
+    company.connect(0);
+    company.settle();
+    assert!(company.was_noticed(0, |notice| matches!(notice, Notice::CopiedAnew(_))));
+    assert!(!company.branches[0].branch.awaits_comparison());
+    assert_eq!(company.conflicts_at(0).len(), 1);
+    assert!(!company.head_names().contains_key(&20));
+    assert_eq!(company.names_at(0)[&20], "two");
+    // What stood in its way goes, and it comes in.
+    company.write_head(&[delete(2)]);
+    company.let_pass(5);
+    company.settle();
+    assert_eq!(company.head_names()[&20], "two");
+    assert_eq!(company.names_at(0), company.head_names());
+}
+
+/// Its link stands all the while, so that nothing makes it greet by itself.
+#[test]
+fn a_branch_that_hears_nothing_for_too_long_copies_the_tables_anew() {
+    let mut company = shop();
+    company.branches[0].deaf = true;
+    company.write(0, &[insert(20, "b1's")]);
+    company.settle();
+    hours_pass(&mut company);
+    company.branches[0].deaf = false;
+    company.settle();
+    assert!(company.was_noticed(0, |notice| matches!(notice, Notice::CopiedAnew(_))));
+    assert_eq!(company.head_names()[&20], "b1's");
+    let first = company.log().first;
+    company.assert_even_since(first);
+}
+
 #[test]
 fn a_branch_that_was_away_for_too_long_copies_the_tables_anew() {
     for frozen in [true, false] {

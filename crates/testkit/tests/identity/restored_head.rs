@@ -538,3 +538,34 @@ fn a_decision_of_the_lost_part_stays_listed_where_the_head_has_gone_on() {
     assert!(kept.iter().any(|record| record.ours == lost), "{kept:?}");
     take_part_again(&mut company);
 }
+
+/// The branch keeps nothing of the log up to where it joined, and that is where head and branch agree.
+#[test]
+fn a_head_that_was_restored_to_where_a_branch_joined_gets_back_what_it_lost() {
+    for before in [0, 1] {
+        let mut company = Company::new(0);
+        if before > 0 {
+            company.write_head(&[insert(9, "nine")]);
+            company.settle();
+        }
+        company.join_in_part(1);
+        company.settle();
+        let image = company.head_image();
+        company.write_head(&[insert(1, "one")]);
+        company.write(0, &[insert(2, "two")]);
+        company.settle();
+        company.cut(0);
+        company.restore_head(&image);
+        company.write_head(&[insert(3, "three")]);
+        company.settle();
+        company.connect(0);
+        company.settle();
+        assert!(company.branches[0].branch.state().refused.is_none());
+        let names = company.head_names();
+        assert_eq!(
+            (&*names[&1], &*names[&2], &*names[&3]),
+            ("one", "two", "three")
+        );
+        assert_eq!(company.names_at(0), names);
+    }
+}

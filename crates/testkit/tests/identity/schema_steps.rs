@@ -7,6 +7,7 @@ use branchline_core::output::Notice;
 use branchline_core::schema::{Column, Rules, Table};
 use branchline_core::value::{Type, Value};
 use branchline_testkit::conformance::Op;
+use branchline_testkit::sim::office::Store;
 use std::sync::Arc;
 
 use crate::company::{Company, NAMES, STOCK, amount, delete, insert, key, row, update};
@@ -369,6 +370,99 @@ fn a_branch_that_dropped_a_column_first_takes_nothing_from_the_others() {
     company.settle();
     company.assert_even();
     assert!(company.conflicts().is_empty());
+}
+
+#[test]
+fn a_delete_at_a_branch_that_dropped_a_column_first_is_taken() {
+    let mut company = Company::new(2);
+    company.alter_head(NAMES, add_note);
+    company.write_head(&[
+        Op::Insert(NAMES, noted(1, "one", Some("kept"))),
+        Op::Insert(NAMES, noted(2, "two", Some("kept"))),
+    ]);
+    company.settle();
+    company.alter(0, NAMES, |table| drop(table.columns.pop()));
+    let mut ahead = company.branches[0].branch.schema().clone();
+    let names = ahead.tables.iter_mut().find(|table| table.id == NAMES);
+    names.unwrap().columns.pop();
+    company.write_as(0, &ahead, &[Op::Delete(NAMES, key(1))]);
+    company.settle();
+    assert!(!company.head_names().contains_key(&1));
+    company.alter_head(NAMES, |table| drop(table.columns.pop()));
+    company.settle();
+    company.assert_even();
+    assert_eq!(company.head_names().len(), 1);
+}
+
+#[test]
+fn a_null_that_a_branch_wrote_where_others_have_the_default_comes_up() {
+    let with_default = |table: &mut Table| {
+        table.columns.push(Column {
+            default: Some(Value::Text("none".into())),
+            ..column("note", Type::Text { max: None })
+        });
+    };
+    let mut company = Company::new(2);
+    company.write_head(&[insert(1, "one")]);
+    company.settle();
+    company.alter(0, NAMES, with_default);
+    company.settle();
+    let mut ahead = company.branches[0].branch.schema().clone();
+    let names = ahead.tables.iter_mut().find(|table| table.id == NAMES);
+    with_default(names.unwrap());
+    company.write_as(
+        0,
+        &ahead,
+        &[Op::Update(NAMES, key(1), noted(1, "uno", None))],
+    );
+    company.settle();
+    company.alter_head(NAMES, with_default);
+    company.settle();
+    company.assert_even();
+    assert_eq!(named(&mut company, 1), noted(1, "uno", None));
+}
+
+/// The step on its way speaks of another table; it must not bring back what the application here has renamed.
+#[test]
+fn a_branch_that_renamed_a_column_first_keeps_its_values_through_other_steps() {
+    let mut company = Company::new(2);
+    company.alter_head(NAMES, add_note);
+    company.write_head(&[Op::Insert(NAMES, noted(1, "one", Some("kept")))]);
+    company.settle();
+    let rename = |table: &mut Table| table.columns[2].name = "remark".into();
+    company.alter(0, NAMES, rename);
+    company.settle();
+    company.alter_head(STOCK, |table| {
+        table.columns[1].kind = Type::Decimal { limits: None }
+    });
+    company.settle();
+    company.alter_head(NAMES, rename);
+    company.settle();
+    company.assert_even();
+    assert_eq!(named(&mut company, 1), noted(1, "one", Some("kept")));
+}
+
+#[test]
+fn a_branch_that_dropped_a_table_first_does_not_get_it_back_by_another_step() {
+    let mut company = Company::new(2);
+    company.write_head(&[Op::Insert(STOCK, amount(1, 5)), insert(1, "one")]);
+    company.settle();
+    let stock = company.schema.table(STOCK).unwrap().name.clone();
+    let Store::Memory(database) = &mut company.branches[0].disk.store else {
+        panic!("only in memory");
+    };
+    database.application().drop_now(&stock).unwrap();
+    company.branches[0].branch.wake();
+    company.settle();
+    company.alter_head(NAMES, add_note);
+    company.settle();
+    let Store::Memory(database) = &company.branches[0].disk.store else {
+        panic!("only in memory");
+    };
+    assert!(database.tables().iter().all(|table| table.name != stock));
+    company.drop_at_head(STOCK);
+    company.settle();
+    company.assert_even();
 }
 
 #[test]

@@ -157,6 +157,7 @@ impl Bench<'_> {
             row,
             record: None,
             settled: Some(settled),
+            held: None,
         });
     }
 

@@ -191,6 +191,7 @@ impl Reader<'_> {
             row: None,
             record: settlement.record.as_ref().map(|record| self.record(record)),
             settled,
+            held: settlement.held,
         }
     }
 

@@ -17,6 +17,7 @@ impl World {
         });
         if more.is_some() {
             self.offices[office].failures = 0;
+            self.offices[office].altered = false;
         }
         if more == Some(true) {
             self.plan_work(office);
@@ -73,11 +74,15 @@ impl World {
             let joined = branch.state().joining.is_none();
             self.set_joined(office, joined);
         }
+        if office == 0 {
+            self.head_followed();
+        }
         self.drain(office);
         self.check(office);
         match result {
             Ok(value) => Some(value),
-            Err(error) if hindered => {
+            // What was asked of tables that are no longer so fails, and is looked at anew.
+            Err(error) if hindered || self.offices[office].altered => {
                 self.tell(format!("{}: {error}", self.offices[office].name));
                 self.trouble(office);
                 None
@@ -165,6 +170,7 @@ impl World {
         match notice {
             Notice::Conflict { .. } => self.conflicts += u64::from(office == 0),
             Notice::Reincarnated => self.reincarnations += 1,
+            Notice::RefusedByHead(_) if self.twin_refused(office) => {}
             Notice::RefusedByHead(why) => {
                 self.fail(format!("{} was refused: {why}", self.offices[office].name))
             }
@@ -188,7 +194,13 @@ impl World {
         if let Err(why) = super::super::oracle::money(self, office) {
             self.fail(why);
         }
+        // Nobody else writes the log than the head's process; where that died, it may have written first.
+        let grown = match &self.offices[0].machine {
+            Some(Machine::Head(head)) => !self.log.ends_at(head.last()),
+            _ => true,
+        };
         if office == 0
+            && grown
             && let Err(why) = super::super::oracle::read_log(self)
         {
             self.fail(why);

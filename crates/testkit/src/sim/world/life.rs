@@ -81,6 +81,9 @@ impl World {
                         Machine::Branch(branch) => branch.set_retention(retention),
                     }
                 }
+                if let (Machine::Head(head), Some(_)) = (&mut machine, &self.migrations) {
+                    head.set_plan(migrate::share_all());
+                }
                 match &mut machine {
                     Machine::Head(head) => head.set_moving(moving),
                     Machine::Branch(branch) => {
@@ -357,11 +360,7 @@ impl World {
             "{} is the head now; the others have the log up to {furthest:?}",
             self.offices[branch].name
         ));
-        let place = match &self.offices[branch].disk.store {
-            Store::Memory(_) => Place::Memory,
-            Store::Sqlite(_) => Place::SqliteMemory,
-        };
-        let fresh = Disk::new(place, "anew");
+        let fresh = Disk::new(self.offices[branch].disk.place(), "anew");
         let taken = std::mem::replace(&mut self.offices[branch].disk, fresh);
         let times = std::mem::take(&mut self.offices[branch].times);
         let office = &mut self.offices[branch];
@@ -371,6 +370,14 @@ impl World {
         head.disk.changed = true;
         self.head_image = None;
         self.set_joined(branch, false);
+        // A decision is listed at the head and at the branch whose change it was about. One that left, or went back to a
+        // backup, may not have it any more.
+        let went = |name: &OfficeName| {
+            let mut offices = self.offices.iter();
+            offices.any(|office| office.restored && office.name == *name)
+        };
+        let forgotten = self.log.decided(went);
+        self.journal.forgotten(&forgotten);
         self.log = LogReader::default();
         (self.head_restored, self.head_restored_now) = (true, true);
         self.journal.restored(0, 0, &kept);

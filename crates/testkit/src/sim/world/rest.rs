@@ -25,7 +25,17 @@ impl World {
                 Machine::Head(head) => format!("last {}, {:?}", head.last(), head.branches()),
                 Machine::Branch(branch) => format!("{:?}", branch.state()),
             };
+            let comparing = match &machine {
+                Machine::Head(head) => head.is_comparing(),
+                Machine::Branch(branch) => branch.awaits_comparison(),
+            };
             self.offices[index].machine = Some(machine);
+            if comparing && matches!(self.phase, Phase::Rest { .. }) {
+                return Err(format!(
+                    "{} waits for a comparison: {state}",
+                    self.offices[index].name
+                ));
+            }
             match even {
                 Ok(true) => {}
                 Ok(false) => {

@@ -24,13 +24,13 @@ impl World {
         self.offices[0].founded = true;
         self.offices[0].joined = true;
         self.at(0, Event::Restart(0));
-        for branch in 1..self.offices.len() {
+        for branch in 1..self.real_offices() {
             let late = if self.one_in(2) {
                 self.up_to(5 * SECOND)
             } else {
                 self.up_to(SECOND)
             };
-            if self.one_in(3) {
+            if self.one_in(3) && self.migrations.is_none() {
                 // It has rows of its own before it joins.
                 let made = self.with_database(branch, |db, _| run(db.create_tables(&schema)));
                 made.expect("tables");
@@ -86,7 +86,24 @@ impl World {
             ("promote", |_| Event::Promote),
             ("lull", |_| Event::Lull),
             ("away", Event::Away),
+            ("migrate", Event::Migrate),
+            ("copy", Event::Copy),
         ] {
+            if self.migrations.is_none() && name == "migrate" {
+                continue;
+            }
+            if name == "copy" && self.twin.is_none() {
+                continue;
+            }
+            // What a person undoes is not to be undone twice.
+            let undoes = matches!(name, "dismiss" | "restore" | "restore the head");
+            if self.twin.is_some() && undoes {
+                continue;
+            }
+            // A branch that left joins with its tables as they were, and a restored head does not lift what it lost.
+            if self.migrations.is_some() && matches!(name, "dismiss" | "restore the head") {
+                continue;
+            }
             if name == "promote" && !self.promotes {
                 continue;
             }
@@ -102,6 +119,7 @@ impl World {
                 "restore" | "manual" | "disk full" => 5,
                 "dismiss" => 8,
                 "restore the head" => 4,
+                "migrate" | "copy" => 1,
                 _ => 2,
             };
             if self.one_in(one_in) {
@@ -109,6 +127,7 @@ impl World {
                     1..match name {
                         "arm" | "arm more" => 40,
                         "dismiss" => 3,
+                        "migrate" => 20,
                         _ => 8,
                     },
                 );
@@ -146,7 +165,7 @@ impl World {
                 self.at(delay, event(office));
             }
         }
-        for office in 0..self.offices.len() {
+        for office in 0..self.real_offices() {
             if first && self.one_in(3) {
                 self.offices[office].skew = self.rng.random_range(-SECOND * 7200..=SECOND * 7200);
             }
@@ -174,6 +193,8 @@ impl World {
                     | Event::Dismiss(_)
                     | Event::Lull
                     | Event::Promote
+                    | Event::Migrate(_)
+                    | Event::Copy(_)
                     | Event::Away(_)
                     | Event::Manual(_)
                     | Event::Full(_)
@@ -183,6 +204,8 @@ impl World {
             )
         };
         self.agenda.retain(|_, event| !fault(event));
+        self.stop_twin();
+        self.finish_migration();
         let late: Vec<_> = self
             .agenda
             .range((self.now + STRAGGLERS, 0)..)

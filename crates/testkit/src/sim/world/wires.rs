@@ -68,6 +68,7 @@ impl World {
                 self.offices[delivery.link].name
             ));
         }
+        self.ends_other_connection(delivery.link);
         self.network.links[delivery.link].named = true;
         if let Some(Machine::Head(head)) = &mut self.offices[0].machine {
             head.link_up(Some(name));
@@ -96,16 +97,23 @@ impl World {
         if self.offices[from].plan.sabotage == Some(Sabotage::ResendIgnored) && resend() {
             return;
         }
+        // A branch and its copy read from one queue; over connections, each has one.
+        let queues = if self.network.fanout {
+            self.real_offices()
+        } else {
+            self.offices.len()
+        };
         let receivers: Vec<usize> = match to {
             To::Head => vec![0],
-            To::Everyone => (1..self.offices.len()).collect(),
-            To::Branch(name) => (1..self.offices.len())
+            To::Everyone => (1..queues).collect(),
+            To::Branch(name) => (1..queues)
                 .filter(|&branch| self.offices[branch].name == *name)
                 .collect(),
         };
         for receiver in receivers {
             if self.network.fanout {
-                self.publish(from, receiver, bytes);
+                let reader = self.reader(receiver);
+                self.publish(from, reader, bytes);
             } else {
                 self.fly(from, receiver, bytes);
             }
