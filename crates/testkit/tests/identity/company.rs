@@ -812,7 +812,7 @@ fn conflicts_in(disk: &mut Disk) -> Vec<ConflictRecord> {
 
 fn names(rows: &[Row]) -> BTreeMap<i64, String> {
     let name = |row: &Row| match row.0.as_slice() {
-        [Value::Int(id), Value::Text(name)] => (*id, name.clone()),
+        [Value::Int(id), Value::Text(name), ..] => (*id, name.clone()),
         other => panic!("{other:?}"),
     };
     rows.iter().map(name).collect()
