@@ -24,7 +24,7 @@ fn a_transaction_of_the_head_that_is_larger_than_its_window_arrives() {
     let mut branch = Office::sqlite(folder.path(), "b1");
     branch.join(&code);
     branch.run();
-    at_head.run(&format!(
+    at_head.run(format!(
         "WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n WHERE id < {ROWS}) \
          INSERT INTO item SELECT id, 'one of many' FROM n"
     ));
