@@ -185,6 +185,14 @@ fn sentence(text: &str) -> String {
     } else {
         "."
     };
+    // An address stays as it is.
+    if text
+        .split(' ')
+        .next()
+        .is_some_and(|word| word.contains("://"))
+    {
+        return format!("{text}{end}");
+    }
     format!("{}{}{end}", first.to_uppercase(), letters.as_str())
 }
 

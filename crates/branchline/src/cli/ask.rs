@@ -6,10 +6,14 @@ use clap::Args;
 use comfy_table::{Table, presets};
 
 use super::{Context, SHORT};
+use crate::config::RoleName;
 use crate::exit::Outcome;
 use crate::office::{Lock, Office};
 use crate::request::{Answer, Ask};
 use crate::{api, config};
+
+/// How long a head that serves for one round goes on when all are even.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// The flags of `sync`.
 #[derive(Debug, Args)]
@@ -82,8 +86,13 @@ pub async fn either(
     let Some(_lock) = Lock::take_soon(&context.config).await? else {
         return api::call_with(&context.config, method, path, body, patience).await;
     };
+    let served = settings.role == RoleName::Head && matches!(ask, Ask::Sync { .. });
     let office = Office::start(&settings).await?;
     let answer = office.handle().ask(ask).await;
+    if served && answer.is_ok() {
+        // The branch that was the last to become even asks whether it is.
+        tokio::time::sleep(FAREWELL).await;
+    }
     office.stop().await;
     answer
 }

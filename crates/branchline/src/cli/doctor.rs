@@ -1,5 +1,8 @@
 //! `doctor`: what in this database, broker or plan will hurt, and how to mend it.
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
 use branchline_core::books::newest_schema;
 use branchline_core::port::Database;
 use branchline_database::AnyDatabase;
@@ -57,6 +60,13 @@ pub async fn run(context: &Context) -> Outcome<u8> {
             }));
         }
     }
+    for path in exposed(&context.config) {
+        findings.push(serde_json::json!({
+            "level": "warning", "where": null,
+            "problem": format!("`{}` holds a secret, and other users of this machine can read it", path.display()),
+            "advice": format!("make it its owner's alone: chmod 600 {}", path.display()),
+        }));
+    }
     if let TransportSettings::Amqp(place) = &settings.transport {
         for finding in probe(&amqp_settings(&settings, place)).await {
             let level = if finding.ok { "ok" } else { "error" };
@@ -95,4 +105,40 @@ pub async fn run(context: &Context) -> Outcome<u8> {
         lines.join("\n")
     })?;
     Ok(if errors == 0 { 0 } else { NO })
+}
+
+/// The files with secrets that others than their owner can read: the configuration, where an address in it has a
+/// password, and the files that it names for addresses and keys.
+fn exposed(config: &Path) -> Vec<PathBuf> {
+    let text = std::fs::read_to_string(config).unwrap_or_default();
+    let typed: toml::Table = toml::from_str(&text).unwrap_or_default();
+    let beside = |name: &str| config.parent().unwrap_or(Path::new(".")).join(name);
+    let field = |section: &str, key: &str| typed.get(section)?.get(key);
+    let mut files = Vec::new();
+    for address in [field("office", "database"), field("transport", "amqp")] {
+        match address {
+            Some(toml::Value::String(address)) if has_password(address) => {
+                files.push(config.to_path_buf());
+            }
+            Some(toml::Value::Table(secret)) => {
+                let name = secret.get("file").and_then(toml::Value::as_str);
+                files.extend(name.map(beside));
+            }
+            _ => {}
+        }
+    }
+    let key = field("transport", "key").and_then(toml::Value::as_str);
+    files.extend(key.map(beside));
+    files.dedup();
+    let open = |path: &Path| {
+        std::fs::metadata(path).is_ok_and(|file| file.permissions().mode() & 0o044 != 0)
+    };
+    files.into_iter().filter(|path| open(path)).collect()
+}
+
+fn has_password(address: &str) -> bool {
+    let user = address
+        .split_once("://")
+        .and_then(|(_, rest)| rest.rsplit_once('@'));
+    user.is_some_and(|(user, _)| user.contains(':'))
 }

@@ -294,3 +294,32 @@ fn the_heads_round_does_not_want_all_branches_at_once() {
     let at_b2 = Db::open(&branches[1].database).one("SELECT name FROM item");
     assert_eq!(at_b2, "b1");
 }
+
+#[test]
+fn doctor_tells_of_secrets_that_others_can_read() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = TempDir::new().unwrap();
+    let head = head(&folder);
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, &head.database).unwrap();
+    head.edit(
+        &format!("database = \"{}\"", head.database),
+        "database = { file = \"secret\" }",
+    );
+    let open = |path: &std::path::Path, mode| {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    };
+    let told = || {
+        head.cmd(&["doctor", "--json"])
+            .expect(0)
+            .document()
+            .to_string()
+    };
+    for path in [secret, head.beside("key.pem")] {
+        let advice = format!("chmod 600 {}", path.display());
+        open(&path, 0o600);
+        assert!(!told().contains(&advice));
+        open(&path, 0o644);
+        assert!(told().contains(&advice), "{advice}");
+    }
+}

@@ -59,8 +59,12 @@ pub async fn serve(settings: ServeSettings) -> Result<(Link, SocketAddr), LinkEr
             ));
         }
     };
-    let refused =
-        |error| LinkError::Refused(format!("cannot listen on {}: {error}", settings.address));
+    let refused = |error| {
+        LinkError::Refused(format!(
+            "cannot listen on {}: {error}; free it, or change `transport.listen`",
+            settings.address
+        ))
+    };
     let listener = TcpListener::bind(settings.address).await.map_err(refused)?;
     let bound = listener.local_addr().map_err(refused)?;
     let (workshop, events) = Workshop::new();
