@@ -28,11 +28,13 @@ use crate::succession::sealed_by;
 mod adopt;
 mod anew;
 mod lost;
+mod relogging;
 mod sums;
+mod taken;
 
-pub(super) use anew::trim_lost;
 use lost::Anew;
 use sums::Lineage;
+pub(super) use taken::trim_lost;
 
 /// The name of the record that lists where the log ended at the last starts: a restored log goes on from one of them.
 pub(super) const STARTS: &str = "starts";

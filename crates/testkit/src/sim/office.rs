@@ -155,9 +155,8 @@ impl File {
             match op {
                 Op::Insert(_, row) => {
                     let places = vec!["?"; row.0.len()].join(", ");
-                    let names = table.columns.iter().map(|column| quoted(&column.name));
-                    let names = names.collect::<Vec<_>>().join(", ");
-                    let sql = format!("INSERT INTO {name} ({names}) VALUES ({places})");
+                    let columns = listed(table);
+                    let sql = format!("INSERT INTO {name}({columns}) VALUES ({places})");
                     run(&sql, row.0.iter().map(stored).collect())?;
                 }
                 Op::Update(_, key, row) => {
@@ -272,9 +271,11 @@ impl File {
         how: &str,
         values: Vec<SqlValue>,
     ) -> rusqlite::Result<Vec<Row>> {
-        let names = table.columns.iter().map(|column| quoted(&column.name));
-        let names = names.collect::<Vec<_>>().join(", ");
-        let select = format!("SELECT {names} FROM {} {how}", quoted(&table.name));
+        let select = format!(
+            "SELECT {} FROM {} {how}",
+            listed(table),
+            quoted(&table.name)
+        );
         let mut select = match self.application.prepare_cached(&select) {
             Ok(select) => select,
             Err(rusqlite::Error::SqliteFailure(_, Some(why))) if why.contains("no such table") => {
@@ -419,6 +420,15 @@ impl Disk {
         }
     }
 
+    /// The application's own DDL. Only in SQLite.
+    pub fn execute(&mut self, sql: &str) {
+        self.changed = true;
+        match &mut self.store {
+            Store::Memory(_) => panic!("no SQL in memory"),
+            Store::Sqlite(file) => file.application.execute_batch(sql).expect("DDL"),
+        }
+    }
+
     /// A committed row, as the application sees it. Nothing, too, where another transaction keeps it from looking;
     /// then it cannot write either.
     pub fn row(&mut self, table: &Table, key: &Key) -> Option<Row> {
@@ -436,9 +446,19 @@ impl Disk {
     pub fn rows(&mut self, table: &Table) -> Vec<Row> {
         match &self.store {
             Store::Memory(database) => database.rows(&table.name),
-            Store::Sqlite(file) => file.select(table, "ORDER BY 1", Vec::new()).expect("rows"),
+            Store::Sqlite(file) => {
+                let keys = table.key_columns().map(|column| quoted(&column.name));
+                let how = format!("ORDER BY {}", keys.collect::<Vec<_>>().join(", "));
+                file.select(table, &how, Vec::new()).expect("rows")
+            }
         }
     }
+}
+
+/// The columns of a table, whatever their order is in the database.
+fn listed(table: &Table) -> String {
+    let columns = table.columns.iter().map(|column| quoted(&column.name));
+    columns.collect::<Vec<_>>().join(", ")
 }
 
 /// `"a" = ?1 AND "b" = ?2`, with the places counted from `first`.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use branchline_core::books::{self, CONFLICTS, IdentityBook, SeatBook};
 use branchline_core::branch::{Branch, Enrolment, Promotion, Renewal};
@@ -125,6 +126,7 @@ enum End {
 }
 
 pub struct Company {
+    place: Place<'static>,
     pub schema: Schema,
     pub head: Head,
     pub at_head: Disk,
@@ -150,10 +152,15 @@ fn identity(name: &str, head: bool, secret: u8) -> IdentityBook {
 
 impl Company {
     pub fn new(branches: u8) -> Self {
+        Self::new_on(Place::Memory, branches)
+    }
+
+    /// With databases of this engine.
+    pub fn new_on(place: Place<'static>, branches: u8) -> Self {
         let mut schema = schema();
         schema.number();
         let now = Micros(1_800_000_000_000_000);
-        let mut at_head = Disk::new(Place::Memory, "head");
+        let mut at_head = Disk::new(place, "head");
         let head = on!(at_head, db => async {
             db.create_tables(&schema).await.unwrap();
             db.prepare().await.unwrap();
@@ -163,6 +170,7 @@ impl Company {
             Head::load(db, Wiring::Direct, now).await.unwrap()
         });
         let mut company = Self {
+            place,
             schema,
             head,
             at_head,
@@ -215,7 +223,7 @@ impl Company {
             head_key: self.head_key(),
             secret,
         };
-        let mut disk = Disk::new(Place::Memory, name.as_str());
+        let mut disk = Disk::new(self.place, name.as_str());
         let session = self.session();
         let branch = on!(disk, db => async {
             db.prepare().await.unwrap();
@@ -429,10 +437,10 @@ impl Company {
         let from = self.schema.table(id).unwrap().clone();
         let mut to = from.clone();
         change(&mut to);
-        let Store::Memory(database) = &mut self.at_head.store else {
-            panic!("only in memory");
-        };
-        database.application().alter_now(&from, &to).unwrap();
+        match &mut self.at_head.store {
+            Store::Memory(database) => database.application().alter_now(&from, &to).unwrap(),
+            Store::Sqlite(_) => self.at_head.execute(&altering(&from, &to)),
+        }
         for table in &mut self.schema.tables {
             if table.id == id {
                 *table = to.clone();
@@ -456,13 +464,13 @@ impl Company {
     /// The head's application creates a table with rows, before anyone can capture them. Returns the number that the
     /// head will give it.
     pub fn create_at_head(&mut self, table: Table, rows: &[Row]) -> TableId {
-        let Store::Memory(database) = &mut self.at_head.store else {
-            panic!("only in memory");
-        };
         self.schema.tables.push(table);
         self.schema.number();
         let table = self.schema.tables.last().unwrap().clone();
-        database.application().create_now(&table).unwrap();
+        match &mut self.at_head.store {
+            Store::Memory(database) => database.application().create_now(&table).unwrap(),
+            Store::Sqlite(_) => self.at_head.execute(&creating(&table)),
+        }
         let ops: Vec<Op> = rows
             .iter()
             .map(|row| Op::Insert(table.id, row.clone()))
@@ -510,14 +518,26 @@ impl Company {
         office.branch.wake();
     }
 
-    pub fn write_head(&mut self, ops: &[Op]) {
+    /// Time passes between two writes. SQLite stamps them by the machine's clock, in milliseconds.
+    fn pass(&mut self) {
         self.now = self.now.plus_millis(10);
+        if matches!(self.at_head.store, Store::Sqlite(_)) {
+            let millis = || UNIX_EPOCH.elapsed().unwrap().as_millis();
+            let before = millis();
+            while millis() <= before {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    pub fn write_head(&mut self, ops: &[Op]) {
+        self.pass();
         self.at_head.write_now(&self.schema, ops, self.now).unwrap();
         self.head.wake();
     }
 
     pub fn write(&mut self, at: usize, ops: &[Op]) {
-        self.now = self.now.plus_millis(10);
+        self.pass();
         let office = &mut self.branches[at];
         let schema = office.branch.schema().clone();
         office.disk.write_now(&schema, ops, self.now).unwrap();
@@ -793,6 +813,36 @@ impl Company {
     pub fn was_noticed(&self, at: usize, wanted: impl Fn(&Notice) -> bool) -> bool {
         self.branches[at].notices.iter().any(wanted)
     }
+}
+
+fn defined(column: &Column) -> String {
+    let kind = match column.kind {
+        Type::Int64 => "BIGINT",
+        Type::Text { .. } => "TEXT",
+        _ => panic!("{column:?}"),
+    };
+    let null = if column.nullable { "" } else { " NOT NULL" };
+    format!("{} {kind}{null}", column.name)
+}
+
+/// The statements by which an application adds and drops columns.
+fn altering(from: &Table, to: &Table) -> String {
+    let has = |table: &Table, column: &Column| table.columns.iter().any(|c| c.name == column.name);
+    let new = to.columns.iter().filter(|column| !has(from, column));
+    let gone = from.columns.iter().filter(|column| !has(to, column));
+    let new = new.map(|column| format!("ALTER TABLE {} ADD COLUMN {};", to.name, defined(column)));
+    let gone = gone.map(|column| format!("ALTER TABLE {} DROP COLUMN {};", to.name, column.name));
+    new.chain(gone).collect()
+}
+
+fn creating(table: &Table) -> String {
+    let columns: Vec<String> = table.columns.iter().map(defined).collect();
+    let key: Vec<&str> = table.key_columns().map(|c| c.name.as_str()).collect();
+    let (columns, key) = (columns.join(", "), key.join(", "));
+    format!(
+        "CREATE TABLE {} ({columns}, PRIMARY KEY ({key}))",
+        table.name
+    )
 }
 
 fn conflicts_in(disk: &mut Disk) -> Vec<ConflictRecord> {

@@ -10,11 +10,30 @@ use branchline_core::message::{Keep, Message};
 use branchline_core::schema::{Column, Direction, Rules, Table, TableId};
 use branchline_core::value::{Type, Value};
 use branchline_testkit::conformance::Op;
+use branchline_testkit::sim::office::Place;
 
 use crate::company::{Company, NAMES, key};
 
 /// Rows with something useless before their key.
 const GOODS: TableId = 3;
+
+/// Each script in memory and on SQLite.
+macro_rules! scripts {
+    ($($script:ident),* $(,)?) => {
+        mod in_memory {
+            $(#[test] fn $script() { super::$script(super::Place::Memory); })*
+        }
+        mod on_sqlite {
+            $(#[test] fn $script() { super::$script(super::Place::SqliteMemory); })*
+        }
+    };
+}
+
+scripts!(
+    entries_of_earlier_versions_are_read_as_they_were_written,
+    held_rows_of_earlier_versions_become_what_the_head_had,
+    unanswered_rows_of_earlier_versions_are_found_by_their_keys,
+);
 
 fn text(value: &str) -> Value {
     Value::Text(value.into())
@@ -33,8 +52,8 @@ fn insert(id: i64, label: &str) -> Op {
 }
 
 /// Three branches with a further table.
-fn shop(direction: Direction) -> Company {
-    let mut company = Company::new(3);
+fn shop(place: Place<'static>, direction: Direction) -> Company {
+    let mut company = Company::new_on(place, 3);
     let rules = move |table: &Table| {
         Some(if table.id == 0 {
             Rules {
@@ -101,9 +120,8 @@ fn label(company: &mut Company, id: i64) -> Option<Value> {
     row.0.last().cloned()
 }
 
-#[test]
-fn entries_of_earlier_versions_are_read_as_they_were_written() {
-    let mut company = shop(Direction::Both);
+fn entries_of_earlier_versions_are_read_as_they_were_written(place: Place<'static>) {
+    let mut company = shop(place, Direction::Both);
     company.branches[0].lose = |message| matches!(message, Message::Batch(_));
     company.write(0, &[put(1, "b1's"), put(3, "b1's")]);
     company.settle();
@@ -124,9 +142,8 @@ fn entries_of_earlier_versions_are_read_as_they_were_written() {
     assert_eq!(keys, [key(1), key(2)]);
 }
 
-#[test]
-fn held_rows_of_earlier_versions_become_what_the_head_had() {
-    let mut company = shop(Direction::Both);
+fn held_rows_of_earlier_versions_become_what_the_head_had(place: Place<'static>) {
+    let mut company = shop(place, Direction::Both);
     company.cut(0);
     company.write(0, &[insert(10, "b1's")]);
     company.write_head(&[insert(10, "head's")]);
@@ -148,9 +165,8 @@ fn held_rows_of_earlier_versions_become_what_the_head_had() {
 }
 
 /// What a branch wrote to a table that only goes down is the head's own when it becomes the head.
-#[test]
-fn unanswered_rows_of_earlier_versions_are_found_by_their_keys() {
-    let mut company = shop(Direction::Down);
+fn unanswered_rows_of_earlier_versions_are_found_by_their_keys(place: Place<'static>) {
+    let mut company = shop(place, Direction::Down);
     company.branches[0].lose = |message| matches!(message, Message::Batch(_));
     company.write(0, &[put(1, "b1's")]);
     company.settle();

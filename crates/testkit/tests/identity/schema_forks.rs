@@ -6,9 +6,30 @@ use branchline_core::conflict::Reason;
 use branchline_core::schema::{Column, Schema, Table};
 use branchline_core::value::{Type, Value};
 use branchline_testkit::conformance::Op;
-use branchline_testkit::sim::office::Image;
+use branchline_testkit::sim::office::{Image, Place};
 
 use crate::company::{Company, NAMES, insert, key, row, update};
+
+/// Each script in memory and on SQLite.
+macro_rules! scripts {
+    ($($script:ident),* $(,)?) => {
+        mod in_memory {
+            $(#[test] fn $script() { super::$script(super::Place::Memory); })*
+        }
+        mod on_sqlite {
+            $(#[test] fn $script() { super::$script(super::Place::SqliteMemory); })*
+        }
+    };
+}
+
+scripts!(
+    a_lost_step_is_made_again_where_the_head_made_none,
+    a_lost_column_is_not_read_as_the_one_that_the_head_added_since,
+    a_migration_that_ran_again_at_the_head_is_the_same_one,
+    columns_of_a_lost_version_are_the_heads_of_the_same_name,
+    a_lost_step_takes_no_column_away_that_was_written_since,
+    two_branches_give_back_the_same_step,
+);
 
 fn text(name: &str) -> Column {
     Column {
@@ -52,8 +73,8 @@ struct Backup {
 }
 
 /// Two branches, all even; the backup; then only the second branch follows what comes.
-fn shop() -> (Company, Backup) {
-    let mut company = Company::new(2);
+fn shop(place: Place<'static>) -> (Company, Backup) {
+    let mut company = Company::new_on(place, 2);
     let ops: Vec<Op> = (1..=9).map(|id| insert(id, "old")).collect();
     company.write_head(&ops);
     company.settle();
@@ -106,9 +127,8 @@ fn take_part_again(company: &mut Company) {
     }
 }
 
-#[test]
-fn a_lost_step_is_made_again_where_the_head_made_none() {
-    let (mut company, backup) = shop();
+fn a_lost_step_is_made_again_where_the_head_made_none(place: Place<'static>) {
+    let (mut company, backup) = shop(place);
     company.write_head(&[update(1, "lost before")]);
     company.alter_head(NAMES, add("note"));
     company.write_head(&[put(with(2, "lost", &[Some("head's")]))]);
@@ -152,9 +172,8 @@ fn a_lost_step_is_made_again_where_the_head_made_none() {
 }
 
 /// Both new columns have the same number and the same type.
-#[test]
-fn a_lost_column_is_not_read_as_the_one_that_the_head_added_since() {
-    let (mut company, backup) = shop();
+fn a_lost_column_is_not_read_as_the_one_that_the_head_added_since(place: Place<'static>) {
+    let (mut company, backup) = shop(place);
     company.alter_head(NAMES, add("note"));
     company.write_head(&[put(with(2, "lost", &[Some("a note")]))]);
     company.settle();
@@ -201,9 +220,8 @@ fn a_lost_column_is_not_read_as_the_one_that_the_head_added_since() {
     take_part_again(&mut company);
 }
 
-#[test]
-fn a_migration_that_ran_again_at_the_head_is_the_same_one() {
-    let (mut company, backup) = shop();
+fn a_migration_that_ran_again_at_the_head_is_the_same_one(place: Place<'static>) {
+    let (mut company, backup) = shop(place);
     company.alter_head(NAMES, add("note"));
     company.write_head(&[put(with(2, "lost", &[Some("lost")]))]);
     company.settle();
@@ -227,9 +245,8 @@ fn a_migration_that_ran_again_at_the_head_is_the_same_one() {
 }
 
 /// The same columns, numbered the other way round.
-#[test]
-fn columns_of_a_lost_version_are_the_heads_of_the_same_name() {
-    let (mut company, backup) = shop();
+fn columns_of_a_lost_version_are_the_heads_of_the_same_name(place: Place<'static>) {
+    let (mut company, backup) = shop(place);
     company.alter_head(NAMES, add("note"));
     company.settle();
     company.alter_head(NAMES, add("remark"));
@@ -265,10 +282,9 @@ fn noted(id: i64, note: &str) -> Row {
     Row(vec![Value::Int(id), Value::Text(note.into())])
 }
 
-#[test]
-fn a_lost_step_takes_no_column_away_that_was_written_since() {
+fn a_lost_step_takes_no_column_away_that_was_written_since(place: Place<'static>) {
     for written in [false, true] {
-        let (mut company, _) = shop();
+        let (mut company, _) = shop(place);
         company.connect(0);
         company.alter_head(NAMES, add("note"));
         company.settle();
@@ -311,9 +327,8 @@ fn a_lost_step_takes_no_column_away_that_was_written_since() {
 }
 
 /// What one branch gave back is not taken from another, also where a step stands between.
-#[test]
-fn two_branches_give_back_the_same_step() {
-    let mut company = Company::new(3);
+fn two_branches_give_back_the_same_step(place: Place<'static>) {
+    let mut company = Company::new_on(place, 3);
     let ops: Vec<Op> = (1..=9).map(|id| insert(id, "old")).collect();
     company.write_head(&ops);
     company.settle();

@@ -3,8 +3,8 @@
 use super::super::Head;
 use super::super::recent::own_entry;
 use super::ATTEMPTS;
-use super::anew::{relogged, taken_stream};
 use super::sums::Lineage;
+use super::taken::{relogged, taken_stream};
 use crate::books::{self, LOG, Pages, SeatBook, TakenBack, seat_name};
 use crate::change::Key;
 use crate::conflict::{ConflictRecord, LOST, Reason, Resolution};
