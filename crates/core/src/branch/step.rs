@@ -13,7 +13,7 @@ use crate::message::{LogBody, SchemaStep};
 use crate::office::conclude;
 use crate::output::{Notice, Output};
 use crate::port::{Database, Entry, Evolution, Purpose};
-use crate::schema::{Schema, TableId};
+use crate::schema::{Schema, Table, TableId};
 
 /// Notes on rows of tables whose shape changes, in both shapes.
 type Moved = Vec<(TableId, Vec<(Key, Option<(Key, Note)>)>)>;
@@ -140,7 +140,7 @@ impl Branch {
                 }
             }
             if to.version != self.schema.version {
-                refused.extend(done.unbound);
+                refused.extend(done.unbound.iter().cloned());
             }
             if prepared {
                 // What arrives before the next look must not be written to what is not there.
@@ -157,7 +157,11 @@ impl Branch {
                     recapture_filled(db, table, *column).await?;
                 }
             }
-            for table in to.tables.iter().filter(|table| fresh.contains(&table.id)) {
+            let made = |table: &&Table| {
+                let refused = || done.refused.iter().any(|(id, _)| *id == table.id);
+                fresh.contains(&table.id) && !refused()
+            };
+            for table in to.tables.iter().filter(made) {
                 if prepared {
                     db.recapture(table, None).await?;
                 }
