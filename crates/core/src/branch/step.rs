@@ -267,7 +267,7 @@ async fn set_moved<D: Database>(
             set.push((key.clone(), Some(books::encode(note)?)));
         }
         if !gone.is_empty() {
-            let was = crate::schema::Table {
+            let was = Table {
                 name: now.name.clone(),
                 ..was.clone()
             };
