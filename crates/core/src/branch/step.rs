@@ -13,7 +13,7 @@ use crate::message::{LogBody, SchemaStep};
 use crate::office::conclude;
 use crate::output::{Notice, Output};
 use crate::port::{Database, Entry, Evolution, Purpose};
-use crate::schema::{Schema, SchemaVersion, TableId};
+use crate::schema::{Schema, SchemaVersion, Table, TableId};
 
 /// The record of the versions that a branch leaves that goes back to where the head's log went on otherwise, with the one
 /// that it goes back to, until its batches say for themselves what they stand in.
@@ -152,7 +152,7 @@ impl Branch {
                 }
             }
             if to.version != self.schema.version {
-                refused.extend(done.unbound);
+                refused.extend(done.unbound.iter().cloned());
             }
             if prepared {
                 // What arrives before the next look must not be written to what is not there.
@@ -169,7 +169,11 @@ impl Branch {
                     recapture_filled(db, table, *column).await?;
                 }
             }
-            for table in to.tables.iter().filter(|table| fresh.contains(&table.id)) {
+            let made = |table: &&Table| {
+                let refused = || done.refused.iter().any(|(id, _)| *id == table.id);
+                fresh.contains(&table.id) && !refused()
+            };
+            for table in to.tables.iter().filter(made) {
                 if prepared {
                     db.recapture(table, None).await?;
                 }
@@ -284,7 +288,7 @@ async fn set_moved<D: Database>(
             set.push((key.clone(), Some(books::encode(note)?)));
         }
         if !gone.is_empty() {
-            let was = crate::schema::Table {
+            let was = Table {
                 name: now.name.clone(),
                 ..was.clone()
             };
