@@ -21,6 +21,8 @@ const AWAKE: Duration = Duration::from_millis(4);
 /// So many looks in a row are judged together: where few of them found anything, it goes to sleep.
 const LOOKS: u32 = 25;
 const FEW: u32 = 8;
+/// One look in so many while the one before was not heard.
+const SELDOM: u32 = 8;
 /// So many notifications within this time wake it.
 const MANY: usize = 20;
 const MANY_WITHIN: Duration = Duration::from_millis(200);
@@ -170,15 +172,16 @@ impl Session {
     /// Returns after a while in which little was written.
     async fn awake(&mut self, wake: &mpsc::Sender<()>) -> Result<(), Stop> {
         loop {
-            let mut found = 0;
-            for _ in 0..LOOKS {
-                // What is told and not heard yet need not be found again: who takes a backlog is not kept from it.
-                if wake.capacity() == 0 {
-                    found += 1;
-                } else if self.look(None).await?.captured {
-                    tell(wake)?;
-                    found += 1;
+            let (mut found, mut captured) = (0, true);
+            for look in 0..LOOKS {
+                // Who is told and has not heard yet, as while it takes a backlog, is seldom looked for.
+                if wake.capacity() > 0 || look % SELDOM == 0 {
+                    captured = self.look(None).await?.captured;
+                    if captured {
+                        tell(wake)?;
+                    }
                 }
+                found += u32::from(captured);
                 pause(wake, AWAKE).await?;
             }
             if found <= FEW {
