@@ -39,6 +39,8 @@ const TICK: Duration = Duration::from_millis(50);
 const LOOK: Duration = Duration::from_secs(1);
 /// How long to wait after a failed step, at first and at most.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// The same while another transaction is in the way, at the most: it was waited for already.
+const RETRY_IN_THE_WAY: Duration = Duration::from_millis(500);
 /// How many events are taken in before the machine works again.
 const EVENTS_PER_ROUND: usize = 64;
 /// How long a stop may take to send what is still to be said.
@@ -111,6 +113,8 @@ struct LinkView {
 /// What went wrong lately.
 #[derive(Default)]
 struct Trouble {
+    /// What the machine remembers may no longer be what the database says.
+    stale: bool,
     problem: Option<OfficeError>,
     retry_at: Option<Instant>,
     pause: Duration,
@@ -312,9 +316,12 @@ impl Driver {
                 return false;
             }
             self.trouble.retry_at = None;
-            if let Err(error) = self.reload().await {
-                self.fail(error);
-                return false;
+            if self.trouble.stale {
+                if let Err(error) = self.reload().await {
+                    self.fail(error);
+                    return false;
+                }
+                self.trouble.stale = false;
             }
         }
         let db = &mut self.parts.db;
@@ -367,14 +374,20 @@ impl Driver {
     }
 
     fn fail(&mut self, error: OfficeError) {
-        if self.trouble.problem.as_ref() != Some(&error)
-            && !matches!(error, OfficeError::Database(DatabaseError::Busy(_)))
-        {
+        let in_the_way = matches!(error, OfficeError::InTheWay(_));
+        let busy = matches!(error, OfficeError::Database(DatabaseError::Busy(_)));
+        if self.trouble.problem.as_ref() != Some(&error) && !busy && !in_the_way {
             tracing::error!("{error}");
         }
+        self.trouble.stale |= !in_the_way;
         self.trouble.pause = self.trouble.pause.max(RETRY.0);
         self.trouble.retry_at = Some(Instant::now() + self.trouble.pause);
-        self.trouble.pause = (self.trouble.pause * 2).min(RETRY.1);
+        let longest = if in_the_way {
+            RETRY_IN_THE_WAY
+        } else {
+            RETRY.1
+        };
+        self.trouble.pause = (self.trouble.pause * 2).min(longest);
         self.trouble.problem = Some(error);
     }
 

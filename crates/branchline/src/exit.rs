@@ -74,6 +74,7 @@ impl From<OfficeError> for Failure {
     fn from(error: OfficeError) -> Self {
         match error {
             OfficeError::Database(error) => error.into(),
+            OfficeError::InTheWay(what) => DatabaseError::Busy(what).into(),
             OfficeError::NotSetUp(message) => Self::usage(message),
             other => Self::new(BUG, other.to_string()),
         }

@@ -15,7 +15,7 @@ use crate::books::{
 use crate::change::Key;
 use crate::envelope;
 use crate::evolution::{Lift, Versions};
-use crate::failure::{OfficeError, OfficeResult};
+use crate::failure::{OfficeError, OfficeResult, unchanged};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::inbox::Inbox;
 use crate::message::{
@@ -93,6 +93,10 @@ pub struct Branch {
     staged: bool,
     /// Rows sent and not yet answered, with the last batch that holds them.
     claims: BTreeMap<Digest, BatchNumber>,
+    /// The hashes of the batches that are not answered yet.
+    chains: BTreeMap<BatchNumber, Digest>,
+    /// Batches just frozen, so that they need not be read again to be sent.
+    fresh: take::Fresh,
     /// What those batches did to counters.
     steps: hot::Steps,
     any_notes: bool,
@@ -254,6 +258,8 @@ impl Branch {
             inbox,
             staged,
             claims: BTreeMap::new(),
+            chains: BTreeMap::new(),
+            fresh: take::Fresh::default(),
             steps: hot::Steps::default(),
             any_notes,
             captured: true,
@@ -283,6 +289,8 @@ impl Branch {
                 break;
             };
             for entry in &entries {
+                let chain = envelope::chain(&entry.bytes);
+                self.chains.insert(BatchNumber(entry.number), chain);
                 if let Message::Batch(batch) = envelope::open(&entry.bytes)?.read_own()? {
                     self.claim(&batch);
                 }
@@ -461,7 +469,7 @@ impl Branch {
     pub async fn work<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<bool> {
         // Before anything is taken or lands it is known what of the tables here serves.
         if self.shape.is_none() && self.book.head.is_some() && self.is_prepared() {
-            self.look(db).await?;
+            unchanged(self.look(db).await)?;
         }
         if self.differing.is_empty() {
             return self.work_on(db, now).await;
@@ -484,14 +492,14 @@ impl Branch {
         let mut more = self.prepare_join(db).await?;
         if self.is_prepared() {
             if self.captured && self.moving && self.may_freeze() {
-                more |= self.take(db, now).await?;
+                more |= unchanged(self.take(db, now).await)?;
                 if std::mem::take(&mut self.stepped) {
                     return Ok(true);
                 }
             }
             if self.moving {
                 self.retry_unfit(db, now).await?;
-                more |= self.land(db).await?;
+                more |= unchanged(self.land(db).await)?;
                 if std::mem::take(&mut self.stepped) {
                     return Ok(true);
                 }
@@ -542,12 +550,18 @@ impl Branch {
         if !may_send || self.link.sent >= self.book.frozen {
             return Ok(false);
         }
-        let from = self.link.sent.next();
-        let entries = db.entries(OUTBOX, from.0, READ_BYTES).await?;
-        for entry in entries.into_iter().take(PIECE) {
-            self.link.sent = BatchNumber(entry.number);
-            self.outputs
-                .push_back(Output::Send(To::Head, entry.bytes.into()));
+        let mut batches = self.fresh.take_from(self.link.sent.next(), PIECE);
+        if batches.is_empty() {
+            let from = self.link.sent.next();
+            let entries = db.entries(OUTBOX, from.0, READ_BYTES).await?;
+            let entries = entries.into_iter().take(PIECE);
+            batches = entries
+                .map(|entry| (BatchNumber(entry.number), entry.bytes))
+                .collect();
+        }
+        for (number, bytes) in batches {
+            self.link.sent = number;
+            self.outputs.push_back(Output::Send(To::Head, bytes.into()));
         }
         Ok(self.link.sent < self.book.frozen)
     }

@@ -9,6 +9,10 @@ pub enum OfficeError {
     /// The database said no; see [`DatabaseError`] for what to do.
     #[error(transparent)]
     Database(#[from] DatabaseError),
+    /// Another transaction was in the way of a step that has changed nothing, neither in the database nor in memory. The
+    /// machine may go on; the step is tried again by itself.
+    #[error("another transaction was in the way: {0}")]
+    InTheWay(String),
     /// A message of our own could not be put into an envelope.
     #[error(transparent)]
     Envelope(#[from] EnvelopeError),
@@ -28,8 +32,18 @@ impl OfficeError {
         matches!(
             self,
             Self::Database(DatabaseError::Unreachable(_) | DatabaseError::Busy(_))
+                | Self::InTheWay(_)
         )
     }
+}
+
+/// The outcome of a step that adopts what it did only once it is committed: that another transaction was in the way is no
+/// more than that.
+pub(crate) fn unchanged<T>(outcome: OfficeResult<T>) -> OfficeResult<T> {
+    outcome.map_err(|error| match error {
+        OfficeError::Database(DatabaseError::Busy(what)) => OfficeError::InTheWay(what),
+        other => other,
+    })
 }
 
 /// The result of an office's step.

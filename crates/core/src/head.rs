@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::books::{self, HeadBook, SeatBook};
 use crate::envelope::{self};
 use crate::evolution::{Plan, Versions};
-use crate::failure::{OfficeError, OfficeResult};
+use crate::failure::{OfficeError, OfficeResult, unchanged};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::inbox::Inbox;
 use crate::message::{
@@ -385,7 +385,11 @@ impl Head {
         for (name, recalled) in given_back {
             more |= self.take_back(db, now, &name, recalled).await?;
         }
-        if self.moving && !self.settling_in(now) && self.reconcile(db, now).await? {
+        let reconciled = match self.moving && !self.settling_in(now) {
+            true => unchanged(self.reconcile(db, now).await)?,
+            false => false,
+        };
+        if reconciled {
             let waiting: Vec<OfficeName> = self
                 .seats
                 .iter()
@@ -393,10 +397,10 @@ impl Head {
                 .map(|(name, _)| name.clone())
                 .collect();
             for name in waiting {
-                more |= self.hear_branch(db, now, &name).await?;
+                more |= unchanged(self.hear_branch(db, now, &name).await)?;
             }
             if self.captured {
-                more |= self.take(db, now).await?;
+                more |= unchanged(self.take(db, now).await)?;
             }
             self.start_verification(db, now).await?;
             self.advance_verification(db, now).await?;

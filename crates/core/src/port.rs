@@ -271,6 +271,7 @@ pub trait Database: Send {
         limit: usize,
     ) -> impl Future<Output = DbResult<Vec<Row>>> + Send;
 
+    // Writing a remembered value, a stream or a note may tell its error later: in place of what is asked next in the
     /// A remembered value.
     fn meta(&mut self, name: &str) -> impl Future<Output = DbResult<Option<Vec<u8>>>> + Send;
     /// Remembers a value, or forgets it.
@@ -279,7 +280,8 @@ pub trait Database: Send {
         name: &str,
         value: Option<&[u8]>,
     ) -> impl Future<Output = DbResult<()>> + Send;
-    /// Appends entries to a stream. A number that is there already is an error.
+    /// Appends entries to a stream. A number that is there already is an error. Here, and where a value is remembered or a
+    /// stream trimmed, the error may be told later: in place of what is asked next in the transaction, or by its commit.
     fn append(
         &mut self,
         stream: &str,

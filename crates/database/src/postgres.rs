@@ -62,22 +62,28 @@ impl Database for PostgresDatabase {
         self.close(false).await
     }
     async fn take(&mut self, schema: &Schema, limit: usize) -> DbResult<Portion> {
-        take::take(self, schema, limit).await
+        let outcome = take::take(self, schema, limit).await;
+        self.told(outcome).await
     }
     async fn captured(&mut self, table: &Table, keys: Option<&[Key]>) -> DbResult<BTreeSet<Key>> {
-        capture::captured(self, table, keys).await
+        let outcome = capture::captured(self, table, keys).await;
+        self.told(outcome).await
     }
     async fn recapture(&mut self, table: &Table, keys: Option<&[Key]>) -> DbResult<()> {
-        capture::recapture(self, table, keys).await
+        let outcome = capture::recapture(self, table, keys).await;
+        self.told(outcome).await
     }
     async fn backlog(&mut self) -> DbResult<Backlog> {
-        capture::backlog(self).await
+        let outcome = capture::backlog(self).await;
+        self.told(outcome).await
     }
     async fn write(&mut self, schema: &Schema, effects: &[(TableId, Effect)]) -> DbResult<()> {
-        apply::write(self, schema, effects).await
+        let outcome = apply::write(self, schema, effects).await;
+        self.told(outcome).await
     }
     async fn read(&mut self, table: &Table, keys: &[Key]) -> DbResult<BTreeMap<Key, Row>> {
-        apply::read(self, table, keys).await
+        let outcome = apply::read(self, table, keys).await;
+        self.told(outcome).await
     }
     async fn chunk(
         &mut self,
@@ -85,47 +91,59 @@ impl Database for PostgresDatabase {
         after: Option<&Key>,
         limit: usize,
     ) -> DbResult<Vec<Row>> {
-        apply::chunk(self, table, after, limit).await
+        let outcome = apply::chunk(self, table, after, limit).await;
+        self.told(outcome).await
     }
     async fn meta(&mut self, name: &str) -> DbResult<Option<Vec<u8>>> {
-        books::meta(self, name).await
+        let outcome = books::meta(self, name).await;
+        self.told(outcome).await
     }
     async fn set_meta(&mut self, name: &str, value: Option<&[u8]>) -> DbResult<()> {
-        books::set_meta(self, name, value).await
+        let outcome = books::set_meta(self, name, value).await;
+        self.told(outcome).await
     }
     async fn append(&mut self, stream: &str, entries: &[Entry]) -> DbResult<()> {
-        books::append(self, stream, entries).await
+        let outcome = books::append(self, stream, entries).await;
+        self.told(outcome).await
     }
     async fn entries(&mut self, stream: &str, from: u64, max_bytes: usize) -> DbResult<Vec<Entry>> {
-        books::entries(self, stream, from, max_bytes).await
+        let outcome = books::entries(self, stream, from, max_bytes).await;
+        self.told(outcome).await
     }
     async fn trim(&mut self, stream: &str, through: u64) -> DbResult<()> {
-        books::trim(self, stream, through).await
+        let outcome = books::trim(self, stream, through).await;
+        self.told(outcome).await
     }
     async fn extent(&mut self, stream: &str) -> DbResult<Extent> {
-        books::extent(self, stream).await
+        let outcome = books::extent(self, stream).await;
+        self.told(outcome).await
     }
     async fn notes(
         &mut self,
         table: &Table,
         keys: Option<&[Key]>,
     ) -> DbResult<BTreeMap<Key, Vec<u8>>> {
-        books::notes(self, table, keys).await
+        let outcome = books::notes(self, table, keys).await;
+        self.told(outcome).await
     }
     async fn set_notes(&mut self, table: &Table, notes: &[(Key, Option<Vec<u8>>)]) -> DbResult<()> {
-        books::set_notes(self, table, notes).await
+        let outcome = books::set_notes(self, table, notes).await;
+        self.told(outcome).await
     }
     async fn inspect(&mut self) -> DbResult<Inspection> {
-        catalog::inspect(self).await
+        let outcome = catalog::inspect(self).await;
+        self.told(outcome).await
     }
     async fn prepare(&mut self) -> DbResult<()> {
-        install::prepare(self).await
+        let outcome = install::prepare(self).await;
+        self.told(outcome).await
     }
     async fn install(&mut self, schema: &Schema) -> DbResult<()> {
         install::install(self, schema).await
     }
     async fn shape(&mut self, schema: &Schema) -> DbResult<Digest> {
-        shape::shape(self, schema).await
+        let outcome = shape::shape(self, schema).await;
+        self.told(outcome).await
     }
     async fn evolve(
         &mut self,

@@ -35,10 +35,10 @@ pub use topology::{declare_branches, declare_head, delete_branch};
 
 /// Unconfirmed publishes in flight, at most.
 const WINDOW_PARCELS: usize = 256;
-/// Their bytes, at most.
-const WINDOW_BYTES: usize = 16 * 1024 * 1024;
-/// Unsettled deliveries, at most.
-const PREFETCH: u16 = 64;
+/// Their bytes, at most, unless it is one: the client library holds them twice.
+const WINDOW_BYTES: usize = 2 * 1024 * 1024;
+/// Unsettled deliveries, at most: somewhat more than the inbox takes, so that the next ones are here when it is empty again.
+const PREFETCH: u16 = 32;
 
 /// How to reach the broker and what is whose there.
 #[derive(Clone)]

@@ -85,3 +85,37 @@ fn an_application_goes_on_while_its_office_catches_up_in_wal_mode() {
 fn an_application_goes_on_while_its_office_catches_up_with_a_rollback_journal() {
     the_application_goes_on_while_its_office_catches_up("DELETE");
 }
+
+/// A migration that holds a table for long is in the way of the office's own work for as long, and of nothing else.
+#[test]
+fn a_migration_that_takes_long_closes_no_link() {
+    let folder = TempDir::new().unwrap();
+    let url = postgres().fresh_database();
+    let mut at_head = Db::open(&url);
+    at_head.run("CREATE TABLE item (id bigint PRIMARY KEY, note text)");
+    let mut head = Office::new(folder.path(), "HO", &url);
+    head.init("*", &["--listen", &format!("127.0.0.1:{}", free_port())]);
+    let mut branch = Office::sqlite(folder.path(), "b1");
+    let code = head.invite("b1", &[]);
+    head.run();
+    branch.join(&code);
+    branch.run();
+    settle(&head, &[&branch], SOON);
+    let since = branch.status()["transport"]["since"].clone();
+    at_head.run("BEGIN; ALTER TABLE item ADD COLUMN more text");
+    Db::open(&branch.database).run("INSERT INTO item VALUES (1, 'at the counter')");
+    wait_until("the migration is in the way", SOON, || {
+        let status = head.status();
+        let problem = status["problem"].as_str().unwrap_or_default();
+        problem
+            .contains("in the way")
+            .then_some(())
+            .ok_or_else(|| status.to_string())
+    });
+    at_head.run("COMMIT");
+    settle(&head, &[&branch], SOON);
+    assert_eq!(at_head.one("SELECT note FROM item"), "at the counter");
+    assert_eq!(branch.status()["transport"]["since"], since);
+    branch.stop();
+    head.stop();
+}

@@ -271,6 +271,8 @@ impl Branch {
     ) -> OfficeResult<()> {
         self.reused = false;
         self.claims.clear();
+        self.chains.clear();
+        self.fresh.clear();
         self.steps.clear();
         self.read_claims(db).await?;
         self.captured = true;

@@ -230,6 +230,7 @@ impl Branch {
                 self.claims.remove(&name);
             }
         }
+        self.chains = self.chains.split_off(&landed.book.answered.next());
         // Room in the window again: what could not be frozen is looked for.
         self.captured |= landed.book.answered != self.book.answered;
         self.book = landed.book;
@@ -407,10 +408,14 @@ impl Landing<'_> {
             self.reused = true;
             return Ok(None);
         }
-        let sent = db.entries(OUTBOX, answer.batch.0, 1).await?;
-        let same = sent.first().is_some_and(|sent| {
-            sent.number == answer.batch.0 && envelope::chain(&sent.bytes) == answer.chain
-        });
+        let same = match self.branch.chains.get(&answer.batch) {
+            Some(chain) => *chain == answer.chain,
+            None => {
+                let sent = db.entries(OUTBOX, answer.batch.0, 1).await?;
+                let sent = sent.first().filter(|sent| sent.number == answer.batch.0);
+                sent.is_some_and(|sent| envelope::chain(&sent.bytes) == answer.chain)
+            }
+        };
         // Batches of an earlier life may still have been on their way when the head greeted this one.
         self.reused |= !same && answer.batch > self.book.answered;
         Ok(same.then_some(answer))
@@ -544,11 +549,11 @@ impl Landing<'_> {
             }
             _ => {}
         }
-        let claimed = self
-            .branch
-            .claims
-            .get(&key.digest(table))
-            .is_some_and(|batch| *batch > self.book.answered);
+        let claims = &self.branch.claims;
+        let claimed = !claims.is_empty()
+            && claims
+                .get(&key.digest(table))
+                .is_some_and(|batch| *batch > self.book.answered);
         if claimed || self.aside.busy.contains(&place) {
             self.deferred += 1;
             let passing = noted.is_none_or(|note| matches!(note, Note::Deferred(_)));

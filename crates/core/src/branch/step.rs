@@ -211,6 +211,8 @@ impl Branch {
         self.captured = true;
         self.seen = None;
         self.claims.clear();
+        self.chains.clear();
+        self.fresh.clear();
         self.steps.clear();
         self.read_claims(db).await?;
         if !again || !known {

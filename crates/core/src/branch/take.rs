@@ -20,11 +20,54 @@ const UNANSWERED_BATCHES: u64 = 256;
 /// Rows that may be unanswered at a time, unless one unit has more: what is remembered of them is in memory.
 const UNANSWERED_ROWS: usize = 200_000;
 
+/// Bytes of batches just frozen that wait in memory to be sent; others are read from the outbox.
+const FRESH_BYTES: usize = 1024 * 1024;
+
 /// From which difference on times are told by the head's clock, in microseconds.
 const CLOCK_OFF: i64 = 2_000_000;
 
+/// Batches just frozen, up to a size.
+#[derive(Debug, Default)]
+pub(super) struct Fresh {
+    batches: BTreeMap<BatchNumber, Vec<u8>>,
+    bytes: usize,
+}
+
+impl Fresh {
+    /// Forgets all.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    fn add(&mut self, number: BatchNumber, bytes: Vec<u8>) {
+        if self.bytes + bytes.len() <= FRESH_BYTES {
+            self.bytes += bytes.len();
+            self.batches.insert(number, bytes);
+        }
+    }
+
+    /// Takes out up to `count` batches that follow each other, from this one on.
+    pub fn take_from(
+        &mut self,
+        mut number: BatchNumber,
+        count: usize,
+    ) -> Vec<(BatchNumber, Vec<u8>)> {
+        let mut taken = Vec::new();
+        while taken.len() < count
+            && let Some(bytes) = self.batches.remove(&number)
+        {
+            self.bytes -= bytes.len();
+            taken.push((number, bytes));
+            number = number.next();
+        }
+        taken
+    }
+}
+
 struct Frozen {
     book: BranchBook,
+    chains: BTreeMap<BatchNumber, Digest>,
+    fresh: Fresh,
     /// Claims that this transaction makes: a later portion of it may hold a row of an earlier one.
     claims: BTreeMap<Digest, BatchNumber>,
     steps: Steps,
@@ -63,6 +106,8 @@ impl Branch {
         self.captured = frozen.more;
         self.book = frozen.book;
         self.claims.extend(frozen.claims);
+        self.chains.extend(frozen.chains);
+        self.fresh = frozen.fresh;
         self.steps.extend(frozen.steps);
         self.any_notes |= frozen.noted;
         if frozen.changes > 0 {
@@ -76,6 +121,8 @@ impl Branch {
     async fn freeze<D: Database>(&self, db: &mut D) -> OfficeResult<Frozen> {
         let mut frozen = Frozen {
             book: self.book.clone(),
+            chains: BTreeMap::new(),
+            fresh: Fresh::default(),
             claims: BTreeMap::new(),
             steps: Steps::default(),
             open: false,
@@ -92,7 +139,7 @@ impl Branch {
             let mut runs = cut_by_weight(portion.changes).into_iter().peekable();
             while let Some(run) = runs.next() {
                 let number = frozen.book.frozen.next();
-                let changes: Vec<Change> = run
+                let changes: Vec<(Digest, Change)> = run
                     .into_iter()
                     .filter_map(|taken| self.change(taken, &notes, &frozen.claims))
                     .collect();
@@ -100,14 +147,13 @@ impl Branch {
                 if changes.is_empty() && !open && !frozen.open {
                     continue;
                 }
-                for change in &changes {
+                for (name, change) in &changes {
                     if let Some(table) = self.schema.table(change.table) {
-                        frozen
-                            .claims
-                            .insert(change.effect.key(table).digest(table), number);
+                        frozen.claims.insert(*name, number);
                         frozen.steps.note(table, change, number);
                     }
                 }
+                let changes: Vec<Change> = changes.into_iter().map(|(_, change)| change).collect();
                 frozen.changes += changes.len() as u64;
                 self.seal_batch(db, &mut frozen, changes, open).await?;
             }
@@ -146,14 +192,12 @@ impl Branch {
         frozen.open = open;
         frozen.book.chain = envelope::chain(&bytes);
         frozen.book.frozen = number;
-        db.append(
-            OUTBOX,
-            &[Entry {
-                number: number.0,
-                bytes,
-            }],
-        )
-        .await?;
+        frozen.chains.insert(number, frozen.book.chain);
+        let number = number.0;
+        let entry = [Entry { number, bytes }];
+        db.append(OUTBOX, &entry).await?;
+        let [entry] = entry;
+        frozen.fresh.add(BatchNumber(number), entry.bytes);
         Ok(())
     }
 
@@ -224,12 +268,13 @@ impl Branch {
         Ok(found)
     }
 
+    /// What the head is told of a captured row, and the row's name.
     fn change(
         &self,
         taken: Taken,
         notes: &BTreeMap<(TableId, Key), Note>,
         fresh_claims: &BTreeMap<Digest, BatchNumber>,
-    ) -> Option<Change> {
+    ) -> Option<(Digest, Change)> {
         let table = self.schema.table(taken.table)?;
         let key = taken.effect.key(table);
         let name = key.digest(table);
@@ -283,7 +328,7 @@ impl Branch {
             && own.is_none()
             && !(was_unreadable && taken.first == First::Unknown);
         let absent = self.absent(table, taken.effect.row());
-        Some(Change {
+        let change = Change {
             table: table.id,
             effect: taken.effect,
             base,
@@ -291,7 +336,8 @@ impl Branch {
             at: self.by_the_heads_clock(taken.at),
             before: taken.before,
             absent,
-        })
+        };
+        Some((name, change))
     }
 
     /// A time of this office's clock by the head's, where the two are known to differ by more than messages take: a

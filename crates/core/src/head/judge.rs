@@ -2,6 +2,7 @@
 //! rows, the log entries with the verdicts, and the branch's cursor (P2, P4).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::recent::Newest;
 use super::writer::{Fresh, LogWriter};
@@ -55,9 +56,13 @@ enum Judgement {
 struct Bench<'a> {
     head: &'a Head,
     branch: &'a OfficeName,
+    /// Its name, for sharing.
+    origin: Arc<OfficeName>,
     seat: SeatBook,
     writer: LogWriter<'a>,
     pile: Pile,
+    /// The versions that the batch at hand makes, in the order of its entry's changes.
+    made: Vec<(Digest, Newest)>,
     /// Versions that this judgement itself made.
     overlay: BTreeMap<Digest, Newest>,
     records: Vec<ConflictRecord>,
@@ -184,9 +189,11 @@ impl Head {
         let mut bench = Bench {
             head: self,
             branch,
+            origin: Arc::new(branch.clone()),
             seat: seat.book.clone(),
             writer: LogWriter::new(&self.identity, &self.schema, self.book.clone()),
             pile: Pile::default(),
+            made: Vec::new(),
             overlay: BTreeMap::new(),
             records: Vec::new(),
             held: BTreeMap::new(),
@@ -306,7 +313,10 @@ impl Bench<'_> {
         self.changes += batch.changes.len() as u64;
         self.seat.cursor = batch.number;
         self.seat.chain = envelope::chain(bytes);
-        self.writer.append(db, LogBody::Changes(body)).await?;
+        let made = std::mem::take(&mut self.made);
+        self.writer
+            .append_rows(db, LogBody::Changes(body), Some(made))
+            .await?;
         if self.pile.is_full() {
             self.flush(db).await
         } else {

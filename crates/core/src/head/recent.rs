@@ -17,6 +17,10 @@ use crate::message::{LogBody, LogEntry, Message, Source};
 use crate::port::Database;
 use crate::schema::Schema;
 
+mod older;
+
+use older::Older;
+
 /// How many rows are remembered in memory.
 pub(super) const ROWS_REMEMBERED: usize = 100_000;
 /// How many bytes of row names are read at a time.
@@ -57,6 +61,8 @@ impl Newest {
 pub struct Recent {
     /// All entries after this one are remembered.
     floor: LogPosition,
+    /// Which rows changed in entries up to the floor.
+    older: Older,
     rows: BTreeMap<Digest, Newest>,
     order: VecDeque<(LogPosition, Vec<Digest>)>,
     held: usize,
@@ -67,6 +73,7 @@ impl Recent {
     pub fn new(last: LogPosition) -> Self {
         Self {
             floor: last,
+            older: Older::new(last),
             rows: BTreeMap::new(),
             order: VecDeque::new(),
             held: 0,
@@ -84,6 +91,7 @@ impl Recent {
                 break;
             };
             self.held -= names.len();
+            self.older.add(oldest, &names);
             for name in names {
                 if self
                     .rows
@@ -118,9 +126,11 @@ impl Recent {
         if after >= self.floor {
             return Ok(found);
         }
+        let known = after >= self.older.from();
         let wanted: BTreeMap<[u8; NAME_BYTES], Digest> = names
             .iter()
             .filter(|name| !found.contains_key(name))
+            .filter(|name| !known || self.older.may_have(name))
             .map(|name| (short(name), *name))
             .collect();
         if wanted.is_empty() {

@@ -63,6 +63,16 @@ impl<'a> LogWriter<'a> {
 
     /// Adds an entry.
     pub async fn append<D: Database>(&mut self, db: &mut D, body: LogBody) -> OfficeResult<()> {
+        self.append_rows(db, body, None).await
+    }
+
+    /// Adds an entry of which it is known already which versions it makes.
+    pub async fn append_rows<D: Database>(
+        &mut self,
+        db: &mut D,
+        body: LogBody,
+        rows: Option<Vec<(Digest, Newest)>>,
+    ) -> OfficeResult<()> {
         let position = self.next();
         let entry = LogEntry {
             head: self.book.incarnation,
@@ -71,7 +81,9 @@ impl<'a> LogWriter<'a> {
             schema: self.schema.version,
             body,
         };
-        let rows = rows_of(&entry, self.schema, &self.identity.shared_name);
+        let made = || rows_of(&entry, self.schema, &self.identity.shared_name);
+        debug_assert!(rows.as_ref().is_none_or(|rows| *rows == made()));
+        let rows = rows.unwrap_or_else(made);
         let bytes = envelope::seal(
             &self.identity.name,
             &self.identity.key,

@@ -78,7 +78,8 @@ async fn ordered(
         deferrable |= db.layout(&table.name).await?.deferrable;
     }
     if deferrable {
-        db.execute("SET CONSTRAINTS ALL DEFERRED").await?;
+        db.send_all("SET CONSTRAINTS ALL DEFERRED".to_owned())
+            .await?;
     }
     let (mut held, mut done) = (Vec::new(), BTreeSet::new());
     for (table, work_here) in worked(schema.tables.iter().rev(), work) {
@@ -132,7 +133,8 @@ fn may_have_to_wait(
 
 /// Deletes rows, or nothing where a foreign key speaks against it.
 async fn try_delete(db: &mut PostgresDatabase, table: &Table, keys: &[Key]) -> DbResult<bool> {
-    db.execute("SAVEPOINT branchline_delete").await?;
+    db.send_all("SAVEPOINT branchline_delete".to_owned())
+        .await?;
     let deleted = match delete(db, table, keys).await {
         Err(DatabaseError::Constraint {
             foreign_key: true, ..
@@ -145,7 +147,7 @@ async fn try_delete(db: &mut PostgresDatabase, table: &Table, keys: &[Key]) -> D
             true
         }
     };
-    db.execute("RELEASE branchline_delete").await?;
+    db.send_all("RELEASE branchline_delete".to_owned()).await?;
     Ok(deleted)
 }
 
@@ -249,7 +251,7 @@ async fn put(
     // Rows of one set may exchange unique values; only tables that have such pay for the savepoint.
     let exchange = layout.unique && rows.len() > 1;
     if exchange {
-        db.execute("SAVEPOINT branchline_put").await?;
+        db.send_all("SAVEPOINT branchline_put".to_owned()).await?;
     }
     let first = db.client()?.execute(&statement, &values).await;
     match first {
@@ -264,7 +266,7 @@ async fn put(
         }
     }
     if exchange {
-        db.execute("RELEASE branchline_put").await?;
+        db.send_all("RELEASE branchline_put".to_owned()).await?;
     }
     Ok(())
 }

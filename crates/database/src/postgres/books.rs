@@ -7,7 +7,7 @@ use branchline_core::port::{DatabaseError, DbResult, Entry, Extent};
 use branchline_core::schema::{Table, TableId};
 use tokio_postgres::types::Type as Wire;
 
-use super::connection::PostgresDatabase;
+use super::connection::{Param, PostgresDatabase};
 use super::error::failed;
 
 /// Entries looked at in one statement.
@@ -32,23 +32,21 @@ pub(super) async fn set_meta(
     name: &str,
     value: Option<&[u8]>,
 ) -> DbResult<()> {
+    let name = name.to_owned();
     match value {
         Some(value) => {
             let sql = "INSERT INTO branchline.meta (name, value) VALUES ($1, $2)
                        ON CONFLICT (name) DO UPDATE SET value = excluded.value";
-            db.query(sql, &[Wire::TEXT, Wire::BYTEA], &[&name, &value])
-                .await?;
+            let bytes = value.len();
+            let values: Vec<Param> = vec![Box::new(name), Box::new(value.to_vec())];
+            db.send(sql, &[Wire::TEXT, Wire::BYTEA], values, bytes)
+                .await
         }
         None => {
-            db.query(
-                "DELETE FROM branchline.meta WHERE name = $1",
-                &[Wire::TEXT],
-                &[&name],
-            )
-            .await?;
+            let sql = "DELETE FROM branchline.meta WHERE name = $1";
+            db.send(sql, &[Wire::TEXT], vec![Box::new(name)], 0).await
         }
     }
-    Ok(())
 }
 
 pub(super) async fn append(
@@ -60,16 +58,21 @@ pub(super) async fn append(
         .iter()
         .map(|entry| number(entry.number))
         .collect::<DbResult<Vec<i64>>>()?;
-    let bytes: Vec<&[u8]> = entries.iter().map(|entry| entry.bytes.as_slice()).collect();
+    let bytes: Vec<Vec<u8>> = entries.iter().map(|entry| entry.bytes.clone()).collect();
     let sql = "INSERT INTO branchline.stream (stream, number, bytes)
                SELECT $1, e.number, e.bytes FROM unnest($2::int8[], $3::bytea[]) AS e(number, bytes)";
-    db.query(
+    let size = bytes.iter().map(Vec::len).sum();
+    db.send(
         sql,
         &[Wire::TEXT, Wire::INT8_ARRAY, Wire::BYTEA_ARRAY],
-        &[&stream, &numbers, &bytes],
+        vec![
+            Box::new(stream.to_owned()),
+            Box::new(numbers),
+            Box::new(bytes),
+        ],
+        size,
     )
-    .await?;
-    Ok(())
+    .await
 }
 
 pub(super) async fn entries(
@@ -111,9 +114,8 @@ pub(super) async fn entries(
 pub(super) async fn trim(db: &mut PostgresDatabase, stream: &str, through: u64) -> DbResult<()> {
     let through = i64::try_from(through).unwrap_or(i64::MAX);
     let sql = "DELETE FROM branchline.stream WHERE stream = $1 AND number <= $2";
-    db.query(sql, &[Wire::TEXT, Wire::INT8], &[&stream, &through])
-        .await?;
-    Ok(())
+    let values: Vec<Param> = vec![Box::new(stream.to_owned()), Box::new(through)];
+    db.send(sql, &[Wire::TEXT, Wire::INT8], values, 0).await
 }
 
 pub(super) async fn extent(db: &mut PostgresDatabase, stream: &str) -> DbResult<Extent> {

@@ -1,7 +1,10 @@
 //! The connection, its transactions and its prepared statements.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, VecDeque};
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use branchline_core::identity::Digest;
@@ -34,10 +37,37 @@ SET idle_in_transaction_session_timeout TO 0; SET jit TO off; SET client_min_mes
 const OWN: &str = "SET tcp_keepalives_idle TO 20; SET tcp_keepalives_interval TO 5; SET tcp_keepalives_count TO 4;
 SELECT pg_catalog.pg_try_advisory_lock(7091190276324713829)";
 
+/// Bytes of statements whose answers are not waited for yet, at the most, unless it is one.
+const SENT_BYTES: usize = 2 * 1024 * 1024;
+/// Their number, at the most.
+const SENT: usize = 16;
+
+/// From so many bytes on a statement is put on its way before the caller goes on.
+const AT_ONCE: usize = 16 * 1024;
+
+/// A parameter that is kept until it is sent.
+pub(super) type Param = Box<dyn ToSql + Sync + Send>;
+
+/// A statement that was sent and is not answered yet, and its size. The lock is never taken: it makes the future `Sync`.
+struct Sent {
+    bytes: usize,
+    answer: Mutex<Answer>,
+}
+
+type Answer = Pin<Box<dyn Future<Output = DbResult<()>> + Send>>;
+
+/// What an apply wrote shows as soon as it is committed, before the disk has it: it shows a disk's turn earlier, and the
+/// locks on its rows go as early. This writes to the same journal and does wait for the disk, and so for all before it.
+const MAKE_DURABLE: &str = "SELECT pg_catalog.pg_logical_emit_message(true, 'branchline', '')";
+
 /// A PostgreSQL database behind the port.
+///
+/// Statements that answer nothing are sent without waiting: the server runs them in turn, while the caller goes on. Their
+/// errors are told in place of the next one, which they cause, and at the latest by the commit.
 pub struct PostgresDatabase {
     target: Target,
-    client: Option<Client>,
+    client: Option<Arc<Client>>,
+    sent: VecDeque<Sent>,
     statements: HashMap<String, Statement>,
     layouts: HashMap<String, Arc<Layout>>,
     /// How the shared tables were defined when they were last looked at.
@@ -59,7 +89,8 @@ impl PostgresDatabase {
         let client = connect(&target).await?;
         Ok(Self {
             target,
-            client: Some(client),
+            client: Some(Arc::new(client)),
+            sent: VecDeque::new(),
             statements: HashMap::new(),
             layouts: HashMap::new(),
             shape: None,
@@ -122,6 +153,83 @@ impl PostgresDatabase {
             .map_err(|e| failed(&e))
     }
 
+    /// Sends statements without parameters, as [`Self::send`] does.
+    pub(super) async fn send_all(&mut self, sql: String) -> DbResult<()> {
+        let client = self.shared_client()?;
+        let statements = async move { client.batch_execute(&sql).await.map_err(|e| failed(&e)) };
+        self.post(0, statements).await
+    }
+
+    /// Sends a prepared statement on our own tables. Of its answer only an error is told, later.
+    pub(super) async fn send(
+        &mut self,
+        sql: &str,
+        types: &[Type],
+        values: Vec<Param>,
+        bytes: usize,
+    ) -> DbResult<()> {
+        let statement = self.statement(sql, types).await?;
+        let client = self.shared_client()?;
+        let statement = async move {
+            let done = client.execute_raw(&statement, values).await;
+            done.map(drop).map_err(|e| failed(&e))
+        };
+        self.post(bytes, statement).await
+    }
+
+    async fn post(
+        &mut self,
+        bytes: usize,
+        statement: impl Future<Output = DbResult<()>> + Send + 'static,
+    ) -> DbResult<()> {
+        let unanswered: usize = self.sent.iter().map(|sent| sent.bytes).sum();
+        if self.sent.len() >= SENT || unanswered + bytes > SENT_BYTES {
+            self.answers().await?;
+        }
+        let mut answer: Answer = Box::pin(statement);
+        // Polled once, it is on its way.
+        match poll_fn(|cx| Poll::Ready(answer.as_mut().poll(cx))).await {
+            Poll::Ready(answer) => answer,
+            Poll::Pending => {
+                let answer = Mutex::new(answer);
+                self.sent.push_back(Sent { bytes, answer });
+                if bytes > AT_ONCE {
+                    // The connection is served by the same thread: it would wait for a pause of the caller.
+                    tokio::task::yield_now().await;
+                }
+                match self.open {
+                    Some(_) => Ok(()),
+                    None => self.answers().await,
+                }
+            }
+        }
+    }
+
+    /// Waits for the answers to all that was sent.
+    pub(super) async fn answers(&mut self) -> DbResult<()> {
+        while let Some(sent) = self.sent.pop_front() {
+            sent.answer
+                .into_inner()
+                .unwrap_or_else(PoisonError::into_inner)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// An outcome, or the error of an earlier statement that made it fail.
+    pub(super) async fn told<T>(&mut self, outcome: DbResult<T>) -> DbResult<T> {
+        if outcome.is_err() {
+            self.answers().await?;
+        }
+        outcome
+    }
+
+    fn shared_client(&self) -> DbResult<Arc<Client>> {
+        self.client()?;
+        let client = self.client.as_ref().map(Arc::clone);
+        client.ok_or_else(|| DatabaseError::Unreachable("the connection is closed".to_owned()))
+    }
+
     /// Runs a prepared query on our own tables.
     pub(super) async fn query(
         &mut self,
@@ -134,6 +242,11 @@ impl PostgresDatabase {
             .query(&statement, values)
             .await
             .map_err(|e| failed(&e))
+    }
+
+    /// The prepared statement with this text, if it is prepared already.
+    pub(super) fn prepared(&self, sql: &str) -> Option<Statement> {
+        self.statements.get(sql).cloned()
     }
 
     /// The prepared statement with this text, prepared once for the connection.
@@ -194,6 +307,7 @@ impl PostgresDatabase {
     pub(super) async fn open(&mut self, purpose: Purpose) -> DbResult<()> {
         self.reconnect().await?;
         let before = if self.open.is_some() { "ROLLBACK;" } else { "" };
+        self.sent.clear();
         self.taking = Taking::default();
         self.removing = 0;
         // Set before the statement is sent: a dropped future may leave the transaction open.
@@ -203,19 +317,25 @@ impl PostgresDatabase {
             Purpose::Read => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY".to_owned(),
             Purpose::Apply | Purpose::Load => format!(
                 "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout TO '{LOCK_TIMEOUT}';
-                 SET LOCAL branchline.applying TO '1'"
+                 SET LOCAL branchline.applying TO '1'; SET LOCAL synchronous_commit TO off"
             ),
         };
-        self.execute(&format!("{before}{begin}")).await
+        self.send_all(format!("{before}{begin}")).await?;
+        match purpose {
+            // What only reads may be on its way already.
+            Purpose::Take | Purpose::Read => Ok(()),
+            Purpose::Apply | Purpose::Load => self.answers().await,
+        }
     }
 
     pub(super) async fn close(&mut self, keep: bool) -> DbResult<()> {
-        if self.open.is_none() {
+        let Some(purpose) = self.open else {
             return Ok(());
-        }
+        };
         self.taking = Taking::default();
         let removing = std::mem::take(&mut self.removing);
         if !keep {
+            self.sent.clear();
             // A broken connection has rolled back by itself.
             if self.client().is_ok() {
                 self.execute("ROLLBACK").await?;
@@ -224,7 +344,12 @@ impl PostgresDatabase {
             return Ok(());
         }
         // COMMIT of a failed transaction rolls back without an error; the SELECT before it makes it one.
-        self.execute("SELECT; COMMIT").await?;
+        let commit = match purpose {
+            Purpose::Take | Purpose::Read => "SELECT; COMMIT".to_owned(),
+            Purpose::Apply | Purpose::Load => format!("SELECT; COMMIT; {MAKE_DURABLE}"),
+        };
+        self.send_all(commit).await?;
+        self.answers().await?;
         self.open = None;
         self.removed += removing;
         if let Err(error) = self.tidy().await {
@@ -253,7 +378,7 @@ impl PostgresDatabase {
                 "another process owns this office's database now, or the server has not noticed yet that the former connection broke".into(),
             ));
         }
-        self.client = Some(client);
+        self.client = Some(Arc::new(client));
         Ok(())
     }
 }

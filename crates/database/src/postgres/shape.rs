@@ -6,11 +6,13 @@
 use branchline_core::identity::Digest;
 use branchline_core::port::{DatabaseError, DbResult, Purpose};
 use branchline_core::schema::Schema;
-use tokio_postgres::types::Type as Wire;
+use futures_util::future::join;
+use tokio_postgres::types::{ToSql, Type as Wire};
 
 use super::books::get;
 use super::connection::PostgresDatabase;
 use super::ddl::{names, relation};
+use super::error::failed;
 
 /// How long it waits for an `ALTER` of the application.
 const PATIENCE: &str = "100ms";
@@ -105,16 +107,21 @@ const NAMES: [Wire; 2] = [Wire::TEXT_ARRAY, Wire::TEXT_ARRAY];
 
 pub(super) async fn shape(db: &mut PostgresDatabase, schema: &Schema) -> DbResult<Digest> {
     let tables: Vec<&str> = schema.tables.iter().map(|table| &*table.name).collect();
-    if db.purpose() == Some(Purpose::Take) {
-        lock(db, &tables).await?;
-    }
     let stamped = db.stamped.take().filter(|known| known.tables == tables);
-    if let Some(known) = stamped
-        && stamp(db, &known.numbers).await? == known.stamp
-    {
-        let shape = known.shape;
-        db.stamped = Some(known);
-        return Ok(shape);
+    let mut now = None;
+    if db.purpose() == Some(Purpose::Take) {
+        now = lock(db, &tables, stamped.as_ref()).await?;
+    }
+    if let Some(known) = stamped {
+        let now = match now {
+            Some(now) => now,
+            None => stamp(db, &known.numbers).await?,
+        };
+        if now == known.stamp {
+            let shape = known.shape;
+            db.stamped = Some(known);
+            return Ok(shape);
+        }
     }
     let (schemas, names): (Vec<&str>, Vec<&str>) = tables.iter().map(|name| names(name)).unzip();
     let mut numbers = Vec::new();
@@ -140,10 +147,15 @@ pub(super) async fn shape(db: &mut PostgresDatabase, schema: &Schema) -> DbResul
     Ok(shape)
 }
 
-/// Locks the tables that exist. The transaction has no snapshot yet; where some are gone, it is begun anew.
-async fn lock(db: &mut PostgresDatabase, tables: &[&str]) -> DbResult<()> {
-    if lock_all(db, tables).await? {
-        return Ok(());
+/// Locks the tables that exist. The transaction has no snapshot yet; where some are gone, it is begun anew. Returns the
+/// stamp where it came along with the locks.
+async fn lock(
+    db: &mut PostgresDatabase,
+    tables: &[&str],
+    stamped: Option<&Stamped>,
+) -> DbResult<Option<String>> {
+    if let Some(Locked { stamp }) = lock_all(db, tables, stamped).await? {
+        return Ok(stamp);
     }
     let (schemas, named): (Vec<&str>, Vec<&str>) = tables.iter().map(|name| names(name)).unzip();
     db.close(false).await?;
@@ -154,18 +166,27 @@ async fn lock(db: &mut PostgresDatabase, tables: &[&str]) -> DbResult<()> {
         left.extend(tables.get(place).copied());
     }
     db.open(Purpose::Take).await?;
-    if lock_all(db, &left).await? {
-        return Ok(());
+    match lock_all(db, &left, None).await? {
+        Some(Locked { stamp }) => Ok(stamp),
+        None => Err(DatabaseError::Busy(
+            "tables come and go at this moment".into(),
+        )),
     }
-    Err(DatabaseError::Busy(
-        "tables come and go at this moment".into(),
-    ))
 }
 
-/// False where one of them does not exist; the transaction has failed then.
-async fn lock_all(db: &PostgresDatabase, tables: &[&str]) -> DbResult<bool> {
+/// The tables are locked.
+struct Locked {
+    stamp: Option<String>,
+}
+
+/// `None` where one of them does not exist; the transaction has failed then.
+async fn lock_all(
+    db: &mut PostgresDatabase,
+    tables: &[&str],
+    stamped: Option<&Stamped>,
+) -> DbResult<Option<Locked>> {
     if tables.is_empty() {
-        return Ok(true);
+        return Ok(Some(Locked { stamp: None }));
     }
     let relations: Vec<String> = tables.iter().map(|name| relation(name)).collect();
     // None of these statements takes the snapshot.
@@ -173,12 +194,32 @@ async fn lock_all(db: &PostgresDatabase, tables: &[&str]) -> DbResult<bool> {
         "SET LOCAL lock_timeout TO '{PATIENCE}'; LOCK TABLE {} IN ACCESS SHARE MODE; SET LOCAL lock_timeout TO '800ms'",
         relations.join(", ")
     );
-    match db.client()?.batch_execute(&sql).await {
-        Ok(()) => Ok(true),
+    // To prepare a statement does take it: the stamp comes along only where it is prepared already.
+    let question = stamped.and_then(|known| Some((db.prepared(STAMP)?, &known.numbers)));
+    let client = db.client()?;
+    let (locked, found) = match question {
+        Some((statement, numbers)) => {
+            // Sent together, and together with what opens the transaction.
+            let values: [&(dyn ToSql + Sync); 1] = [numbers];
+            join(
+                client.batch_execute(&sql),
+                client.query(&statement, &values),
+            )
+            .await
+        }
+        None => (client.batch_execute(&sql).await, Ok(Vec::new())),
+    };
+    db.answers().await?;
+    match locked {
+        Ok(()) => {
+            let found = found.map_err(|e| failed(&e))?;
+            let stamp = found.first().map(|row| get(row, 0)).transpose()?;
+            Ok(Some(Locked { stamp }))
+        }
         Err(error) => match error.code().map(tokio_postgres::error::SqlState::code) {
             // No such table, no such schema, no table.
-            Some("42P01" | "3F000" | "42809") => Ok(false),
-            _ => Err(super::error::failed(&error)),
+            Some("42P01" | "3F000" | "42809") => Ok(None),
+            _ => Err(failed(&error)),
         },
     }
 }

@@ -81,6 +81,8 @@ pub(super) async fn take(
             "taking needs a transaction that was opened for it".to_owned(),
         ));
     }
+    // Only in a transaction that has surely begun.
+    db.answers().await?;
     let taken = next(db, schema, limit.max(1)).await;
     if let Err(DatabaseError::Mismatch { .. }) = &taken {
         // The table may have been altered since it was looked up.
@@ -312,25 +314,28 @@ impl Walk {
     }
 }
 
-/// Opens the cursor over the oldest writes. The rest is asked as cheaply as can be: by a number, not by key.
+/// Opens the cursor over the oldest writes. The rest is looked through once, by a number, not by key: *near* are the part
+/// and what may belong to its transactions and rows.
 fn part(size: usize) -> String {
     format!(
         "SET LOCAL enable_mergejoin TO off; SET LOCAL enable_nestloop TO off; SET LOCAL cursor_tuple_fraction TO 1;
          SET LOCAL work_mem TO '32MB';
          DECLARE branchline_walk NO SCROLL CURSOR FOR
          WITH part AS MATERIALIZED (
-             SELECT tbl, op, at, key, ctid AS place, tx FROM branchline.capture ORDER BY at LIMIT {size})
+             SELECT tbl, op, at, key, ctid AS place, tx FROM branchline.capture ORDER BY at LIMIT {size}),
+         near AS MATERIALIZED (
+             SELECT tbl, at, key, tx FROM part
+             UNION ALL
+             SELECT c.tbl, c.at, c.key, c.tx FROM branchline.capture c
+             WHERE c.at >= (SELECT at FROM part ORDER BY at DESC LIMIT 1)
+               AND (c.tx <= (SELECT tx FROM part ORDER BY tx DESC LIMIT 1) AND c.tx IN (SELECT tx FROM part)
+                    OR pg_catalog.hash_array(c.key) IN (SELECT pg_catalog.hash_array(key) FROM part)))
          SELECT w.tbl, w.op, w.at, w.key, w.place, greatest(w.at, t.last, k.last) AS reach
          FROM part w
-         LEFT JOIN (SELECT c.tx, pg_catalog.max(c.at) AS last
-                    FROM branchline.capture c JOIN (SELECT DISTINCT tx FROM part) AS p ON p.tx = c.tx
-                    WHERE c.tx <= (SELECT tx FROM part ORDER BY tx DESC LIMIT 1)
-                    GROUP BY c.tx HAVING pg_catalog.count(*) > 1) AS t ON t.tx = w.tx
-         LEFT JOIN (SELECT c.tbl, c.key, pg_catalog.max(c.at) AS last
-                    FROM branchline.capture c
-                    JOIN (SELECT DISTINCT pg_catalog.hash_array(key) AS hash FROM part) AS p
-                      ON p.hash = pg_catalog.hash_array(c.key)
-                    GROUP BY c.tbl, c.key HAVING pg_catalog.count(*) > 1) AS k ON k.tbl = w.tbl AND k.key = w.key
+         LEFT JOIN (SELECT tx, pg_catalog.max(at) AS last FROM near
+                    GROUP BY tx HAVING pg_catalog.count(*) > 1) AS t ON t.tx = w.tx
+         LEFT JOIN (SELECT tbl, key, pg_catalog.max(at) AS last FROM near
+                    GROUP BY tbl, key HAVING pg_catalog.count(*) > 1) AS k ON k.tbl = w.tbl AND k.key = w.key
          ORDER BY w.at, w.place;
          RESET enable_mergejoin; RESET enable_nestloop"
     )

@@ -1,16 +1,16 @@
 //! Waking the process when something is captured, at no cost to the application under load.
 //!
-//! *Awake*, the watcher asks every few milliseconds whether the capture holds anything. After a quiet while it sets
-//! the flag that the capture's triggers look at and *sleeps*: the next write notifies it. The flag is seen at the
-//! statement, not at the commit, so it keeps asking until every transaction that wrote before the flag has ended, and
-//! asks slowly even then.
+//! *Awake*, while much is written, the watcher asks every few milliseconds whether the capture holds anything. When little
+//! is, it sets the flag that the capture's triggers look at and *sleeps*: each write notifies it, until too many do. The
+//! flag is seen at the statement, not at the commit, so it keeps asking until every transaction that wrote before the flag
+//! has ended, and asks slowly even then.
 
 use std::future::poll_fn;
 use std::time::Duration;
 
 use branchline_core::port::{DatabaseError, DbResult};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use tokio_postgres::{AsyncMessage, Client, SimpleQueryMessage};
 
 use super::connection::{config, named};
@@ -18,7 +18,14 @@ use super::error::failed;
 use super::tls::{Target, target};
 
 const AWAKE: Duration = Duration::from_millis(4);
-const QUIET: Duration = Duration::from_millis(100);
+/// So many looks in a row are judged together: where few of them found anything, it goes to sleep.
+const LOOKS: u32 = 25;
+const FEW: u32 = 8;
+/// One look in so many while the one before was not heard.
+const SELDOM: u32 = 8;
+/// So many notifications within this time wake it.
+const MANY: usize = 20;
+const MANY_WITHIN: Duration = Duration::from_millis(200);
 const DOZING: Duration = Duration::from_millis(10);
 const DOZING_LONG: Duration = Duration::from_millis(100);
 const DOZE_IS_LONG: Duration = Duration::from_secs(2);
@@ -118,11 +125,11 @@ impl Session {
             .connect(target.tls.clone())
             .await
             .map_err(|e| named(target, &e))?;
-        let (notify, notified) = mpsc::channel(1);
+        let (notify, notified) = mpsc::channel(MANY);
         tokio::spawn(async move {
             while let Some(Ok(message)) = poll_fn(|cx| connection.poll_message(cx)).await {
                 if let AsyncMessage::Notification(_) = message {
-                    // Full means that one is waiting already.
+                    // Full means that enough are waiting already.
                     let _ = notify.try_send(());
                 }
             }
@@ -162,46 +169,68 @@ impl Session {
         }
     }
 
-    /// Returns after a quiet while.
+    /// Returns after a while in which little was written.
     async fn awake(&mut self, wake: &mpsc::Sender<()>) -> Result<(), Stop> {
-        let mut quiet_since = Instant::now();
-        while quiet_since.elapsed() < QUIET {
-            if self.look(None).await?.captured {
-                tell(wake)?;
-                quiet_since = Instant::now();
+        loop {
+            let (mut found, mut captured) = (0, true);
+            for look in 0..LOOKS {
+                // Who is told and has not heard yet, as while it takes a backlog, is seldom looked for.
+                if wake.capacity() > 0 || look % SELDOM == 0 {
+                    captured = self.look(None).await?.captured;
+                    if captured {
+                        tell(wake)?;
+                    }
+                }
+                found += u32::from(captured);
+                pause(wake, AWAKE).await?;
             }
-            pause(wake, AWAKE).await?;
+            if found <= FEW {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
-    /// Returns when something is captured.
+    /// Returns when much is written.
     async fn asleep(&mut self, wake: &mpsc::Sender<()>) -> Result<(), Stop> {
         while self.notified.try_recv().is_ok() {}
         let flagged = self.set_asleep(true).await?;
         let since = Instant::now();
-        let mut flagged_at = since;
+        let (mut flagged_at, mut counted_from, mut count) = (since, since, 0);
+        let mut look_at = since;
         loop {
-            if flagged_at.elapsed() > FLAG_AGAIN {
-                flagged_at = Instant::now();
-                self.set_asleep(true).await?;
-            }
-            let look = self.look(Some(&flagged)).await?;
-            if look.captured {
-                return Ok(());
-            }
-            let wait = match (look.settled, since.elapsed() < DOZE_IS_LONG) {
-                (true, _) => ASLEEP,
-                (false, true) => DOZING,
-                (false, false) => DOZING_LONG,
-            };
             tokio::select! {
                 () = wake.closed() => return Err(Stop::Ended),
                 notice = self.notified.recv() => match notice {
-                    Some(()) => return Ok(()),
+                    // All that is written by now is taken, also what did not notify.
+                    Some(()) => tell(wake)?,
                     None => return Err(DatabaseError::Unreachable("the connection is closed".to_owned()).into()),
                 },
-                () = sleep(wait) => {}
+                () = sleep_until(look_at) => {
+                    if flagged_at.elapsed() > FLAG_AGAIN {
+                        flagged_at = Instant::now();
+                        self.set_asleep(true).await?;
+                    }
+                    let look = self.look(Some(&flagged)).await?;
+                    if look.captured {
+                        tell(wake)?;
+                    }
+                    let wait = match (look, since.elapsed() < DOZE_IS_LONG) {
+                        (Look { captured: true, .. }, _) | (Look { settled: false, .. }, true) => DOZING,
+                        (Look { settled: true, .. }, _) => ASLEEP,
+                        (Look { settled: false, .. }, false) => DOZING_LONG,
+                    };
+                    look_at = Instant::now() + wait;
+                    continue;
+                }
+            }
+            count += 1;
+            while self.notified.try_recv().is_ok() {
+                count += 1;
+            }
+            if counted_from.elapsed() > MANY_WITHIN {
+                (counted_from, count) = (Instant::now(), 0);
+            } else if count >= MANY {
+                return Ok(());
             }
         }
     }

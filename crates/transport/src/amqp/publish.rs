@@ -7,14 +7,14 @@ use lapin::options::BasicPublishOptions;
 use lapin::{BasicProperties, Channel, Confirmation, PublisherConfirm};
 use tokio::sync::mpsc;
 
+use super::WINDOW_PARCELS;
 use super::connect::Broker;
-use super::{PREFETCH, WINDOW_PARCELS};
 use crate::link::{Event, Workshop};
 use crate::outlet::{Queued, Room};
 use crate::{Destination, LinkError};
 
 /// Published in one go: several times cheaper than one by one.
-const GROUP: usize = PREFETCH as usize;
+const GROUP: usize = 64;
 /// Survives a restart of the broker.
 const PERSISTENT: u8 = 2;
 

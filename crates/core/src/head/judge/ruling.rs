@@ -182,16 +182,15 @@ impl Bench<'_> {
         }
         self.pile
             .put(case.change.table, case.key.clone(), effect.clone());
-        let origin = Arc::new(self.branch.clone());
-        self.overlay.insert(
-            case.name,
-            Newest {
-                position,
-                origin,
-                batch: batch.map(|batch| (self.seat.incarnation, batch)),
-                at,
-            },
-        );
+        let origin = Arc::clone(&self.origin);
+        let newest = Newest {
+            position,
+            origin,
+            batch: batch.map(|batch| (self.seat.incarnation, batch)),
+            at,
+        };
+        self.made.push((case.name, newest.clone()));
+        self.overlay.insert(case.name, newest);
         body.changes.push(Logged {
             table: case.change.table,
             effect,
