@@ -228,10 +228,8 @@ mod tests {
             (1062, false),
         ] {
             let error = told("t", code, "23000", "");
-            let DatabaseError::Constraint { foreign_key, .. } = error else {
-                panic!("{code}: {error:?}");
-            };
-            assert_eq!(foreign_key, reference, "{code}");
+            let wanted = matches!(error, DatabaseError::Constraint { foreign_key, .. } if foreign_key == reference);
+            assert!(wanted, "{code}: {error:?}");
         }
         let full = told(
             "t",
