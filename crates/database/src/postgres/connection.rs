@@ -349,7 +349,15 @@ impl PostgresDatabase {
             Purpose::Apply | Purpose::Load => format!("SELECT; COMMIT; {MAKE_DURABLE}"),
         };
         self.send_all(commit).await?;
-        self.answers().await?;
+        match self.answers().await {
+            // Interrupted after the commit proper, it may have happened: nobody may take it for surely undone.
+            Err(DatabaseError::Busy(what)) if purpose != Purpose::Take => {
+                return Err(DatabaseError::Unreachable(format!(
+                    "the answer to a commit was lost: {what}"
+                )));
+            }
+            other => other?,
+        }
         self.open = None;
         self.removed += removing;
         if let Err(error) = self.tidy().await {
