@@ -119,6 +119,7 @@ impl Database for MysqlDatabase {
     }
     async fn inspect(&mut self) -> DbResult<Inspection> {
         let mut found = catalog::inspect(self).await?;
+        self.learn_layouts().await?;
         for table in &found.tables {
             found
                 .findings
