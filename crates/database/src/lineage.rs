@@ -123,11 +123,13 @@ impl Columns {
             if claimed.contains(&column.name) {
                 continue;
             }
-            // A column that goes has this name too: only the type can tell which of the two stands there.
+            // A column that goes, or was renamed, had this name too: where nothing else is known, only the type can tell
+            // which of the two stands there.
             let gone =
                 former.and_then(|former| former.columns.iter().find(|one| one.name == column.name));
-            let old = gone.is_some_and(|gone| {
-                same(&gone.kind, &stands.kind) || !same(&column.kind, &stands.kind)
+            let old = gone.is_some_and(|gone| match known.get(&gone.id) {
+                Some(now) => now.as_ref() == Some(&column.name),
+                None => same(&gone.kind, &stands.kind) || !same(&column.kind, &stands.kind),
             });
             if !old {
                 claimed.insert(column.name.clone());
@@ -501,6 +503,21 @@ mod tests {
                 "{from:?} to {to:?} where {live:?} stands"
             );
         }
+    }
+
+    #[test]
+    fn a_new_column_under_the_former_name_of_a_renamed_one_stands_already() {
+        let (from, to) = (
+            table(&[(1, "a"), (2, "b")]),
+            table(&[(1, "a"), (2, "c"), (3, "b")]),
+        );
+        let known = Known::from([(1, Some("a".into())), (2, Some("c".into()))]);
+        let live = table(&[(0, "a"), (0, "c"), (0, "b")]);
+        let columns = Columns::of(Some(&from), &to, &live, &known, |a, b| a == b);
+        let name = |name: &str| Some(name.to_owned());
+        assert_eq!(columns.sources, [name("a"), name("c"), name("b")]);
+        assert_eq!(columns.found, [3]);
+        assert!(columns.drops.is_empty());
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::office::conclude;
 use crate::output::{Notice, Output};
 use crate::port::{Database, DatabaseError, Entry, Evolution, Origin, Purpose};
 use crate::schema::{Schema, SchemaVersion, TableId};
+use crate::unfit::is_unfit;
 
 /// Whether a person lets the waiting change of the tables pass.
 const ACCEPTED: &str = "accepted";
@@ -37,6 +38,8 @@ pub(super) struct Catalogue {
     waiting: Option<(Vec<String>, Micros)>,
     /// What would be lost, and since when it seems so: a rebuild may be under way.
     fleeting: Option<(Vec<TableId>, Micros)>,
+    /// Why the last try to follow them failed, and when.
+    failed: Option<(String, Micros)>,
 }
 
 impl Catalogue {
@@ -132,6 +135,11 @@ impl Head {
         {
             return Ok(false);
         }
+        if let Some((_, tried)) = &self.catalogue.failed
+            && !now.has_passed(LOOK_AGAIN_MS, *tried)
+        {
+            return Ok(false);
+        }
         let missing = db.missing_capture(&self.schema).await?;
         db.begin(Purpose::Read).await?;
         let outcome = async {
@@ -171,11 +179,31 @@ impl Head {
         next.doubtful.extend(missing);
         db.begin(Purpose::Load).await?;
         let outcome = self.reshape(db, before, next, &found.origins).await;
-        let Some(step) = conclude(db, outcome).await? else {
-            return Ok(false);
+        let step = match conclude(db, outcome).await {
+            Ok(Some(step)) => step,
+            Ok(None) => return Ok(false),
+            Err(error) if is_unfit(&error) => {
+                self.tell_failed(now, &error);
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
         };
+        self.catalogue.failed = None;
         self.adopt_reshaped(step, now);
         Ok(true)
+    }
+
+    /// The change could not be followed; nothing is sent until it can, and it is tried again now and then.
+    fn tell_failed(&mut self, now: Micros, error: &OfficeError) {
+        let why = error.to_string();
+        let known = self.catalogue.failed.as_ref();
+        if known.is_none_or(|(known, _)| *known != why) {
+            let told =
+                format!("the head's changed tables cannot be followed: {why}; it is tried again");
+            self.outputs
+                .push_back(Output::Notice(Notice::Trouble(told)));
+        }
+        self.catalogue.failed = Some((why, now));
     }
 
     /// Whether a table is gone or cannot be shared only since a moment: where DDL is no transaction, that is how a rebuild
