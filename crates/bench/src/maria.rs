@@ -18,7 +18,7 @@ const TABLE: &str =
 
 /// A row's values, made from a number `i`. The key is as random as PostgreSQL's.
 const VALUES: &str =
-    "MD5(CONCAT(i, RAND())), i % 40, CONCAT('SKU-', LPAD(i % 5000, 6, '0')), 1 + i % 9,
+    "INSERT(INSERT(MD5(CONCAT(i, RAND())), 13, 1, '4'), 17, 1, '8'), i % 40, CONCAT('SKU-', LPAD(i % 5000, 6, '0')), 1 + i % 9,
      ROUND(RAND() * 400, 2), NOW(6), 'counter sale'";
 
 /// The row that is written last.
