@@ -84,6 +84,10 @@ impl<D> Here<'_, D> {
             let Some(becomes) = goal.tables.get_mut(place) else {
                 continue;
             };
+            // What could not follow before is tried again.
+            if self.refused.contains(id) {
+                continue;
+            }
             let Some(local) = local else {
                 if was.name == becomes.name {
                     goal.tables.remove(place);
@@ -91,9 +95,6 @@ impl<D> Here<'_, D> {
                 }
                 continue;
             };
-            if self.refused.contains(id) {
-                continue;
-            }
             if let Some(stays) = left_as(was, becomes, local) {
                 renamed.insert(becomes.name.clone(), stays.name.clone());
                 *becomes = stays.clone();
