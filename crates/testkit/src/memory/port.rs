@@ -340,7 +340,8 @@ impl Database for MemoryDatabase {
     }
 
     async fn add_foreign_keys(&mut self, schema: &Schema) -> DbResult<()> {
-        self.alone(|state| state.add_foreign_keys(schema)).await
+        self.alone(|state| Ok(state.add_foreign_keys(schema)))
+            .await?
     }
 
     async fn uninstall(&mut self) -> DbResult<()> {

@@ -120,26 +120,29 @@ impl State {
         created
     }
 
-    /// Puts the foreign keys of the schema's tables in force, where all rows obey them.
+    /// Puts the foreign keys of the schema's tables in force. Those that rows do not obey are left out, and the first of them
+    /// is told.
     pub(super) fn add_foreign_keys(&mut self, schema: &Schema) -> DbResult<()> {
+        let mut outcome = Ok(());
         for table in &schema.tables {
-            if let Some(stored) = self
-                .tables
-                .get_mut(&table.name)
-                .filter(|stored| !stored.bound)
-            {
-                Arc::make_mut(stored).bound = true;
+            let Some(stored) = self.tables.get_mut(&table.name) else {
+                continue;
+            };
+            if stored.bound {
+                continue;
+            }
+            Arc::make_mut(stored).bound = true;
+            let keys = stored.rows.keys();
+            let rows = keys.map(|key| (table.name.clone(), Key::clone(key)));
+            let rows = rows.collect();
+            if let Err(error) = self.check(&rows) {
+                if let Some(stored) = self.tables.get_mut(&table.name) {
+                    Arc::make_mut(stored).bound = false;
+                }
+                outcome = outcome.and(Err(error));
             }
         }
-        let all = |stored: &Arc<Stored>| {
-            let name = stored.table.name.clone();
-            stored
-                .rows
-                .keys()
-                .map(|key| (name.clone(), Key::clone(key)))
-                .collect::<Vec<_>>()
-        };
-        self.check(&self.tables.values().flat_map(all).collect())
+        outcome
     }
 
     pub(super) fn install(&mut self, schema: &Schema) -> DbResult<()> {
@@ -185,7 +188,7 @@ impl State {
             }
             if let Effect::Delete(key) = effect {
                 self.rows_mut(&table.name)?.remove(key);
-                touched.insert((table.name.clone(), key.clone()));
+                touched.insert((table.name.clone(), Key::clone(key)));
             }
         }
         for (id, effect) in effects {
