@@ -76,7 +76,8 @@ impl Keeper {
                 added: [0; COUNTERS as usize],
                 refusals: BTreeMap::new(),
             };
-            let mut db = Db::open(&url);
+            // Its server may be struck before it is first here.
+            let (mut db, _) = look_up(&url, 0);
             while !stopped.load(Ordering::Relaxed) {
                 ledger.write(&mut db, &url, random.random_range(0..COUNTERS));
                 std::thread::sleep(Duration::from_millis(random.random_range(PAUSE_MS)));
