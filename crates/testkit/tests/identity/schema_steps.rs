@@ -4,7 +4,7 @@ use branchline_core::change::Row;
 use branchline_core::conflict::{ConflictRecord, Reason};
 use branchline_core::evolution::{Follow, Plan};
 use branchline_core::output::Notice;
-use branchline_core::schema::{Column, Rules, Table};
+use branchline_core::schema::{Column, Rules, Schema, Table, TableId};
 use branchline_core::value::{Type, Value};
 use branchline_testkit::conformance::Op;
 use branchline_testkit::sim::office::Store;
@@ -25,6 +25,14 @@ fn column(name: &str, kind: Type) -> Column {
 
 fn add_note(table: &mut Table) {
     table.columns.push(column("note", Type::Text { max: None }));
+}
+
+/// The tables of a branch whose application changed one of them first.
+fn ahead(company: &Company, id: TableId, change: impl FnOnce(&mut Table)) -> Schema {
+    let mut ahead = company.branches[0].branch.schema().clone();
+    let table = ahead.tables.iter_mut().find(|table| table.id == id);
+    change(table.unwrap());
+    ahead
 }
 
 fn noted(id: i64, name: &str, note: Option<&str>) -> Row {
@@ -251,13 +259,7 @@ fn a_branch_that_migrated_first_is_no_second_change_and_its_values_come_up() {
     company.settle();
     company.alter(0, NAMES, add_note);
     company.settle();
-    let mut ahead = company.branches[0].branch.schema().clone();
-    let place = ahead
-        .tables
-        .iter()
-        .position(|table| table.id == NAMES)
-        .unwrap();
-    add_note(&mut ahead.tables[place]);
+    let ahead = ahead(&company, NAMES, add_note);
     company.write_as(
         0,
         &ahead,
@@ -347,13 +349,7 @@ fn a_branch_that_dropped_a_column_first_takes_nothing_from_the_others() {
     company.settle();
     company.alter(0, NAMES, |table| drop(table.columns.pop()));
     company.settle();
-    let mut ahead = company.branches[0].branch.schema().clone();
-    let place = ahead
-        .tables
-        .iter()
-        .position(|table| table.id == NAMES)
-        .unwrap();
-    ahead.tables[place].columns.pop();
+    let ahead = ahead(&company, NAMES, |table| drop(table.columns.pop()));
     company.write_as(0, &ahead, &[update(1, "uno"), insert(2, "dos")]);
     company.write_head(&[Op::Insert(NAMES, noted(3, "three", Some("later")))]);
     company.settle();
@@ -473,13 +469,9 @@ fn a_branch_that_renamed_a_column_first_sends_what_it_wrote_when_the_head_follow
     company.settle();
     company.alter(0, NAMES, |table| table.columns[1].name = "title".into());
     company.settle();
-    let mut ahead = company.branches[0].branch.schema().clone();
-    let place = ahead
-        .tables
-        .iter()
-        .position(|table| table.id == NAMES)
-        .unwrap();
-    ahead.tables[place].columns[1].name = "title".into();
+    let ahead = ahead(&company, NAMES, |table| {
+        table.columns[1].name = "title".into()
+    });
     company.write_as(0, &ahead, &[update(1, "uno")]);
     company.settle();
     company.alter_head(NAMES, |table| table.columns[1].name = "title".into());
@@ -582,9 +574,7 @@ fn a_table_that_a_branch_renamed_first_goes_on_both_ways() {
     company.write_head(&[insert(1, "one"), insert(2, "two")]);
     company.settle();
     company.alter(0, NAMES, |table| table.name = "people".into());
-    let mut ahead = company.branches[0].branch.schema().clone();
-    let place = ahead.tables.iter().position(|table| table.id == NAMES);
-    ahead.tables[place.unwrap()].name = "people".into();
+    let ahead = ahead(&company, NAMES, |table| table.name = "people".into());
     company.write_as(0, &ahead, &[update(1, "uno"), insert(3, "tres")]);
     company.write_head(&[update(2, "deux")]);
     company.settle();
@@ -605,9 +595,9 @@ fn what_a_branch_ahead_wrote_is_sent_when_the_plan_has_a_place_for_it() {
     company.alter(0, STOCK, |table| {
         table.columns[1].kind = Type::Decimal { limits: None }
     });
-    let mut ahead = company.branches[0].branch.schema().clone();
-    let place = ahead.tables.iter().position(|table| table.id == STOCK);
-    ahead.tables[place.unwrap()].columns[1].kind = Type::Decimal { limits: None };
+    let ahead = ahead(&company, STOCK, |table| {
+        table.columns[1].kind = Type::Decimal { limits: None }
+    });
     let precise = |id: i64| Row(vec![Value::Int(id), Value::Text("7.25".into())]);
     company.write_as(
         0,
