@@ -101,6 +101,8 @@ pub struct Branch {
     steps: hot::Steps,
     any_notes: bool,
     captured: bool,
+    /// When all captured writes were taken.
+    emptied: Micros,
     moving: bool,
     /// The log answers batches of this incarnation that this database does not have: it was restored.
     reused: bool,
@@ -263,6 +265,7 @@ impl Branch {
             steps: hot::Steps::default(),
             any_notes,
             captured: true,
+            emptied: Micros(0),
             moving: true,
             reused: false,
             unfit_after: BTreeMap::new(),
@@ -491,7 +494,7 @@ impl Branch {
         self.keep_sent(db, now).await?;
         let mut more = self.prepare_join(db).await?;
         if self.is_prepared() {
-            if self.captured && self.moving && self.may_freeze() {
+            if self.captured && self.moving && self.may_freeze() && !self.gathers(now) {
                 more |= unchanged(self.take(db, now).await)?;
                 if std::mem::take(&mut self.stepped) {
                     return Ok(true);

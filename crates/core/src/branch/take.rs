@@ -20,6 +20,12 @@ const UNANSWERED_BATCHES: u64 = 256;
 /// Rows that may be unanswered at a time, unless one unit has more: what is remembered of them is in memory.
 const UNANSWERED_ROWS: usize = 200_000;
 
+/// While so many batches are unanswered, writes are gathered for a while: what the head has not heard yet can wait for
+/// more of its kind, and a line that is down is survived with fewer and larger batches.
+const GATHER_FROM: u64 = 16;
+/// For how long, in milliseconds.
+const GATHER_MS: i64 = 200;
+
 /// Bytes of batches just frozen that wait in memory to be sent; others are read from the outbox.
 const FRESH_BYTES: usize = 1024 * 1024;
 
@@ -85,11 +91,17 @@ impl Branch {
             && self.claims.len() < UNANSWERED_ROWS
     }
 
+    /// Whether captured writes wait for others to come, so that they are frozen together.
+    pub(super) fn gathers(&self, now: Micros) -> bool {
+        let unanswered = self.book.frozen.0 - self.book.answered.0;
+        unanswered >= GATHER_FROM && !now.has_passed(GATHER_MS, self.emptied)
+    }
+
     /// Freezes what the application wrote. Returns whether more waits.
     pub(super) async fn take<D: Database>(
         &mut self,
         db: &mut D,
-        _now: Micros,
+        now: Micros,
     ) -> OfficeResult<bool> {
         db.begin(Purpose::Take).await?;
         let outcome = match self.is_as_known(db).await {
@@ -104,6 +116,7 @@ impl Branch {
             return Ok(true);
         };
         self.captured = frozen.more;
+        self.emptied = if frozen.more { Micros(0) } else { now };
         self.book = frozen.book;
         self.claims.extend(frozen.claims);
         self.chains.extend(frozen.chains);

@@ -17,6 +17,7 @@ use tokio_postgres::types::Type as Wire;
 
 use super::books::get;
 use super::connection::PostgresDatabase;
+use super::copy::copy;
 use super::ddl::ident;
 use super::delete::delete;
 use super::error::on_table;
@@ -247,6 +248,9 @@ async fn put(
         .await?;
     layout.check_digits(table, rows)?;
     let arrays = row_arrays(table, rows, left_null)?;
+    if left_null.is_empty() && copy(db, table, &layout, rows.len(), &arrays).await? {
+        return Ok(());
+    }
     let values = types::parameters(&arrays);
     // Rows of one set may exchange unique values; only tables that have such pay for the savepoint.
     let exchange = layout.unique && rows.len() > 1;

@@ -6,7 +6,8 @@ use branchline_core::change::Key;
 use branchline_core::identity::Micros;
 use branchline_core::port::{Backlog, DatabaseError, DbResult};
 use branchline_core::schema::Table;
-use tokio_postgres::types::{FromSql, ToSql, Type as Wire};
+use bytes::BytesMut;
+use tokio_postgres::types::{FromSql, IsNull, ToSql, Type as Wire, to_sql_checked};
 
 use super::books::{get, table_number};
 use super::connection::PostgresDatabase;
@@ -33,6 +34,21 @@ impl<'a> FromSql<'a> for Moment {
     fn accepts(ty: &Wire) -> bool {
         *ty == Wire::TIMESTAMPTZ
     }
+}
+
+impl ToSql for Moment {
+    fn to_sql(
+        &self,
+        _: &Wire,
+        out: &mut BytesMut,
+    ) -> Result<IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        out.extend_from_slice(&self.0.to_be_bytes());
+        Ok(IsNull::No)
+    }
+    fn accepts(ty: &Wire) -> bool {
+        *ty == Wire::TIMESTAMPTZ
+    }
+    to_sql_checked!();
 }
 
 pub(super) async fn captured(

@@ -1,7 +1,7 @@
 //! The connection, its transactions and its prepared statements.
 
 use std::collections::{HashMap, VecDeque};
-use std::future::poll_fn;
+use std::future::{poll_fn, ready};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
@@ -14,6 +14,7 @@ use tokio_postgres::{Client, Row, Statement};
 
 use super::error::failed;
 use super::layout::Layout;
+use super::plan::Plan;
 use super::shape::Stamped;
 use super::take::Taking;
 use super::tls::{Target, target};
@@ -70,6 +71,8 @@ pub struct PostgresDatabase {
     sent: VecDeque<Sent>,
     statements: HashMap<String, Statement>,
     layouts: HashMap<String, Arc<Layout>>,
+    /// Tables into which so many writes more are not tried as new rows.
+    not_copied: HashMap<String, u32>,
     /// How the shared tables were defined when they were last looked at.
     shape: Option<Digest>,
     pub(super) stamped: Option<Stamped>,
@@ -77,6 +80,8 @@ pub struct PostgresDatabase {
     /// This process owns the office: so must each connection that replaces a broken one.
     owner: bool,
     pub(super) taking: Taking,
+    /// In which order the captured writes are taken. Forgotten with each transaction that is undone.
+    pub(super) plan: Option<Plan>,
     /// Captured writes removed since the capture was last swept, and those of the open transaction.
     removed: u64,
     pub(super) removing: u64,
@@ -93,11 +98,13 @@ impl PostgresDatabase {
             sent: VecDeque::new(),
             statements: HashMap::new(),
             layouts: HashMap::new(),
+            not_copied: HashMap::new(),
             shape: None,
             stamped: None,
             open: None,
             owner: false,
             taking: Taking::default(),
+            plan: None,
             removed: 0,
             removing: 0,
         })
@@ -186,22 +193,15 @@ impl PostgresDatabase {
         if self.sent.len() >= SENT || unanswered + bytes > SENT_BYTES {
             self.answers().await?;
         }
-        let mut answer: Answer = Box::pin(statement);
-        // Polled once, it is on its way.
-        match poll_fn(|cx| Poll::Ready(answer.as_mut().poll(cx))).await {
-            Poll::Ready(answer) => answer,
-            Poll::Pending => {
-                let answer = Mutex::new(answer);
-                self.sent.push_back(Sent { bytes, answer });
-                if bytes > AT_ONCE {
-                    // The connection is served by the same thread: it would wait for a pause of the caller.
-                    tokio::task::yield_now().await;
-                }
-                match self.open {
-                    Some(_) => Ok(()),
-                    None => self.answers().await,
-                }
-            }
+        let answer = Mutex::new(started(statement).await);
+        self.sent.push_back(Sent { bytes, answer });
+        if bytes > AT_ONCE {
+            // The connection is served by the same thread: it would wait for a pause of the caller.
+            tokio::task::yield_now().await;
+        }
+        match self.open {
+            Some(_) => Ok(()),
+            None => self.answers().await,
         }
     }
 
@@ -224,7 +224,7 @@ impl PostgresDatabase {
         outcome
     }
 
-    fn shared_client(&self) -> DbResult<Arc<Client>> {
+    pub(super) fn shared_client(&self) -> DbResult<Arc<Client>> {
         self.client()?;
         let client = self.client.as_ref().map(Arc::clone);
         client.ok_or_else(|| DatabaseError::Unreachable("the connection is closed".to_owned()))
@@ -287,6 +287,27 @@ impl PostgresDatabase {
     pub(super) fn forget_layouts(&mut self) {
         self.layouts.clear();
         self.statements.clear();
+        self.not_copied.clear();
+    }
+
+    /// Whether rows that are put into a table are probably new.
+    pub(super) fn expects_new(&mut self, table: &str) -> bool {
+        match self.not_copied.get_mut(table) {
+            Some(0) => {
+                self.not_copied.remove(table);
+                true
+            }
+            Some(left) => {
+                *left -= 1;
+                false
+            }
+            None => true,
+        }
+    }
+
+    /// Rows that were put into a table were not new.
+    pub(super) fn pause_copying(&mut self, table: &str, writes: u32) {
+        self.not_copied.insert(table.to_owned(), writes);
     }
 
     /// Forgets what was looked up about tables if they are not defined as they were.
@@ -309,6 +330,9 @@ impl PostgresDatabase {
         let before = if self.open.is_some() { "ROLLBACK;" } else { "" };
         self.sent.clear();
         self.taking = Taking::default();
+        if self.open.is_some() {
+            self.plan = None;
+        }
         self.removing = 0;
         // Set before the statement is sent: a dropped future may leave the transaction open.
         self.open = Some(purpose);
@@ -333,6 +357,7 @@ impl PostgresDatabase {
             return Ok(());
         };
         self.taking = Taking::default();
+        let plan = self.plan.take();
         let removing = std::mem::take(&mut self.removing);
         if !keep {
             self.sent.clear();
@@ -359,6 +384,7 @@ impl PostgresDatabase {
             other => other?,
         }
         self.open = None;
+        self.plan = plan;
         self.removed += removing;
         if let Err(error) = self.tidy().await {
             tracing::debug!(%error, "the capture was not swept");
@@ -370,6 +396,8 @@ impl PostgresDatabase {
     pub(super) async fn open_catalogue(&mut self) -> DbResult<()> {
         self.open(Purpose::Apply).await?;
         self.forget_layouts();
+        // Keys may be written anew, and so move.
+        self.plan = None;
         Ok(())
     }
 
@@ -379,6 +407,7 @@ impl PostgresDatabase {
         }
         self.client = None;
         self.open = None;
+        self.plan = None;
         self.forget_layouts();
         let client = connect(&self.target).await?;
         if self.owner && !try_own(&client).await? {
@@ -388,6 +417,17 @@ impl PostgresDatabase {
         }
         self.client = Some(Arc::new(client));
         Ok(())
+    }
+}
+
+/// A statement on its way to the server, which a future is once it was polled.
+pub(super) async fn started<'a, T: Send + 'a>(
+    statement: impl Future<Output = T> + Send + 'a,
+) -> Pin<Box<dyn Future<Output = T> + Send + 'a>> {
+    let mut statement = Box::pin(statement);
+    match poll_fn(|cx| Poll::Ready(statement.as_mut().poll(cx))).await {
+        Poll::Ready(answer) => Box::pin(ready(answer)),
+        Poll::Pending => statement,
     }
 }
 

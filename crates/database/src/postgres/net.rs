@@ -20,8 +20,6 @@ pub(super) struct Write {
     pub(super) at: Moment,
     key: Vec<String>,
     pub(super) place: Place,
-    /// The time of the last write of its transaction or row, of those that were looked at.
-    pub(super) reach: Moment,
     old: Option<Image>,
 }
 
@@ -38,7 +36,7 @@ pub(super) struct Net {
 }
 
 impl Write {
-    /// Reads `tbl, op, at, key, ctid` and, where they were asked for, `reach` or `old`.
+    /// Reads `tbl, op, at, key, ctid`.
     pub(super) fn of(row: &Row) -> DbResult<Self> {
         Ok(Self {
             table: get::<i32>(row, 0)?.unsigned_abs(),
@@ -50,19 +48,11 @@ impl Write {
                 .collect::<Option<_>>()
                 .unwrap_or_default(),
             place: get(row, 4)?,
-            reach: Moment(0),
             old: None,
         })
     }
 
-    pub(super) fn with_reach(row: &Row) -> DbResult<Self> {
-        let reach = get(row, 5)?;
-        Ok(Self {
-            reach,
-            ..Self::of(row)?
-        })
-    }
-
+    /// As [`Self::of`], and `old`.
     pub(super) fn with_old(row: &Row) -> DbResult<Self> {
         let old = get::<Option<Vec<_>>>(row, 5)?.map(Image);
         Ok(Self {

@@ -1,6 +1,7 @@
 //! The rows of a portion, as they are in the transaction's snapshot and as they were before.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use branchline_core::change::{Effect, Key, Row as CoreRow};
 use branchline_core::port::{DbResult, First, Portion, Taken, Unreadable};
@@ -57,7 +58,7 @@ pub(super) async fn changes(
     nets: Vec<Net>,
 ) -> DbResult<Portion> {
     let reads = Reads::prepare(db, schema, nets).await?;
-    reads.run(db.client()?).await
+    reads.run(db.shared_client()?).await
 }
 
 /// The reads of a portion: one statement for each table, sent together.
@@ -119,8 +120,8 @@ impl<'s> Reads<'s> {
     }
 
     /// A portion that is closed and the last, for the caller to say otherwise.
-    pub(super) async fn run(self, client: &Client) -> DbResult<Portion> {
-        let rows = join_all(self.tables.iter().map(|read| read.rows(client))).await;
+    pub(super) async fn run(self, client: Arc<Client>) -> DbResult<Portion> {
+        let rows = join_all(self.tables.iter().map(|read| read.rows(&client))).await;
         let mut changes: Vec<Option<Taken>> = (0..self.count).map(|_| None).collect();
         let mut unreadable = self.unreadable;
         for (read, rows) in self.tables.into_iter().zip(rows) {

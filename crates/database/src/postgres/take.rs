@@ -1,40 +1,34 @@
-//! Taking captured writes in whole units of visibility (SETTLED 2).
+//! Taking captured writes in whole units of visibility (SETTLED 2), in the order of a [`Plan`].
 //!
-//! Every transaction and every row spans an interval, from its first captured write to its last. A cut between two
-//! writes is clean when no interval spans it. The writes are walked in order of time with the end of each one's
-//! intervals (its *reach*); the cut before a write is clean when all reaches so far lie before it. A unit that is much
-//! larger than a portion is not held in memory: it is walked to its end, then read again by key, portion by portion.
-//!
-//! Of a large backlog only the oldest writes are sorted and walked, the *part*; the others are merely asked whether
-//! they belong to a transaction or row of it. Its end is not a clean cut, so the last writes of a part begin the next.
+//! While the caller works on a portion, the server removes its writes from the capture and reads the next ones. A unit
+//! that is much larger than a portion is not held in memory: it is read again by key, portion by portion.
 //!
 //! The transaction's snapshot stands still, so a cursor over it stays right while writes are removed behind it.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
 
 use branchline_core::port::{DatabaseError, DbResult, Portion, Purpose};
 use branchline_core::schema::Schema;
-use futures_util::future::join;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type as Wire};
 
 use super::books::get;
 use super::capture::Moment;
-use super::connection::PostgresDatabase;
+use super::connection::{PostgresDatabase, started};
 use super::error::failed;
 use super::net::{Net, Place, Write, net};
+use super::plan::{End, Plan, Planned};
 use super::reads::{Reads, befores, changes};
-
-/// A unit of more than so many portions is staged by key instead of held whole.
-const LARGE: usize = 4;
-/// Portions in a part of the backlog.
-const PART: usize = 32;
-/// How much larger the next part is where one held no clean cut.
-const GROWTH: usize = 4;
+use super::walk;
 
 const SMALL: &str = "DELETE FROM branchline.capture
 WHERE (SELECT pg_catalog.count(*) FROM (SELECT FROM branchline.capture LIMIT $1) AS counted) < $1
 RETURNING tbl, op, at, key, ctid, old";
+const WRITES: &str =
+    "SELECT tbl, op, at, key, ctid, old FROM branchline.capture WHERE ctid = ANY ($1)";
+const REMOVE: &str = "DELETE FROM branchline.capture WHERE ctid = ANY ($1)";
 
 /// How far the open transaction has taken.
 #[derive(Default)]
@@ -42,24 +36,16 @@ pub(super) enum Taking {
     /// Nothing taken yet.
     #[default]
     Fresh,
-    /// Walking a large backlog.
-    Walking(Walk),
+    /// Following the plan.
+    Going(Going),
     /// Nothing is left in this snapshot.
     Done,
 }
 
 #[derive(Default)]
-pub(super) struct Walk {
-    fetched: VecDeque<Write>,
-    /// The part's size in writes; 0 before the first.
-    size: usize,
-    /// Whether the part is all that is left.
-    whole: bool,
-    /// Whether the part's cursor has no more.
-    exhausted: bool,
-    /// Whether a unit ended in this part.
-    cut: bool,
+pub(super) struct Going {
     staged: Option<Staged>,
+    ahead: Option<Ahead>,
 }
 
 /// A large unit being read by key.
@@ -68,7 +54,13 @@ struct Staged {
     end: Moment,
     fetched: VecDeque<Net>,
     exhausted: bool,
-    writes: u64,
+    writes: usize,
+}
+
+/// The next portion's writes, on their way. The lock is never taken: it makes the future `Sync`.
+struct Ahead {
+    count: usize,
+    rows: Mutex<Pin<Box<dyn Future<Output = DbResult<Vec<Row>>> + Send>>>,
 }
 
 pub(super) async fn take(
@@ -97,11 +89,18 @@ async fn next(db: &mut PostgresDatabase, schema: &Schema, limit: usize) -> DbRes
             db.taking = Taking::Done;
             Ok(Portion::default())
         }
-        Taking::Fresh => match all_of_few(db, schema, limit).await? {
-            Some(portion) => Ok(portion),
-            None => portion(db, schema, limit, Walk::default()).await,
-        },
-        Taking::Walking(walk) => portion(db, schema, limit, walk).await,
+        Taking::Fresh => {
+            if let Some(mut plan) = db.plan.take()
+                && !plan.is_empty()
+                && plan.renew(db).await?
+            {
+                db.plan = Some(plan);
+            } else if let Some(portion) = all_of_few(db, schema, limit).await? {
+                return Ok(portion);
+            }
+            portion(db, schema, limit, Going::default()).await
+        }
+        Taking::Going(going) => portion(db, schema, limit, going).await,
     }
 }
 
@@ -115,20 +114,11 @@ async fn all_of_few(
         .query(SMALL, &[Wire::INT8], &[&(wide(limit) + 1)])
         .await?;
     if rows.is_empty() {
-        let left = db
-            .query("SELECT EXISTS (SELECT FROM branchline.capture)", &[], &[])
-            .await?;
-        let any = left
-            .first()
-            .map(|row| get::<bool>(row, 0))
-            .transpose()?
-            .unwrap_or_default();
-        return Ok(if any {
-            None
-        } else {
-            db.taking = Taking::Done;
-            Some(Portion::default())
-        });
+        if any(db).await? {
+            return Ok(None);
+        }
+        db.taking = Taking::Done;
+        return Ok(Some(Portion::default()));
     }
     let mut writes = rows
         .iter()
@@ -141,158 +131,130 @@ async fn all_of_few(
     Ok(Some(portion))
 }
 
+/// Whether anything is captured.
+async fn any(db: &mut PostgresDatabase) -> DbResult<bool> {
+    let sql = "SELECT EXISTS (SELECT FROM branchline.capture)";
+    let rows = db.query(sql, &[], &[]).await?;
+    let any = rows.first().map(|row| get::<bool>(row, 0)).transpose()?;
+    Ok(any.unwrap_or_default())
+}
+
 async fn portion(
     db: &mut PostgresDatabase,
     schema: &Schema,
     limit: usize,
-    mut walk: Walk,
+    mut going: Going,
 ) -> DbResult<Portion> {
-    if walk.staged.is_some() {
-        return staged(db, schema, limit, walk).await;
+    if going.staged.is_some() {
+        return staged(db, schema, limit, going).await;
     }
-    let Some(writes) = walk.unit(db, limit).await? else {
-        return staged(db, schema, limit, walk).await;
+    loop {
+        let plan = match db.plan.take() {
+            Some(plan) if !plan.is_empty() => plan,
+            _ => Plan::make(db, limit).await?,
+        };
+        let (end, fresh) = (plan.end(limit), plan.is_fresh());
+        db.plan = Some(plan);
+        let (writes, end) = match end {
+            End::After(count) => return planned(db, schema, limit, count, going).await,
+            End::Large(writes, end) => (writes, end),
+            End::Beyond => {
+                db.plan = None;
+                if !fresh {
+                    continue;
+                }
+                walk::to_end(db, limit).await?
+            }
+        };
+        going.staged = Some(Staged::open(db, writes, end).await?);
+        return staged(db, schema, limit, going).await;
+    }
+}
+
+/// The portion of the plan's next writes.
+async fn planned(
+    db: &mut PostgresDatabase,
+    schema: &Schema,
+    limit: usize,
+    count: usize,
+    mut going: Going,
+) -> DbResult<Portion> {
+    let ahead = match going.ahead.take() {
+        Some(ahead) if ahead.count == count => ahead,
+        _ => Ahead::send(db, count).await?,
     };
+    let rows = ahead.rows.into_inner();
+    let rows = rows.unwrap_or_else(PoisonError::into_inner).await?;
+    let mut writes = rows
+        .iter()
+        .map(Write::with_old)
+        .collect::<DbResult<Vec<_>>>()?;
+    drop(rows);
+    writes.sort_unstable_by_key(|write| (write.at, write.place));
+    let Some(plan) = &mut db.plan else {
+        return Err(moved());
+    };
+    let turns = |planned: &Planned| (planned.at, planned.place);
+    if !plan
+        .first(count)
+        .map(turns)
+        .eq(writes.iter().map(|write| (write.at, write.place)))
+    {
+        return Err(moved());
+    }
+    plan.take(count);
+    let (more, next) = (plan.more(), plan.end(limit));
+    if !more {
+        db.plan = None;
+    }
     let places: Vec<Place> = writes.iter().map(|write| write.place).collect();
     db.removing += places.len() as u64;
-    let mut nets = net(writes);
-    befores(db, schema, &mut nets).await?;
-    let remove = "DELETE FROM branchline.capture WHERE ctid = ANY ($1)";
-    let remove = db.statement(remove, &[Wire::TID_ARRAY]).await?;
-    let reads = Reads::prepare(db, schema, nets).await?;
-    let client = db.client()?;
-    let places: [&(dyn ToSql + Sync); 1] = [&places];
-    let (removed, portion) = join(client.execute(&remove, &places), reads.run(client)).await;
-    removed.map_err(|e| failed(&e))?;
-    let more = walk.more(db, limit).await?;
+    let reads = Reads::prepare(db, schema, net(writes)).await?;
+    let reads = started(reads.run(db.shared_client()?)).await;
+    db.send(REMOVE, &[Wire::TID_ARRAY], vec![Box::new(places)], 0)
+        .await?;
+    if let End::After(count @ 1..) = next {
+        going.ahead = Some(Ahead::send(db, count).await?);
+    }
     db.taking = if more {
-        Taking::Walking(walk)
+        Taking::Going(going)
     } else {
         Taking::Done
     };
-    Ok(Portion { more, ..portion? })
+    Ok(Portion {
+        more,
+        ..reads.await?
+    })
 }
 
-impl Walk {
-    /// The smallest number of whole units with at least `limit` writes (fewer at the end, or before a large unit),
-    /// or `None` after staging a large one.
-    async fn unit(
-        &mut self,
-        db: &mut PostgresDatabase,
-        limit: usize,
-    ) -> DbResult<Option<Vec<Write>>> {
-        loop {
-            let mut taken: Vec<Write> = Vec::new();
-            let (mut reach, mut clean) = (Moment(i64::MIN), 0);
-            while let Some(next) = self.next(db, limit).await? {
-                if reach < next.at {
-                    clean = taken.len();
-                }
-                if clean >= limit {
-                    self.fetched.push_front(next);
-                    break;
-                }
-                reach = reach.max(next.reach);
-                taken.push(next);
-                if taken.len() > limit.saturating_mul(LARGE) {
-                    if clean > 0 {
-                        break;
-                    }
-                    let seen = taken.len() as u64;
-                    drop(taken);
-                    self.stage(db, limit, reach, seen).await?;
-                    return Ok(None);
-                }
-            }
-            if self.whole && self.exhausted && self.fetched.is_empty() {
-                return Ok(Some(taken));
-            }
-            if clean > 0 {
-                self.cut = true;
-                let rest = taken.drain(clean..).rev();
-                rest.for_each(|write| self.fetched.push_front(write));
-                return Ok(Some(taken));
-            }
-            drop(taken);
-            self.open(db, limit).await?;
-        }
-    }
+/// What is planned is not where it was.
+fn moved() -> DatabaseError {
+    DatabaseError::Busy("the captured writes were moved while they were taken".to_owned())
+}
 
-    /// Whether a write is left.
-    async fn more(&mut self, db: &PostgresDatabase, limit: usize) -> DbResult<bool> {
-        self.fetch(db, limit).await?;
-        Ok(!self.fetched.is_empty() || !self.whole)
-    }
-
-    /// The part's next write.
-    async fn next(&mut self, db: &PostgresDatabase, limit: usize) -> DbResult<Option<Write>> {
-        self.fetch(db, limit).await?;
-        Ok(self.fetched.pop_front())
-    }
-
-    async fn fetch(&mut self, db: &PostgresDatabase, limit: usize) -> DbResult<()> {
-        if self.size > 0 && self.fetched.is_empty() && !self.exhausted {
-            let rows = fetch(db, "branchline_walk", limit).await?;
-            self.exhausted = rows.len() < limit;
-            for row in &rows {
-                self.fetched.push_back(Write::with_reach(row)?);
-            }
-        }
-        Ok(())
-    }
-
-    /// Begins anew with the oldest writes that are left: more of them, if no unit ended in the part before.
-    async fn open(&mut self, db: &mut PostgresDatabase, limit: usize) -> DbResult<()> {
-        let before = match self.size {
-            0 => "",
-            _ => "CLOSE branchline_walk;",
+impl Ahead {
+    /// Asks for the plan's next writes.
+    async fn send(db: &mut PostgresDatabase, count: usize) -> DbResult<Self> {
+        let plan = db.plan.iter();
+        let places: Vec<Place> = plan
+            .flat_map(|plan| plan.first(count))
+            .map(|write| write.place)
+            .collect();
+        let statement = db.statement(WRITES, &[Wire::TID_ARRAY]).await?;
+        let client = db.shared_client()?;
+        let rows = async move {
+            let places: [&(dyn ToSql + Sync); 1] = [&places];
+            let rows = client.query(&statement, &places).await;
+            rows.map_err(|e| failed(&e))
         };
-        self.size = match self.size {
-            0 => limit.saturating_mul(PART),
-            same if self.cut => same,
-            small => small.saturating_mul(GROWTH),
-        };
-        let counted = db
-            .query(
-                "SELECT pg_catalog.count(*) FROM (SELECT FROM branchline.capture LIMIT $1) AS counted",
-                &[Wire::INT8],
-                &[&(wide(self.size) + 1)],
-            )
-            .await?;
-        let count = counted.first().map(|row| get::<i64>(row, 0)).transpose()?;
-        self.whole = count.unwrap_or(0) <= wide(self.size);
-        db.execute(&format!("{before} {}", part(self.size))).await?;
-        (self.fetched, self.exhausted, self.cut) = (VecDeque::new(), false, false);
-        Ok(())
+        let rows = Mutex::new(started(rows).await);
+        Ok(Self { count, rows })
     }
+}
 
-    /// Walks to the end of a large unit and opens a cursor over its rows.
-    async fn stage(
-        &mut self,
-        db: &mut PostgresDatabase,
-        limit: usize,
-        mut reach: Moment,
-        mut seen: u64,
-    ) -> DbResult<()> {
-        loop {
-            match self.next(db, limit).await? {
-                Some(next) if seen > 0 && reach < next.at => {
-                    self.fetched.push_front(next);
-                    break;
-                }
-                Some(next) => {
-                    reach = reach.max(next.reach);
-                    seen += 1;
-                }
-                None if self.whole => break,
-                None => {
-                    self.open(db, limit).await?;
-                    (reach, seen) = (Moment(i64::MIN), 0);
-                }
-            }
-        }
-        self.cut = true;
-        // Earlier units are removed already, so "up to its end" is this unit.
+impl Staged {
+    /// Opens a cursor over a unit's rows. Earlier units are removed already, so "up to its end" is this unit.
+    async fn open(db: &mut PostgresDatabase, writes: usize, end: Moment) -> DbResult<Self> {
         db.execute(&format!(
             "DECLARE branchline_unit NO SCROLL CURSOR FOR
              SELECT tbl, op, last, key, place FROM (
@@ -301,47 +263,19 @@ impl Walk {
                  FROM branchline.capture WHERE at <= {}
                  WINDOW written AS (PARTITION BY tbl, key)) AS writes
              WHERE turn = 1",
-            reach.literal()
+            end.literal()
         ))
         .await?;
-        self.staged = Some(Staged {
-            end: reach,
+        Ok(Self {
+            end,
             fetched: VecDeque::new(),
             exhausted: false,
-            writes: seen,
-        });
-        Ok(())
+            writes,
+        })
     }
 }
 
-/// Opens the cursor over the oldest writes. The rest is looked through once, by a number, not by key: *near* are the part
-/// and what may belong to its transactions and rows.
-fn part(size: usize) -> String {
-    format!(
-        "SET LOCAL enable_mergejoin TO off; SET LOCAL enable_nestloop TO off; SET LOCAL cursor_tuple_fraction TO 1;
-         SET LOCAL work_mem TO '32MB';
-         DECLARE branchline_walk NO SCROLL CURSOR FOR
-         WITH part AS MATERIALIZED (
-             SELECT tbl, op, at, key, ctid AS place, tx FROM branchline.capture ORDER BY at LIMIT {size}),
-         near AS MATERIALIZED (
-             SELECT tbl, at, key, tx FROM part
-             UNION ALL
-             SELECT c.tbl, c.at, c.key, c.tx FROM branchline.capture c
-             WHERE c.at >= (SELECT at FROM part ORDER BY at DESC LIMIT 1)
-               AND (c.tx <= (SELECT tx FROM part ORDER BY tx DESC LIMIT 1) AND c.tx IN (SELECT tx FROM part)
-                    OR pg_catalog.hash_array(c.key) IN (SELECT pg_catalog.hash_array(key) FROM part)))
-         SELECT w.tbl, w.op, w.at, w.key, w.place, greatest(w.at, t.last, k.last) AS reach
-         FROM part w
-         LEFT JOIN (SELECT tx, pg_catalog.max(at) AS last FROM near
-                    GROUP BY tx HAVING pg_catalog.count(*) > 1) AS t ON t.tx = w.tx
-         LEFT JOIN (SELECT tbl, key, pg_catalog.max(at) AS last FROM near
-                    GROUP BY tbl, key HAVING pg_catalog.count(*) > 1) AS k ON k.tbl = w.tbl AND k.key = w.key
-         ORDER BY w.at, w.place;
-         RESET enable_mergejoin; RESET enable_nestloop"
-    )
-}
-
-fn wide(count: usize) -> i64 {
+pub(super) fn wide(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX - 1)
 }
 
@@ -360,9 +294,9 @@ async fn staged(
     db: &mut PostgresDatabase,
     schema: &Schema,
     limit: usize,
-    mut walk: Walk,
+    mut going: Going,
 ) -> DbResult<Portion> {
-    let Some(unit) = &mut walk.staged else {
+    let Some(unit) = &mut going.staged else {
         return Ok(Portion::default());
     };
     while unit.fetched.len() <= limit && !unit.exhausted {
@@ -379,18 +313,25 @@ async fn staged(
     let open = !unit.fetched.is_empty();
     befores(db, schema, &mut some).await?;
     if !open {
-        db.removing += unit.writes;
+        db.removing += unit.writes as u64;
         let end = unit.end.literal();
         db.execute(&format!(
             "CLOSE branchline_unit; DELETE FROM branchline.capture WHERE at <= {end}"
         ))
         .await?;
-        walk.staged = None;
+        if let Some(plan) = &mut db.plan {
+            plan.take(unit.writes);
+        }
+        going.staged = None;
     }
     let portion = changes(db, schema, some).await?;
-    let more = open || walk.more(db, limit).await?;
+    let more = match &db.plan {
+        _ if open => true,
+        Some(plan) => plan.more(),
+        None => any(db).await?,
+    };
     db.taking = if more {
-        Taking::Walking(walk)
+        Taking::Going(going)
     } else {
         Taking::Done
     };
@@ -401,7 +342,7 @@ async fn staged(
     })
 }
 
-async fn fetch(db: &PostgresDatabase, cursor: &str, count: usize) -> DbResult<Vec<Row>> {
+pub(super) async fn fetch(db: &PostgresDatabase, cursor: &str, count: usize) -> DbResult<Vec<Row>> {
     let sql = format!("FETCH FORWARD {count} FROM {cursor}");
     db.client()?
         .query_typed(&sql, &[])

@@ -165,6 +165,11 @@ impl Shop {
 
     /// All units that one transaction takes, each whole.
     pub async fn units(&mut self, limit: usize) -> Vec<Vec<Taken>> {
+        self.some_units(limit, usize::MAX).await
+    }
+
+    /// The first so many units, taken by one transaction.
+    pub async fn some_units(&mut self, limit: usize, most: usize) -> Vec<Vec<Taken>> {
         self.db.begin(Purpose::Take).await.unwrap();
         let mut units = vec![Vec::new()];
         loop {
@@ -175,7 +180,7 @@ impl Shop {
                 more,
             } = self.db.take(&self.schema, limit).await.unwrap();
             units.last_mut().unwrap().extend(changes);
-            if !open && !more {
+            if !open && (!more || units.len() >= most) {
                 break;
             }
             if !open {

@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use branchline_core::change::Key;
+use branchline_core::port::Taken;
+use branchline_core::value::Value;
 
-use super::office::{client, shop};
+use super::office::{Shop, client, shop};
 
 /// A small generator, so that a seed names a run.
 struct Dice(u64);
@@ -19,6 +21,179 @@ impl Dice {
     }
 }
 
+/// A row: its table's number and its key.
+type Name = (i32, i64);
+
+fn name(shop: &Shop, taken: &Taken) -> Name {
+    let table = shop.schema.table(taken.table).unwrap();
+    let Key(values) = taken.effect.key(table);
+    let Value::Int(id) = values[0] else { panic!() };
+    (i32::try_from(taken.table).unwrap(), id)
+}
+
+/// Which rows each transaction wrote, from the capture itself.
+async fn captured(shop: &Shop) -> BTreeMap<String, BTreeSet<Name>> {
+    let rows = "SELECT tx::text, tbl, key[1]::int8 FROM branchline.capture";
+    let mut transactions: BTreeMap<String, BTreeSet<Name>> = BTreeMap::new();
+    for row in &shop.app.query(rows, &[]).await.unwrap() {
+        let rows = transactions.entry(row.get(0)).or_default();
+        rows.insert((row.get(1), row.get(2)));
+    }
+    transactions
+}
+
+/// Three clients whose transactions interleave.
+struct Crowd {
+    dice: Dice,
+    clients: [tokio_postgres::Client; 3],
+    open: [bool; 3],
+    fresh: [u64; 3],
+}
+
+impl Crowd {
+    async fn new(shop: &Shop, seed: u64) -> Self {
+        Self {
+            dice: Dice(seed),
+            clients: [
+                client(&shop.url).await,
+                client(&shop.url).await,
+                client(&shop.url).await,
+            ],
+            open: [false; 3],
+            fresh: [1, 1001, 2001],
+        }
+    }
+
+    async fn writes(&mut self, turns: u64) {
+        for turn in 1..=turns {
+            let who = self.dice.below(3) as usize;
+            if !self.open[who] {
+                self.clients[who].batch_execute("BEGIN").await.unwrap();
+                self.open[who] = true;
+            }
+            // Rows of one's own mostly, so that no client waits for another; rows of others only in whole transactions.
+            let table = if self.dice.below(2) == 0 { "a" } else { "b" };
+            let row = self.fresh[who] + self.dice.below(3);
+            let sql = format!("UPDATE {table} SET n = n + 1 WHERE id = {row}");
+            self.clients[who].batch_execute(&sql).await.unwrap();
+            self.fresh[who] += self.dice.below(3);
+            if turn % 50 == 0 {
+                // A place where a cut is clean, if no row is written on both sides.
+                self.commits().await;
+                self.fresh = self.fresh.map(|next| next + 3);
+            } else if self.dice.below(4) == 0 {
+                self.clients[who].batch_execute("COMMIT").await.unwrap();
+                self.open[who] = false;
+                if self.dice.below(5) == 0 {
+                    let count = 1 + self.dice.below(60);
+                    let from = 3000 + self.dice.below(1500);
+                    let sql = format!(
+                        "UPDATE a SET n = n + 1 WHERE id BETWEEN {from} AND {}",
+                        from + count
+                    );
+                    self.clients[who].batch_execute(&sql).await.unwrap();
+                }
+            }
+        }
+    }
+
+    /// All end their transactions.
+    async fn commits(&mut self) {
+        for (who, client) in self.clients.iter().enumerate() {
+            if std::mem::take(&mut self.open[who]) {
+                client.batch_execute("COMMIT").await.unwrap();
+            }
+        }
+    }
+}
+
+/// What was captured before and after one transaction that took: no unit of it may split a transaction or a row.
+fn assert_whole(
+    units: &[BTreeSet<Name>],
+    before: &BTreeMap<String, BTreeSet<Name>>,
+    after: &BTreeMap<String, BTreeSet<Name>>,
+    why: &str,
+) {
+    for (transaction, rows) in before {
+        let left = after.get(transaction);
+        assert!(
+            left.is_none_or(|left| left == rows),
+            "{why}: transaction {transaction} was taken in part"
+        );
+        let unit = units.iter().find(|unit| !unit.is_disjoint(rows));
+        match left {
+            // Its writes are gone, so one unit told of all of them.
+            None => assert!(
+                unit.is_some_and(|unit| unit.is_superset(rows)),
+                "{why}: transaction {transaction} is split or lost"
+            ),
+            Some(_) => assert!(
+                unit.is_none(),
+                "{why}: rows of {transaction} were told before their time"
+            ),
+        }
+    }
+}
+
+async fn units_stay_whole(seed: u64) {
+    let mut shop = shop(
+        "CREATE TABLE a (id bigint PRIMARY KEY, n int); CREATE TABLE b (id bigint PRIMARY KEY, n int);
+         INSERT INTO a SELECT n, 0 FROM generate_series(1, 5000) n; INSERT INTO b SELECT n, 0 FROM generate_series(1, 5000) n",
+    )
+    .await;
+    shop.taken().await;
+    let mut crowd = Crowd::new(&shop, seed).await;
+    // Below it the plan is less than the backlog, above it all of it.
+    let limit = 1 + crowd.dice.below(6) as usize;
+    crowd.writes(700).await;
+    let mut most = 0;
+    for round in 1..=25 {
+        crowd.writes(7).await;
+        let before = captured(&shop).await;
+        let units = shop.some_units(limit, 3).await;
+        let after = captured(&shop).await;
+        let units: Vec<BTreeSet<Name>> = units
+            .iter()
+            .map(|unit| unit.iter().map(|taken| name(&shop, taken)).collect())
+            .collect();
+        most = units.len().max(most);
+        assert_whole(
+            &units,
+            &before,
+            &after,
+            &format!("seed {seed}, round {round}"),
+        );
+    }
+    assert!(most > 1, "seed {seed}: there is something to cut");
+    crowd.commits().await;
+    shop.taken().await;
+    assert_eq!(captured(&shop).await, BTreeMap::new(), "seed {seed}");
+}
+
+#[tokio::test]
+async fn units_stay_whole_where_others_commit_between_two_takes() {
+    for seed in 1..=4 {
+        units_stay_whole(seed).await;
+    }
+}
+
+#[tokio::test]
+async fn writes_that_were_moved_in_the_heap_are_taken_all_the_same() {
+    let mut shop = shop("CREATE TABLE t (id bigint PRIMARY KEY, n int)").await;
+    for id in 1..=60 {
+        shop.sql(&format!("INSERT INTO t VALUES ({id}, 0)")).await;
+    }
+    let first = shop.some_units(5, 3).await.concat();
+    shop.sql("VACUUM FULL branchline.capture").await;
+    let rest = shop.units(5).await.concat();
+    let ids: Vec<i64> = first
+        .iter()
+        .chain(&rest)
+        .map(|taken| name(&shop, taken).1)
+        .collect();
+    assert_eq!(ids, (1..=60).collect::<Vec<_>>());
+}
+
 async fn units_are_whole(seed: u64) {
     let mut shop = shop(
         "CREATE TABLE a (id bigint PRIMARY KEY, n int); CREATE TABLE b (id bigint PRIMARY KEY, n int);
@@ -26,84 +201,17 @@ async fn units_are_whole(seed: u64) {
     )
     .await;
     shop.taken().await;
-    let mut dice = Dice(seed);
-    let clients = [
-        client(&shop.url).await,
-        client(&shop.url).await,
-        client(&shop.url).await,
-    ];
-    let mut open = [false; 3];
-    let mut fresh = [1_u64, 1001, 2001];
-    for turn in 1..=600 {
-        let who = dice.below(3) as usize;
-        if !open[who] {
-            clients[who].batch_execute("BEGIN").await.unwrap();
-            open[who] = true;
-        }
-        // Rows of one's own mostly, so that no client waits for another; rows of others only in whole transactions.
-        let table = if dice.below(2) == 0 { "a" } else { "b" };
-        let row = fresh[who] + dice.below(3);
-        clients[who]
-            .batch_execute(&format!("UPDATE {table} SET n = n + 1 WHERE id = {row}"))
-            .await
-            .unwrap();
-        fresh[who] += dice.below(3);
-        if turn % 50 == 0 {
-            // All end: a place where a cut is clean, if no row is written on both sides.
-            for (_, client) in clients.iter().enumerate().filter(|(who, _)| open[*who]) {
-                client.batch_execute("COMMIT").await.unwrap();
-            }
-            open = [false; 3];
-            fresh = fresh.map(|next| next + 3);
-        } else if dice.below(4) == 0 {
-            clients[who].batch_execute("COMMIT").await.unwrap();
-            open[who] = false;
-            if dice.below(5) == 0 {
-                let count = 1 + dice.below(60);
-                let from = 3000 + dice.below(1500);
-                let sql = format!(
-                    "UPDATE a SET n = n + 1 WHERE id BETWEEN {from} AND {}",
-                    from + count
-                );
-                clients[who].batch_execute(&sql).await.unwrap();
-            }
-        }
-    }
-    for (who, client) in clients.iter().enumerate() {
-        if open[who] {
-            client.batch_execute("COMMIT").await.unwrap();
-        }
-    }
+    let mut crowd = Crowd::new(&shop, seed).await;
+    crowd.writes(600).await;
+    crowd.commits().await;
     // Which rows each transaction wrote, from the capture itself.
-    let rows = shop
-        .app
-        .query(
-            "SELECT tx::text, tbl, key[1]::int8 FROM branchline.capture",
-            &[],
-        )
-        .await
-        .unwrap();
-    let mut transactions: BTreeMap<String, BTreeSet<(i32, i64)>> = BTreeMap::new();
-    for row in &rows {
-        transactions
-            .entry(row.get(0))
-            .or_default()
-            .insert((row.get(1), row.get(2)));
-    }
-    let units = shop.units(1 + dice.below(40) as usize).await;
-    let name = |t: &branchline_core::port::Taken| {
-        let table = shop.schema.table(t.table).unwrap();
-        let Key(values) = t.effect.key(table);
-        let branchline_core::value::Value::Int(id) = values[0] else {
-            panic!()
-        };
-        (i32::try_from(t.table).unwrap(), id)
-    };
-    let mut place: BTreeMap<(i32, i64), usize> = BTreeMap::new();
+    let transactions = captured(&shop).await;
+    let units = shop.units(1 + crowd.dice.below(40) as usize).await;
+    let mut place: BTreeMap<Name, usize> = BTreeMap::new();
     for (unit, changes) in units.iter().enumerate() {
         for change in changes {
             assert_eq!(
-                place.insert(name(change), unit),
+                place.insert(name(&shop, change), unit),
                 None,
                 "seed {seed}: a row comes once"
             );

@@ -249,3 +249,134 @@ async fn a_database_that_takes_no_connections_has_refused() {
     assert!(!matches!(error, DatabaseError::Other(_)), "{error:?}");
     assert!(error.to_string().contains(name), "{error}");
 }
+
+#[tokio::test]
+async fn many_rows_are_put_whether_they_are_new_or_not() {
+    let mut shop = shop(
+        "CREATE TABLE t (id bigint PRIMARY KEY, b boolean, f double precision, g real, raw bytea, name text, n numeric)",
+    )
+    .await;
+    let table = shop.table("t");
+    let texts = [
+        "",
+        "\\N",
+        "\\.",
+        "\\",
+        "a\tb",
+        "a\nb",
+        "a\r\nb",
+        "\\t",
+        "\u{b}\u{8}",
+        "'\"",
+        "\u{1F600}",
+        "NULL",
+    ];
+    let floats = [
+        0.0,
+        -0.0,
+        0.1,
+        1e300,
+        -5e-324,
+        f64::INFINITY,
+        f64::NEG_INFINITY,
+        f64::NAN,
+    ];
+    let rows = |shift: usize| -> Vec<Row> {
+        (0..200_usize)
+            .map(|at| {
+                let turn = at + shift;
+                let or_null = |value: Value, every: usize| {
+                    if turn % every == 0 {
+                        Value::Null
+                    } else {
+                        value
+                    }
+                };
+                Row(vec![
+                    Value::Int(at as i64 - 100),
+                    or_null(Value::Bool(turn % 2 == 0), 7),
+                    or_null(Value::Float(floats[turn % floats.len()]), 11),
+                    or_null(
+                        Value::Float([0.5, 0.1, f64::NAN, f64::INFINITY][turn % 4]),
+                        13,
+                    ),
+                    or_null(Value::Bytes((0..turn).map(|byte| byte as u8).collect()), 17),
+                    or_null(Value::Text(texts[turn % texts.len()].to_owned()), 19),
+                    or_null(
+                        Value::Text(
+                            ["0", "12345678901234567890.5", "NaN", "-0.001"][turn % 4].to_owned(),
+                        ),
+                        23,
+                    ),
+                ])
+            })
+            .collect()
+    };
+    // New ones, the same ones, other values, and new ones beside one that is there.
+    for (shift, gone) in [(0, 0), (0, 0), (5, 0), (9, 199)] {
+        shop.sql(&format!("SET branchline.applying TO '1'; DELETE FROM t WHERE id < {gone} - 100; RESET branchline.applying"))
+            .await;
+        let wanted = rows(shift);
+        let effects: Vec<_> = wanted
+            .iter()
+            .map(|row| (table.id, Effect::Put(row.clone())))
+            .collect();
+        shop.db.begin(Purpose::Apply).await.unwrap();
+        shop.db.write(&shop.schema, &effects).await.unwrap();
+        shop.db.commit().await.unwrap();
+        let keys: Vec<_> = wanted.iter().map(|row| table.key_of(row)).collect();
+        shop.db.begin(Purpose::Read).await.unwrap();
+        let found = shop.db.read(&table, &keys).await.unwrap();
+        shop.db.commit().await.unwrap();
+        assert_eq!(found.len(), wanted.len());
+        for row in &wanted {
+            let here = &found[&table.key_of(row)];
+            assert_eq!(
+                here.digest(&table),
+                row.digest(&table),
+                "{here:?} is not {row:?}"
+            );
+        }
+    }
+    assert_eq!(
+        shop.taken().await.len(),
+        0,
+        "what is applied is not captured"
+    );
+}
+
+#[tokio::test]
+async fn many_rows_wait_for_an_insert_that_is_not_committed() {
+    let mut shop = shop("CREATE TABLE t (id bigint PRIMARY KEY, name text)").await;
+    let table = shop.table("t");
+    let local = client(&shop.url).await;
+    local
+        .batch_execute("BEGIN; INSERT INTO t VALUES (50, 'local')")
+        .await
+        .unwrap();
+    let effects: Vec<_> = (1..=100)
+        .map(|id| (table.id, Effect::Put(row(id, "remote"))))
+        .collect();
+    shop.db.begin(Purpose::Apply).await.unwrap();
+    let commit = async {
+        let blocked =
+            "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'";
+        while shop
+            .app
+            .query_one(blocked, &[])
+            .await
+            .unwrap()
+            .get::<_, i64>(0)
+            == 0
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        local.batch_execute("COMMIT").await.unwrap();
+    };
+    let (written, ()) = tokio::join!(shop.db.write(&shop.schema, &effects), commit);
+    written.unwrap();
+    let keys: Vec<_> = (1..=100).map(int).collect();
+    let captured = shop.db.captured(&table, Some(&keys)).await.unwrap();
+    assert_eq!(captured.into_iter().collect::<Vec<_>>(), [int(50)]);
+    shop.db.rollback().await.unwrap();
+}
