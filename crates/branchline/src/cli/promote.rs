@@ -16,7 +16,7 @@ use super::reach::{Reach, Wanted, declare};
 use crate::config::{self, RoleName, Settings, write_private};
 use crate::driver::{now, random};
 use crate::exit::{Failure, Outcome};
-use crate::office::{Lock, beside, own, read_file};
+use crate::office::{Lock, OWN_SOON, beside, own, read_file};
 use crate::plan::former::Former;
 use crate::rewrite;
 use crate::say;
@@ -33,7 +33,7 @@ pub struct Promote {
 
 impl Promote {
     /// Does it.
-    pub async fn run(self, context: &Context) -> Outcome<u8> {
+    pub async fn run(mut self, context: &Context) -> Outcome<u8> {
         self.reach.check()?;
         let settings = config::read(&context.config)?;
         if settings.role == RoleName::Head {
@@ -48,7 +48,7 @@ impl Promote {
             ));
         };
         let mut db = AnyDatabase::open(&settings.database, false).await?;
-        own(&mut db).await?;
+        own(&mut db, OWN_SOON).await?;
         db.prepare().await?;
         let (identity, is_head) = Identity::load(&mut db).await?;
         let (name, (text, transport), promotion) = if is_head {

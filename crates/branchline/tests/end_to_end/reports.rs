@@ -28,7 +28,15 @@ fn status_verify_and_doctor_say_what_is_documented() {
     Db::open(&url).run("CREATE TABLE item (id integer PRIMARY KEY, name text); INSERT INTO item VALUES (1, 'a'), (2, 'b')");
     let mut head = Office::new(folder.path(), "HO", &url);
     head.init("*", &["--amqp", &broker.admin_url_of(&vhost)]);
-    let code = head.invite("b1", &[]);
+    // A password in an argument would be everybody's to see.
+    let address = broker.admin_url_of(&vhost);
+    let ran = head
+        .feed(&address, &["invite", "b1", "--amqp", "-"])
+        .expect(0);
+    let code = ran.out.trim().to_owned();
+    head.feed("nonsense", &["invite", "b2", "--amqp", "-"])
+        .expect(2)
+        .says(&["--amqp", "amqps://"]);
     head.run();
     let mut branch = Office::sqlite(folder.path(), "b1");
     branch.join(&code);
