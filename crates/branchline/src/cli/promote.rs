@@ -16,7 +16,7 @@ use super::reach::{Reach, Wanted, declare};
 use crate::config::{self, RoleName, Settings, write_private};
 use crate::driver::{now, random};
 use crate::exit::{Failure, Outcome};
-use crate::office::{Lock, OWN_SOON, beside, own, read_file};
+use crate::office::{Lock, OWN_SOON, beside, own, prepare, read_file};
 use crate::plan::former::Former;
 use crate::rewrite;
 use crate::say;
@@ -49,7 +49,7 @@ impl Promote {
         };
         let mut db = AnyDatabase::open(&settings.database, false).await?;
         own(&mut db, OWN_SOON).await?;
-        db.prepare().await?;
+        prepare(&mut db).await?;
         let (identity, is_head) = Identity::load(&mut db).await?;
         let (name, (text, transport), promotion) = if is_head {
             // It was cut short after the database had become the head's.

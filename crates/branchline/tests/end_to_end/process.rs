@@ -11,9 +11,10 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::office::{BINARY, Office, wait_until};
-use crate::sql::Db;
+use crate::sql::{Db, as_user};
 
 const SOON: Duration = Duration::from_secs(60);
+const PASSWORD: &str = "Maria-s3cret-5";
 
 /// A head on a SQLite file with one table, which nobody runs yet.
 fn head(folder: &TempDir) -> Office {
@@ -82,11 +83,18 @@ fn an_idle_office_is_heard_of_by_its_server() {
     let code = head.invite("b1", &[]);
     head.run();
     let url = mariadb().fresh_database();
-    let mut branch = Office::new(folder.path(), "b1", &url);
+    let mut db = Db::open(&url);
+    // The rights that docs/operating.md names, and no others.
+    let name = url.rsplit('/').next().unwrap();
+    let user = format!("clerk_{}", std::process::id());
+    db.run(format!("CREATE USER {user}@'%' IDENTIFIED BY '{PASSWORD}'"));
+    let rights = "SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER, DROP, INDEX, REFERENCES, TRIGGER, LOCK TABLES";
+    db.run(format!("GRANT {rights} ON {name}.* TO {user}@'%'"));
+    let mut branch = Office::new(folder.path(), "b1", &as_user(&url, &user, PASSWORD));
+    branch.hides(PASSWORD);
     branch.join(&code);
     branch.edit("mode = \"live\"", "mode = \"manual\"");
     branch.run();
-    let mut db = Db::open(&url);
     let silence = "SELECT TIME_MS FROM information_schema.PROCESSLIST
                    WHERE ID = IS_USED_LOCK(CONCAT('branchline:', MD5(DATABASE())))";
     let began = Instant::now();
