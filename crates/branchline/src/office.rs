@@ -217,12 +217,18 @@ pub async fn check_rules(db: &mut AnyDatabase, settings: &Settings) -> Outcome<V
 /// Takes the database for this process, and waits for it for so long.
 pub async fn own(db: &mut AnyDatabase, patience: Duration) -> Outcome<()> {
     let began = Instant::now();
-    // The lock of a file goes with its process.
-    let local = matches!(db, AnyDatabase::Sqlite(_));
+    // The lock of a file goes with its process, so that who holds it lives.
+    let patience = match db {
+        AnyDatabase::Sqlite(_) => patience.min(OWN_SOON),
+        _ => patience,
+    };
     let mut told = false;
     while !db.own().await? {
-        if began.elapsed() >= if local { OWN_SOON } else { patience } {
-            return Err(owned(local));
+        if began.elapsed() >= patience {
+            let why = "another process runs an office on this database, under another configuration file; stop that one, or use its file";
+            // What was waited for that long may pass all the same: no reason never to start again.
+            let code = if patience > OWN_SOON { DATABASE } else { USAGE };
+            return Err(Failure::new(code, why));
         }
         if !told && began.elapsed() >= OWN_SOON {
             told = true;
@@ -234,16 +240,6 @@ pub async fn own(db: &mut AnyDatabase, patience: Duration) -> Outcome<()> {
         tokio::time::sleep(OWN_AGAIN).await;
     }
     Ok(())
-}
-
-fn owned(local: bool) -> Failure {
-    let told = "another process runs an office on this database, under another configuration file; stop that one, or use its file";
-    if local {
-        Failure::usage(told)
-    } else {
-        // Who owns a server's lock, and whether it still lives, cannot be known for sure: worth another attempt.
-        Failure::new(DATABASE, told)
-    }
 }
 
 /// The broker's side of the settings.

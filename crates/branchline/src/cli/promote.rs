@@ -5,7 +5,6 @@ use branchline_core::branch::{Branch, Promotion};
 use branchline_core::head::{Head, Wiring};
 use branchline_core::identity::OfficeName;
 use branchline_core::office::Identity;
-use branchline_core::port::Database;
 use branchline_core::schema::{Schema, Table};
 use branchline_core::succession;
 use branchline_database::AnyDatabase;
