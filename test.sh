@@ -2,12 +2,12 @@
 # The one gate, for people and for CI: format, lints, all tests, on real servers started for the run.
 #
 #   ./test.sh         everything
-#   ./test.sh quick   format, lints, and the tests that need no server
+#   ./test.sh quick   format, lints, every crate's unit tests, and the simulator in memory: no servers
 #
 # BRANCHLINE_TEST_SYSBENCH=1 adds sysbench at a MariaDB branch during outages (bench/sysbench.py; minutes).
 # BRANCHLINE_TEST_DJANGO=1 adds a Django project that migrates while branches write (bench/django.py; minutes).
 #
-# Missing system packages are installed with apt-get. Servers run in folders below target/servers and end with this
+# Needs Rust with rustfmt and clippy. Missing system packages are installed with apt-get, as root or by `sudo -n`. Servers run in folders below target/servers and end with this
 # script, however it ends. To use running servers instead, set BRANCHLINE_TEST_POSTGRES and
 # BRANCHLINE_TEST_MYSQL (a super-user's URL each), and BRANCHLINE_TEST_AMQP (an administrator's URL) with BRANCHLINE_TEST_AMQP_CTL (a rabbitmqctl for it).
 set -euo pipefail
@@ -34,12 +34,14 @@ step() {
 
 servers_pid=
 guard=
+skipped=
 finish() {
   local status=$?
   # The servers live as long as this pipe is open.
   exec 9>&-
   if [ -n "$servers_pid" ]; then wait "$servers_pid" || true; fi
   if [ -n "$guard" ]; then as_root rm -f "$guard"; fi
+  if [ -n "$skipped" ]; then rm -f "$skipped"; fi
   if [ "$status" != 0 ]; then echo "==> FAILED in: $current, after $((SECONDS - started_all)) s" >&2; fi
   exit "$status"
 }
@@ -94,6 +96,10 @@ packages() {
 toolchain() {
   if ! command -v cargo >/dev/null && [ -r "$HOME/.cargo/env" ]; then . "$HOME/.cargo/env"; fi
   command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.90 or later from https://rustup.rs" >&2; return 1; }
+  local part
+  for part in fmt clippy; do
+    cargo "$part" --version >/dev/null 2>&1 || { echo "cargo $part is missing: rustup component add rustfmt clippy" >&2; return 1; }
+  done
   cargo --version
 }
 
@@ -133,10 +139,17 @@ step "toolchain" toolchain
 step "format" cargo fmt --all --check
 step "lints" cargo clippy -q --workspace --all-targets --locked -- -D warnings
 if [ "$mode" = quick ]; then
-  step "core tests" cargo test -q --locked -p branchline-core
+  step "unit tests" cargo test -q --locked --workspace --lib --bins
+  step "simulation" cargo test -q --locked --workspace --test simulation companies_in_memory
 else
   step "servers" start_servers
+  skipped=$(mktemp)
+  export BRANCHLINE_TEST_SKIPPED=$skipped
   step "tests" with_servers cargo test --workspace --locked
   other_scripts
+fi
+if [ -s "$skipped" ]; then
+  echo "==> SKIPPED, since this machine does not allow it:"
+  sort -u "$skipped" | sed 's/^/      /'
 fi
 echo "==> all good: $mode in $((SECONDS - started_all)) s"

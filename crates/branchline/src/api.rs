@@ -2,8 +2,8 @@
 //!
 //! It has no login: it listens on a loopback address only, and refuses what a web page could send (requests with an
 //! `Origin`, or for another host name), so that a browser on the same machine is no way in. What ends the office
-//! (`stop`, `leave`), changes tables or what is shared (`plan`, `schema`), changes rows (`settle`, `repair`) or shows them (`history`) also wants the token from a file beside
-//! the configuration that only its owner can read.
+//! (`stop`, `leave`), changes tables or what is shared (`plan`, `schema`, `reload`), changes rows (`settle`, `repair`) or shows them (`history`, `verify`)
+//! also wants the token from a file beside the configuration that only its owner can read.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -20,7 +20,7 @@ use branchline_core::message::Keep;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::write_private;
+use crate::config::{names_this_machine, write_private};
 use crate::exit::{Failure, Outcome, UNREACHED, USAGE, io};
 use crate::office::{Handle, beside};
 use crate::request::{Answer, Ask};
@@ -117,17 +117,17 @@ pub async fn serve(
         .route("/api/settle", post(settle))
         .route("/api/history", post(history))
         .route("/api/leave", post(leave))
+        .route("/api/verify", post(verify))
         .route("/api/repair", post(repair))
         .route("/api/plan", post(apply_plan))
         .route("/api/schema/accept", post(accept_schema))
         .route("/api/schema/rename", post(say_renamed))
+        .route("/api/reload/{name}", post(reload))
         .route("/api/stop", post(stop_office))
         .route_layer(axum::middleware::from_fn_with_state(token, with_token));
     let routes = Router::new()
         .route("/api/status", get(status))
         .route("/api/sync", post(sync))
-        .route("/api/verify", post(verify))
-        .route("/api/reload/{name}", post(reload))
         .merge(guarded)
         .layer(axum::middleware::map_response(in_words))
         .layer(axum::middleware::from_fn(local_only))
@@ -148,9 +148,7 @@ async fn local_only(
         .get(header::HOST)
         .and_then(|host| host.to_str().ok())
         .unwrap_or_default();
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    let local = matches!(name, "127.0.0.1" | "localhost" | "[::1]") || name.starts_with("127.");
-    if !local || headers.contains_key(header::ORIGIN) {
+    if !names_this_machine(host) || headers.contains_key(header::ORIGIN) {
         let why = "only programs on this machine may ask, not web pages";
         return refusal(StatusCode::FORBIDDEN, &Failure::usage(why));
     }

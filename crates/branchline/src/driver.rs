@@ -200,6 +200,7 @@ impl Driver {
                 _ = tick.tick() => self.tick().await,
             }
         }
+        self.refuse_waiting();
         self.flush().await;
         drop(tokio::time::timeout(FAREWELL, self.parts.link.close()).await);
     }
@@ -350,6 +351,10 @@ impl Driver {
         if self.looked.elapsed() > LOOK {
             self.looked = Instant::now();
             self.wake();
+            if let Err(error) = self.parts.db.keep_owning().await {
+                self.fail(error.into());
+                return;
+            }
         }
         let db = &mut self.parts.db;
         let outcome = match &mut self.machine {

@@ -12,7 +12,7 @@ pub const NO: u8 = 1;
 pub const USAGE: u8 = 2;
 /// The peer or the broker could not be reached; nothing is lost.
 pub const UNREACHED: u8 = 3;
-/// The database could not be reached, or refused.
+/// The database could not be reached, or refused; or this machine lacks room for what is to be written.
 pub const DATABASE: u8 = 4;
 /// A bug of ours.
 pub const BUG: u8 = 70;
@@ -92,7 +92,25 @@ impl From<LinkError> for Failure {
     }
 }
 
-/// Wraps an I/O error with what was being done.
+/// Wraps an I/O error with what was being done. What a person must change is wrong usage; what may pass by itself (a full
+/// disk, no memory) is not.
 pub fn io(doing: impl fmt::Display) -> impl FnOnce(std::io::Error) -> Failure {
-    move |error| Failure::new(USAGE, format!("{doing}: {error}"))
+    use std::io::ErrorKind as Kind;
+    move |error| {
+        let code = match error.kind() {
+            Kind::NotFound
+            | Kind::PermissionDenied
+            | Kind::AlreadyExists
+            | Kind::NotADirectory
+            | Kind::IsADirectory
+            | Kind::ReadOnlyFilesystem
+            | Kind::InvalidFilename
+            | Kind::InvalidInput
+            | Kind::InvalidData
+            | Kind::AddrInUse
+            | Kind::AddrNotAvailable => USAGE,
+            _ => DATABASE,
+        };
+        Failure::new(code, format!("{doing}: {error}"))
+    }
 }

@@ -2,12 +2,15 @@
 
 use std::fs::File;
 use std::net::ToSocketAddrs;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use branchline_core::failure::OfficeError;
 use branchline_core::head::Wiring;
+use branchline_core::office::Identity;
 use branchline_core::output::Notice;
-use branchline_core::port::Database;
+use branchline_core::port::{Database, DatabaseError};
 use branchline_core::schema::Table;
 use branchline_database::AnyDatabase;
 use branchline_transport::Link;
@@ -17,15 +20,19 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use crate::config::{AmqpPlace, QUEUE_PREFIX, RoleName, Settings, TransportSettings};
 use crate::driver::{Driver, Parts, Upkeep};
-use crate::exit::{BUG, Failure, Outcome, USAGE, io};
+use crate::exit::{BUG, DATABASE, Failure, Outcome, UNREACHED, USAGE, io};
 use crate::plan::outlook;
 use crate::request::{Answer, Ask, Request};
 
 /// How many requests may wait for the driver.
 const REQUESTS: usize = 64;
-/// How often, and how soon again, a database that another process owns is asked for.
-const OWN_ATTEMPTS: usize = 40;
+/// How soon again a database that another process owns is asked for.
 const OWN_AGAIN: Duration = Duration::from_millis(100);
+/// How long it is asked for: a process that was just killed may still be going.
+pub const OWN_SOON: Duration = Duration::from_secs(4);
+/// The same for an office that shall run whatever happened before. A database server elsewhere lets go of a machine that
+/// vanished within a minute.
+pub const OWN_SURELY: Duration = Duration::from_secs(150);
 /// How many notices a slow listener may lag behind.
 const NOTICES: usize = 1024;
 
@@ -46,18 +53,25 @@ impl Handle {
     /// Asks and waits for the answer.
     pub async fn ask(&self, ask: Ask) -> Answer {
         let (reply, answer) = oneshot::channel();
-        let gone = || Failure::new(BUG, "the office stopped before it could answer");
-        self.0
-            .send(Request { ask, reply })
-            .await
-            .map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
+        let sent = self.0.send(Request { ask, reply }).await;
+        sent.map_err(|_| stopped())?;
+        let lost = |_| Failure::new(BUG, "the office ended before it could answer");
+        answer.await.map_err(lost)?
     }
 }
 
+/// What those are told who wait for an office that was stopped.
+pub fn stopped() -> Failure {
+    Failure::new(
+        UNREACHED,
+        "the office was stopped; nothing is lost, and what was not done yet goes on when it runs again",
+    )
+}
+
 impl Office {
-    /// Starts the office that these settings describe. The caller holds its [`Lock`].
-    pub async fn start(settings: &Settings) -> Outcome<Self> {
+    /// Starts the office that these settings describe. The caller holds its [`Lock`]. A database that another process
+    /// owns is waited for for so long.
+    pub async fn start(settings: &Settings, patience: Duration) -> Outcome<Self> {
         let (link, wiring, bound) = open_link(settings).await?;
         let (requests, received) = mpsc::channel(REQUESTS);
         let (notices, _) = broadcast::channel(NOTICES);
@@ -76,7 +90,7 @@ impl Office {
                 }
             };
             runtime.block_on(async move {
-                match open_driver(&settings, link, wiring, received, heard).await {
+                match open_driver(&settings, patience, link, wiring, received, heard).await {
                     Ok(driver) => {
                         drop(started.send(Ok(())));
                         driver.run().await;
@@ -139,14 +153,15 @@ impl Office {
 
 async fn open_driver(
     settings: &Settings,
+    patience: Duration,
     link: Link,
     wiring: Wiring,
     requests: mpsc::Receiver<Request>,
     notices: broadcast::Sender<Notice>,
 ) -> Outcome<Driver> {
     let mut db = AnyDatabase::open(&settings.database, false).await?;
-    own(&mut db).await?;
-    db.prepare().await?;
+    own(&mut db, patience).await?;
+    prepare(&mut db).await?;
     if settings.role == RoleName::Head {
         for told in check_rules(&mut db, settings).await? {
             tracing::warn!("{told}");
@@ -174,6 +189,22 @@ async fn open_driver(
     Ok(Driver::new(parts).await?)
 }
 
+/// Brings our own tables in an office's database up to date. In one that belongs to no office none are made.
+pub async fn prepare(db: &mut AnyDatabase) -> Outcome<()> {
+    match Identity::load(db).await {
+        Ok(_) => {}
+        // There are no tables of ours to look into.
+        Err(OfficeError::Database(DatabaseError::Mismatch { .. } | DatabaseError::Other(_))) => {
+            return Err(Failure::usage(
+                "this database belongs to no office (any more): run `branchline init` (head) or `branchline join` (branch)",
+            ));
+        }
+        Err(error) => return Err(error.into()),
+    }
+    db.rollback().await?;
+    Ok(db.prepare().await?)
+}
+
 /// Holds the plan's rules against the tables that were shared so far, and those that the database has now: who changed
 /// tables while the office was down is told, not locked out.
 pub async fn check_rules(db: &mut AnyDatabase, settings: &Settings) -> Outcome<Vec<String>> {
@@ -183,17 +214,32 @@ pub async fn check_rules(db: &mut AnyDatabase, settings: &Settings) -> Outcome<V
     settings.plan.rules.check(&tables, &former)
 }
 
-/// Takes the database for this process. One that was just killed may still be going.
-pub async fn own(db: &mut AnyDatabase) -> Outcome<()> {
-    for _ in 0..OWN_ATTEMPTS {
-        if db.own().await? {
-            return Ok(());
+/// Takes the database for this process, and waits for it for so long.
+pub async fn own(db: &mut AnyDatabase, patience: Duration) -> Outcome<()> {
+    let began = Instant::now();
+    // The lock of a file goes with its process, so that who holds it lives.
+    let patience = match db {
+        AnyDatabase::Sqlite(_) => patience.min(OWN_SOON),
+        _ => patience,
+    };
+    let mut told = false;
+    while !db.own().await? {
+        if began.elapsed() >= patience {
+            let why = "another process runs an office on this database, under another configuration file; stop that one, or use its file";
+            // What was waited for that long may pass all the same: no reason never to start again.
+            let code = if patience > OWN_SOON { DATABASE } else { USAGE };
+            return Err(Failure::new(code, why));
+        }
+        if !told && began.elapsed() >= OWN_SOON {
+            told = true;
+            tracing::warn!(
+                "another process owns this database, or did until its machine vanished, which the server notices within a minute: waiting for {} seconds",
+                patience.as_secs()
+            );
         }
         tokio::time::sleep(OWN_AGAIN).await;
     }
-    Err(Failure::usage(
-        "another process runs an office on this database, under another configuration file; stop that one, or use its file",
-    ))
+    Ok(())
 }
 
 /// The broker's side of the settings.
@@ -286,6 +332,7 @@ impl Lock {
             .create(true)
             .write(true)
             .truncate(false)
+            .mode(0o600)
             .open(&path);
         let file = file.map_err(io(format_args!("cannot open {}", path.display())))?;
         match file.try_lock() {

@@ -93,6 +93,16 @@ impl AnyDatabase {
         }
     }
 
+    /// To be called every few seconds by the process that owns the office, however idle it is: a server that hears nothing
+    /// for a minute takes its machine for vanished and lets others have the database.
+    pub async fn keep_owning(&mut self) -> DbResult<()> {
+        match self {
+            Self::Mysql(db) => db.keep_owning().await,
+            // The servers' systems ask the machine itself; a file's lock goes with its process.
+            Self::Postgres(_) | Self::Sqlite(_) => Ok(()),
+        }
+    }
+
     /// The engine's name and version.
     pub async fn describe(&mut self) -> DbResult<(String, String)> {
         match self {

@@ -1,19 +1,25 @@
 //! `sync`, `status` and `verify`: asked of the running office, or answered by one started for the purpose.
 
+use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use comfy_table::{Table, presets};
+use indicatif::ProgressBar;
 
 use super::{Context, SHORT};
 use crate::config::RoleName;
 use crate::exit::Outcome;
-use crate::office::{Lock, Office};
+use crate::office::{Lock, OWN_SOON, Office};
 use crate::request::{Answer, Ask};
-use crate::{api, config};
+use crate::{api, config, say};
 
 /// How long a head that serves for one round goes on when all are even.
 const FAREWELL: Duration = Duration::from_secs(2);
+
+/// How often it is told what is waited for; where that goes into a file, ever less often.
+const LOOK: Duration = Duration::from_secs(1);
+const LONGEST_LOOK: Duration = Duration::from_secs(16);
 
 /// The flags of `sync`.
 #[derive(Debug, Args)]
@@ -83,17 +89,111 @@ pub async fn either(
     ask: Ask,
 ) -> Answer {
     let settings = config::read(&context.config)?;
-    let Some(_lock) = Lock::take_soon(&context.config).await? else {
-        return api::call_with(&context.config, method, path, body, patience).await;
+    let config = &context.config;
+    let shown = shown(&ask);
+    let Some(_lock) = Lock::take_soon(config).await? else {
+        let answer = api::call_with(config, method, path, body, patience);
+        let look = || api::call(config, "GET", "/api/status", SHORT);
+        return with_progress(shown, answer, look).await;
     };
     let served = settings.role == RoleName::Head && matches!(ask, Ask::Sync { .. });
-    let office = Office::start(&settings).await?;
-    let answer = office.handle().ask(ask).await;
+    let office = Office::start(&settings, OWN_SOON).await?;
+    let handle = office.handle();
+    let answer = with_progress(shown, handle.ask(ask), || handle.ask(Ask::Status)).await;
     if served && answer.is_ok() {
         // The branch that was the last to become even asks whether it is.
         tokio::time::sleep(FAREWELL).await;
     }
     office.stop().await;
+    answer
+}
+
+/// What is told of an office while someone waits for its answer; nothing where the answer comes at once.
+type Shown = Option<fn(&serde_json::Value) -> String>;
+
+fn shown(ask: &Ask) -> Shown {
+    match ask {
+        Ask::Sync { .. } => Some(syncing),
+        Ask::Verify { repair: true, .. } => {
+            Some(|status| format!("comparing and repairing{}", apart(status)))
+        }
+        Ask::Verify { .. } => Some(|status| format!("comparing{}", apart(status))),
+        _ => None,
+    }
+}
+
+/// What a round still waits for.
+fn syncing(status: &serde_json::Value) -> String {
+    let number = |value: &serde_json::Value| value.as_u64().unwrap_or_default();
+    let branches = status["branches"].as_array().into_iter().flatten();
+    let lags: Vec<String> = branches
+        .filter(|branch| number(&branch["lag_changes"]) > 0)
+        .map(|branch| {
+            let lag = number(&branch["lag_changes"]);
+            format!(", {} {lag} log entries behind", text(&branch["name"]))
+        })
+        .collect();
+    format!(
+        "syncing: {} captured writes and {} unanswered batches wait here{}{}",
+        number(&status["pending_changes"]),
+        number(&status["outbox"]["batches"]),
+        lags.concat(),
+        apart(status)
+    )
+}
+
+/// What keeps an office from the others.
+fn apart(status: &serde_json::Value) -> String {
+    let link = &status["transport"];
+    if link["connected"] == true {
+        return String::new();
+    }
+    let problem = link["problem"].as_str();
+    let problem = problem.map_or_else(String::new, |problem| format!(" ({problem})"));
+    format!("; the link is not up{problem}")
+}
+
+/// Waits for an answer. From the second second on it tells how things are: in one line on a terminal, in plain lines
+/// elsewhere, whenever they have changed.
+async fn with_progress<L: Future<Output = Answer>>(
+    shown: Shown,
+    answer: impl Future<Output = Answer>,
+    look: impl Fn() -> L,
+) -> Answer {
+    let Some(shown) = shown else {
+        return answer.await;
+    };
+    let terminal = std::io::stderr().is_terminal();
+    let bar = if terminal {
+        ProgressBar::new_spinner()
+    } else {
+        ProgressBar::hidden()
+    };
+    tokio::pin!(answer);
+    let mut told = String::new();
+    let mut pause = LOOK;
+    let answer = loop {
+        if let Ok(answer) = tokio::time::timeout(pause, &mut answer).await {
+            break answer;
+        }
+        let status = tokio::select! {
+            answer = &mut answer => break answer,
+            status = look() => status,
+        };
+        let Ok((_, status)) = status else {
+            continue;
+        };
+        let line = shown(&status);
+        bar.set_message(line.clone());
+        if line != told {
+            if !terminal {
+                say::say(&line);
+                pause = (pause * 2).min(LONGEST_LOOK);
+            }
+            told = line;
+        }
+    };
+    bar.finish_and_clear();
     answer
 }
 

@@ -1,8 +1,10 @@
 //! `demo`: a head and branches of a small retail company in one process, with real writes at every office, a link cut
 //! and healed, and a proof at the end. Nothing to install: SQLite is built in, the transport is the direct one.
 
+use std::fs::DirBuilder;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,11 +23,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use super::ask::explain;
-use super::run::stop_signal;
+use super::run::StopSignals;
 use crate::config::{Mode, RoleName, Settings, TransportSettings};
 use crate::driver::{now, random};
 use crate::exit::{BUG, Failure, NO, Outcome, io};
-use crate::office::Office;
+use crate::office::{OWN_SOON, Office};
 use crate::plan::{self, PlanSettings};
 use crate::request::Ask;
 use crate::say;
@@ -75,12 +77,12 @@ impl Demo {
     pub async fn run(self, context: &Context) -> Outcome<u8> {
         let (dir, passing) = match &self.dir {
             Some(dir) => (dir.clone(), false),
-            None => (
-                std::env::temp_dir().join(format!("branchline-demo-{}", std::process::id())),
-                true,
-            ),
+            None => (passing_folder()?, true),
         };
-        std::fs::create_dir_all(&dir)
+        let mut folder = DirBuilder::new();
+        folder.mode(0o700).recursive(!passing);
+        folder
+            .create(&dir)
             .map_err(io(format_args!("cannot make the folder {}", dir.display())))?;
         let outcome = self.play(context, &dir).await;
         if passing {
@@ -103,7 +105,11 @@ impl Demo {
                 self.port
             )));
         }
-        let company = Company::found(dir, self.branches).await?;
+        let mut signals = StopSignals::listen()?;
+        let company = tokio::select! {
+            company = Company::found(dir, self.branches) => company?,
+            _ = signals.told() => return Err(Failure::new(NO, "stopped before it began")),
+        };
         let silent = CancellationToken::new();
         let api = self.serve_api(listen, dir, &company, silent.clone());
         say("All branches have joined. Every office sells; nobody waits for the network.".into());
@@ -116,7 +122,7 @@ impl Demo {
             ));
         }
         let view = View::new(&company);
-        let interrupted = self.scenes(&company, &view, &shops).await?;
+        let interrupted = self.scenes(&company, &view, &shops, &mut signals).await?;
         stop.store(true, Ordering::Relaxed);
         let mut transactions = 0;
         for (_, shop) in shops {
@@ -128,7 +134,7 @@ impl Demo {
         }
         let proof = tokio::select! {
             proof = company.prove() => proof,
-            _ = stop_signal() => Err(Failure::new(NO, "stopped before the proof")),
+            _ = signals.told() => Err(Failure::new(NO, "stopped before the proof")),
         };
         silent.cancel();
         if let Some(api) = api {
@@ -180,6 +186,7 @@ impl Demo {
         company: &Company,
         view: &View,
         shops: &[(String, Shop)],
+        signals: &mut StopSignals,
     ) -> Outcome<bool> {
         loop {
             for (act, length) in ACTS.into_iter().enumerate() {
@@ -204,7 +211,7 @@ impl Demo {
                     }
                     tokio::select! {
                         () = tokio::time::sleep(DRAW) => {}
-                        _ = stop_signal() => {
+                        _ = signals.told() => {
                             cable.heal();
                             return Ok(true);
                         }
@@ -216,6 +223,12 @@ impl Demo {
             }
         }
     }
+}
+
+/// A folder that is not there yet, by a name that nobody can have made before.
+fn passing_folder() -> Outcome<PathBuf> {
+    let number = u64::from_le_bytes(random()?);
+    Ok(std::env::temp_dir().join(format!("branchline-demo-{number:016x}")))
 }
 
 fn settings(
@@ -268,7 +281,8 @@ impl Company {
             advertise: None,
             certificate: None,
         };
-        let head = Office::start(&settings(dir, &head_name, RoleName::Head, listen)).await?;
+        let head =
+            Office::start(&settings(dir, &head_name, RoleName::Head, listen), OWN_SOON).await?;
         let bound = head
             .bound
             .ok_or_else(|| Failure::new(BUG, "the head does not listen"))?;
@@ -286,7 +300,8 @@ impl Company {
                 pin: None,
                 ca: None,
             };
-            let office = Office::start(&settings(dir, &branch, RoleName::Branch, connect)).await?;
+            let office =
+                Office::start(&settings(dir, &branch, RoleName::Branch, connect), OWN_SOON).await?;
             let deadline = Some(Instant::now() + PATIENCE);
             office.handle().ask(Ask::Joined { deadline }).await?;
             company.paths.push((name.clone(), file(dir, &branch)));

@@ -9,9 +9,9 @@ use branchline_database::AnyDatabase;
 use branchline_transport::amqp::probe;
 
 use super::Context;
-use crate::config::{self, RoleName, TransportSettings};
+use crate::config::{self, IN_THE_CLEAR, RoleName, TransportSettings, is_in_the_clear};
 use crate::exit::{NO, Outcome};
-use crate::office::{amqp_settings, check_rules};
+use crate::office::{amqp_settings, check_rules, prepare};
 use crate::plan::{self, outlook::Outlook};
 
 /// Looks and tells. Exit code 1 when something is wrong.
@@ -20,7 +20,7 @@ pub async fn run(context: &Context) -> Outcome<u8> {
     let mut findings = Vec::new();
     let mut db = AnyDatabase::open(&settings.database, false).await?;
     let (engine, version) = db.describe().await?;
-    db.prepare().await?;
+    prepare(&mut db).await?;
     let schema = newest_schema(&mut db).await?.unwrap_or_default();
     let shared = |table: &Option<String>| {
         table
@@ -67,7 +67,20 @@ pub async fn run(context: &Context) -> Outcome<u8> {
             "advice": format!("make it its owner's alone: chmod 600 {}", path.display()),
         }));
     }
+    if let Some(path) = open_database(&settings.database) {
+        findings.push(serde_json::json!({
+            "level": "warning", "where": null,
+            "problem": format!("`{}` holds this office's signing key beside the rows, and every user of this machine can read it", path.display()),
+            "advice": format!("keep out who need not read it: chmod o-rwx {}", path.display()),
+        }));
+    }
     if let TransportSettings::Amqp(place) = &settings.transport {
+        if is_in_the_clear(&place.url) {
+            let (problem, advice) = IN_THE_CLEAR;
+            findings.push(serde_json::json!({
+                "level": "warning", "where": "broker", "problem": problem, "advice": advice,
+            }));
+        }
         for finding in probe(&amqp_settings(&settings, place)).await {
             let level = if finding.ok { "ok" } else { "error" };
             findings.push(serde_json::json!({
@@ -134,6 +147,13 @@ fn exposed(config: &Path) -> Vec<PathBuf> {
         std::fs::metadata(path).is_ok_and(|file| file.permissions().mode() & 0o044 != 0)
     };
     files.into_iter().filter(|path| open(path)).collect()
+}
+
+/// The database's file, where everybody can read it. Its owner and group are the application's own matter.
+fn open_database(address: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(address.strip_prefix("sqlite:")?);
+    let file = std::fs::metadata(&path).ok()?;
+    (file.permissions().mode() & 0o004 != 0).then_some(path)
 }
 
 fn has_password(address: &str) -> bool {

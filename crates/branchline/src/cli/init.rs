@@ -3,13 +3,15 @@
 use branchline_core::books::IdentityBook;
 use branchline_core::head::Head;
 use branchline_core::identity::{Incarnation, OfficeName};
-use branchline_core::port::Database;
+use branchline_core::port::{Database, Finding};
 use branchline_database::AnyDatabase;
 use clap::Args;
 
 use super::Context;
 use super::reach::{Reach, declare};
-use crate::config::{self, RoleName, write_private};
+use crate::config::{
+    self, IN_THE_CLEAR, RoleName, TransportSettings, is_in_the_clear, write_private,
+};
 use crate::driver::random;
 use crate::exit::{Failure, Outcome};
 use crate::plan::{self, rules::Rules};
@@ -36,7 +38,7 @@ pub struct Init {
 
 impl Init {
     /// Does it.
-    pub async fn run(self, context: &Context) -> Outcome<u8> {
+    pub async fn run(mut self, context: &Context) -> Outcome<u8> {
         let name = OfficeName::new(self.name.clone())
             .map_err(|error| Failure::usage(error.to_string()))?;
         let database = absolute(&self.database)?;
@@ -55,7 +57,19 @@ impl Init {
         let transport = self.reach.transport(&context.config)?;
         let tables = Some(self.tables.as_str());
         let text = config::compose(&name, RoleName::Head, &database, &transport.keys, tables);
-        declare(&config::parse(&context.config, &text)?).await?;
+        let settings = config::parse(&context.config, &text)?;
+        if let TransportSettings::Amqp(place) = &settings.transport
+            && is_in_the_clear(&place.url)
+        {
+            let (problem, advice) = IN_THE_CLEAR;
+            warnings.push(Finding {
+                fatal: false,
+                table: None,
+                problem: problem.into(),
+                advice: advice.into(),
+            });
+        }
+        declare(&settings).await?;
         let prepared = db.prepare().await;
         prepared.map_err(|error| Failure::from(error).at(place(&database)))?;
         let known = branchline_core::office::Identity::load(&mut db).await.ok();

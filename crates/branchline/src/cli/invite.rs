@@ -16,7 +16,7 @@ use crate::api;
 use crate::code::{JoinCode, Route};
 use crate::config::{self, QUEUE_PREFIX, RoleName, Settings, TransportSettings};
 use crate::driver::{now, random};
-use crate::exit::{Failure, Outcome};
+use crate::exit::{Failure, Outcome, io};
 use crate::office::{amqp_settings, read_file};
 use crate::say;
 
@@ -28,7 +28,8 @@ const CODE_HOURS: u64 = 72;
 pub struct Invite {
     /// The branch's name.
     name: String,
-    /// The broker's address for this branch, with its own user: amqp://USER:PASSWORD@HOST/VHOST.
+    /// The broker's address for this branch, with its own user: amqp://USER:PASSWORD@HOST/VHOST. `-` reads it from
+    /// standard input, where no other user can see the password.
     #[arg(long)]
     amqp: Option<String>,
     /// Hours until the code expires, if it is not used.
@@ -38,8 +39,14 @@ pub struct Invite {
 
 impl Invite {
     /// Does it.
-    pub async fn run(self, context: &Context) -> Outcome<u8> {
+    pub async fn run(mut self, context: &Context) -> Outcome<u8> {
         let settings = head_settings(context)?;
+        if self.amqp.as_deref() == Some("-") {
+            let line = std::io::read_to_string(std::io::stdin())
+                .map_err(io("cannot read the broker's address from standard input"))?;
+            self.amqp = Some(line.trim().to_string());
+        }
+        self.check_amqp()?;
         let name = OfficeName::new(self.name.clone())
             .map_err(|error| Failure::usage(error.to_string()))?;
         if name == settings.name {
@@ -88,6 +95,18 @@ impl Invite {
             || line.clone(),
         )?;
         Ok(0)
+    }
+
+    /// Wrong addresses must not end in a code.
+    fn check_amqp(&self) -> Outcome<()> {
+        match &self.amqp {
+            Some(url) if !url.starts_with("amqp://") && !url.starts_with("amqps://") => {
+                Err(Failure::usage(
+                    "--amqp: the broker's address must begin with `amqp://` or `amqps://`",
+                ))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn route(&self, settings: &Settings, name: &OfficeName) -> Outcome<Route> {

@@ -21,7 +21,7 @@ use crate::code::{JoinCode, Route};
 use crate::config::{self, RoleName, write_private};
 use crate::driver::random;
 use crate::exit::{Failure, Outcome, UNREACHED, io};
-use crate::office::{Lock, Office};
+use crate::office::{Lock, OWN_SOON, Office};
 use crate::request::{Answer, Ask};
 use crate::rewrite;
 use crate::say;
@@ -78,7 +78,7 @@ impl Join {
             write_private(&context.config, &compose(&code, &database))?;
         }
         let settings = config::read(&context.config)?;
-        let office = Office::start(&settings).await?;
+        let office = Office::start(&settings, OWN_SOON).await?;
         let progress = Progress::start(&office);
         let answer = self.joined(&office).await;
         let rows = progress.finish().await;

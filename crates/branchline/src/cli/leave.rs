@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::{Context, SHORT};
 use crate::exit::Outcome;
-use crate::office::{Lock, Office, beside};
+use crate::office::{Lock, OWN_SOON, Office, beside};
 use crate::request::Ask;
 use crate::{api, config};
 
@@ -31,7 +31,7 @@ impl Leave {
             None => drop(api::call(&context.config, "POST", "/api/leave", SHORT).await?),
             Some(_lock) => {
                 let told = async {
-                    let office = Office::start(&settings).await?;
+                    let office = Office::start(&settings, OWN_SOON).await?;
                     tokio::time::sleep(TELL_HEAD.min(Duration::from_millis(500))).await;
                     let left = office.handle().ask(Ask::Leave).await;
                     office.stop().await;
@@ -46,7 +46,7 @@ impl Leave {
             }
         }
         if !self.keep_config {
-            for extension in ["cert.pem", "key.pem", "lock", "api", "token"] {
+            for extension in ["cert.pem", "key.pem", "lock", "api", "token", "branch"] {
                 drop(std::fs::remove_file(beside(&context.config, extension)));
             }
             drop(std::fs::remove_file(&context.config));

@@ -5,7 +5,6 @@ use branchline_core::branch::{Branch, Promotion};
 use branchline_core::head::{Head, Wiring};
 use branchline_core::identity::OfficeName;
 use branchline_core::office::Identity;
-use branchline_core::port::Database;
 use branchline_core::schema::{Schema, Table};
 use branchline_core::succession;
 use branchline_database::AnyDatabase;
@@ -16,7 +15,7 @@ use super::reach::{Reach, Wanted, declare};
 use crate::config::{self, RoleName, Settings, write_private};
 use crate::driver::{now, random};
 use crate::exit::{Failure, Outcome};
-use crate::office::{Lock, beside, own, read_file};
+use crate::office::{Lock, OWN_SOON, beside, own, prepare, read_file};
 use crate::plan::former::Former;
 use crate::rewrite;
 use crate::say;
@@ -33,7 +32,7 @@ pub struct Promote {
 
 impl Promote {
     /// Does it.
-    pub async fn run(self, context: &Context) -> Outcome<u8> {
+    pub async fn run(mut self, context: &Context) -> Outcome<u8> {
         self.reach.check()?;
         let settings = config::read(&context.config)?;
         if settings.role == RoleName::Head {
@@ -48,8 +47,8 @@ impl Promote {
             ));
         };
         let mut db = AnyDatabase::open(&settings.database, false).await?;
-        own(&mut db).await?;
-        db.prepare().await?;
+        own(&mut db, OWN_SOON).await?;
+        prepare(&mut db).await?;
         let (identity, is_head) = Identity::load(&mut db).await?;
         let (name, (text, transport), promotion) = if is_head {
             // It was cut short after the database had become the head's.

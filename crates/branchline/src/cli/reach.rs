@@ -5,20 +5,16 @@ use std::path::{Path, PathBuf};
 use branchline_transport::direct::make_certificate;
 use clap::Args;
 
-use crate::config::{self, Settings, TransportSettings, write_private};
+use crate::config::{self, Settings, TransportSettings, from_environment, write_private};
 use crate::exit::{Failure, Outcome};
 use crate::office::{amqp_settings, beside};
 
 /// The flags.
 #[derive(Debug, Args)]
 pub struct Reach {
-    /// The broker, as the head's own user: amqp://USER:PASSWORD@HOST/VHOST or amqps://...
-    #[arg(
-        long,
-        env = "BRANCHLINE_AMQP",
-        hide_env_values = true,
-        conflicts_with = "listen"
-    )]
+    /// The broker, as the head's own user: amqp://USER:PASSWORD@HOST/VHOST or amqps://... (without it and --listen:
+    /// BRANCHLINE_AMQP)
+    #[arg(long, conflicts_with = "listen")]
     amqp: Option<String>,
     /// Without a broker: where the head listens for branches, HOST:PORT.
     #[arg(long)]
@@ -33,7 +29,11 @@ pub struct Reach {
 
 impl Reach {
     /// Insists that one of the two is said, and that branches can do something with it.
-    pub fn check(&self) -> Outcome<()> {
+    pub fn check(&mut self) -> Outcome<()> {
+        // One machine may run heads with and without a broker: the environment speaks to those with.
+        if self.amqp.is_none() && self.listen.is_none() {
+            self.amqp = from_environment("BRANCHLINE_AMQP");
+        }
         if self.amqp.is_none() && self.listen.is_none() {
             return Err(Failure::usage(
                 "say how branches reach the head: --amqp URL (RabbitMQ) or --listen HOST:PORT (no broker)",

@@ -1,10 +1,11 @@
 //! `run`: the office's process.
 
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::Context;
 use crate::exit::{Failure, Outcome, io};
-use crate::office::{Lock, Office};
+use crate::office::{Lock, OWN_SURELY, Office};
 use crate::{api, config};
 
 /// Runs until SIGTERM or SIGINT, then stops cleanly.
@@ -16,7 +17,14 @@ pub async fn run(context: &Context) -> Outcome<u8> {
             settings.name
         )));
     };
-    let office = Office::start(&settings).await?;
+    let mut signals = StopSignals::listen()?;
+    let office = tokio::select! {
+        office = Office::start(&settings, OWN_SURELY) => office?,
+        name = signals.told() => {
+            tracing::info!("{name}: stopping before the start");
+            return Ok(0);
+        }
+    };
     if let Some(bound) = office.bound {
         tracing::info!("{} listens for branches at {bound}", settings.name);
     }
@@ -27,7 +35,10 @@ pub async fn run(context: &Context) -> Outcome<u8> {
     });
     let mut serves = true;
     let outcome = tokio::select! {
-        signal = stop_signal() => signal.map(|name| tracing::info!("{name}: stopping")),
+        name = signals.told() => {
+            tracing::info!("{name}: stopping");
+            Ok(())
+        }
         ended = &mut served => {
             serves = false;
             ended.unwrap_or_else(|error| Err(Failure::new(crate::exit::BUG, error.to_string())))
@@ -46,13 +57,26 @@ pub async fn run(context: &Context) -> Outcome<u8> {
     outcome.and(stopped).map(|()| 0)
 }
 
-/// Waits until this process is told to stop, and says by which signal.
-pub async fn stop_signal() -> Outcome<&'static str> {
-    use tokio::signal::unix::{SignalKind, signal};
-    let mut term = signal(SignalKind::terminate()).map_err(io("SIGTERM"))?;
-    let mut int = signal(SignalKind::interrupt()).map_err(io("SIGINT"))?;
-    Ok(tokio::select! {
-        _ = term.recv() => "SIGTERM",
-        _ = int.recv() => "SIGINT",
-    })
+/// The signals that tell this process to stop. None is missed while nobody waits for one.
+pub struct StopSignals {
+    term: Signal,
+    int: Signal,
+}
+
+impl StopSignals {
+    /// Hears them from now on.
+    pub fn listen() -> Outcome<Self> {
+        Ok(Self {
+            term: signal(SignalKind::terminate()).map_err(io("SIGTERM"))?,
+            int: signal(SignalKind::interrupt()).map_err(io("SIGINT"))?,
+        })
+    }
+
+    /// Waits for one, and says which.
+    pub async fn told(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.term.recv() => "SIGTERM",
+            _ = self.int.recv() => "SIGINT",
+        }
+    }
 }

@@ -10,6 +10,7 @@ use branchline_core::port::Database;
 use super::{Driver, Machine, now};
 use crate::config::Mode;
 use crate::exit::{self, Failure};
+use crate::office::stopped;
 use crate::request::{Answer, Ask, Request, Waiting};
 
 /// The exit code of a comparison: equal, different, or not complete since a branch was away.
@@ -123,6 +124,17 @@ impl Driver {
             if matches!(waiting.ask, Ask::Verify { repair, .. } if repair == repaired) {
                 waiting.answer = Some(Ok((code, document.clone())));
             }
+        }
+    }
+
+    /// Tells those who still wait that the office stops.
+    pub(super) fn refuse_waiting(&mut self) {
+        for waiting in std::mem::take(&mut self.waiting) {
+            drop(waiting.reply.send(Err(stopped())));
+        }
+        self.parts.requests.close();
+        while let Ok(request) = self.parts.requests.try_recv() {
+            drop(request.reply.send(Err(stopped())));
         }
     }
 

@@ -19,6 +19,7 @@ mod manners;
 mod mariadb;
 mod office;
 mod planning;
+mod process;
 mod promoting;
 mod repairing;
 mod reports;

@@ -33,6 +33,19 @@ pub fn wait_until<T>(
     }
 }
 
+/// Says what this machine does not allow to be tested: in the file that `test.sh` lists at its end, and in the test's output.
+pub fn skipped(what: &str) {
+    println!("SKIPPED: {what}");
+    if let Some(list) = std::env::var_os("BRANCHLINE_TEST_SKIPPED") {
+        let mut list = File::options()
+            .create(true)
+            .append(true)
+            .open(list)
+            .unwrap();
+        writeln!(list, "{what}").unwrap();
+    }
+}
+
 /// What a command did.
 #[derive(Debug)]
 pub struct Ran {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use branchline_testkit::servers::{postgres, rabbitmq};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::office::{Office, settle};
@@ -11,12 +11,39 @@ use crate::sql::Db;
 
 const SOON: Duration = Duration::from_secs(60);
 
+/// Holds a document to its description: for each key (`a.b` is `b` in `a`) its kind, `?` after it where it may be null.
 #[track_caller]
-fn has(document: &Value, keys: &[&str]) {
-    for path in keys {
+fn is_as_told(document: &Value, keys: &[(&str, &str)]) {
+    for (path, kind) in keys {
         let found = path.split('.').try_fold(document, |at, key| at.get(key));
-        assert!(found.is_some(), "{path} is missing in {document}");
+        let found = found.unwrap_or_else(|| panic!("{path} is missing in {document}"));
+        let is = |kind: &str| match kind {
+            "text" => found.as_str().is_some_and(|text| !text.is_empty()),
+            "number" => found.is_u64(),
+            "signed" => found.is_i64(),
+            "flag" => found.is_boolean(),
+            "list" => found.is_array(),
+            "numbers" => found
+                .as_object()
+                .is_some_and(|all| all.values().all(Value::is_u64)),
+            "time" => found.as_str().is_some_and(is_time),
+            other => panic!("{other} is no kind"),
+        };
+        let fits = match kind.strip_suffix('?') {
+            Some(kind) => found.is_null() || is(kind),
+            None => is(kind),
+        };
+        assert!(fits, "{path} should be a {kind}: {document}");
     }
+}
+
+/// As in `2026-11-23T12:00:00.123456Z`, and not of an unset clock.
+fn is_time(text: &str) -> bool {
+    let shape: String = text
+        .chars()
+        .map(|letter| if letter.is_ascii_digit() { '0' } else { letter })
+        .collect();
+    shape.starts_with("0000-00-00T00:00:00") && shape.ends_with('Z') && text > "2020"
 }
 
 #[test]
@@ -28,7 +55,15 @@ fn status_verify_and_doctor_say_what_is_documented() {
     Db::open(&url).run("CREATE TABLE item (id integer PRIMARY KEY, name text); INSERT INTO item VALUES (1, 'a'), (2, 'b')");
     let mut head = Office::new(folder.path(), "HO", &url);
     head.init("*", &["--amqp", &broker.admin_url_of(&vhost)]);
-    let code = head.invite("b1", &[]);
+    // A password in an argument would be everybody's to see.
+    let address = broker.admin_url_of(&vhost);
+    let ran = head
+        .feed(&address, &["invite", "b1", "--amqp", "-"])
+        .expect(0);
+    let code = ran.out.trim().to_owned();
+    head.feed("nonsense", &["invite", "b2", "--amqp", "-"])
+        .expect(2)
+        .says(&["--amqp", "amqps://"]);
     head.run();
     let mut branch = Office::sqlite(folder.path(), "b1");
     branch.join(&code);
@@ -37,59 +72,91 @@ fn status_verify_and_doctor_say_what_is_documented() {
 
     for office in [&head, &branch] {
         let status = office.status();
-        has(
+        is_as_told(
             &status,
             &[
-                "office",
-                "role",
-                "database.engine",
-                "database.version",
-                "database.reachable",
-                "transport.kind",
-                "transport.connected",
-                "transport.since",
-                "in_sync",
-                "pending_changes",
-                "outbox.batches",
-                "outbox.changes",
-                "outbox.bytes",
-                "outbox.oldest_seconds",
-                "applied",
-                "conflicts",
-                "holds",
-                "schema_version",
-                "mode",
+                ("office", "text"),
+                ("role", "text"),
+                ("database.engine", "text"),
+                ("database.version", "text"),
+                ("database.reachable", "flag"),
+                ("transport.kind", "text"),
+                ("transport.connected", "flag"),
+                ("transport.since", "time"),
+                ("in_sync", "flag"),
+                ("pending_changes", "number"),
+                ("outbox.batches", "number"),
+                ("outbox.changes", "number"),
+                ("outbox.bytes", "number"),
+                ("outbox.oldest_seconds", "number?"),
+                ("applied", "numbers"),
+                ("conflicts", "number"),
+                ("holds", "number"),
+                ("schema_version", "number"),
+                ("mode", "text"),
+                ("at", "time"),
             ],
         );
         assert_eq!(status["office"], office.name);
         assert_eq!(status["transport"]["kind"], "amqp");
         assert_eq!(status["transport"]["connected"], true);
         assert_eq!(status["mode"], "live");
+        assert_eq!(status["in_sync"], true);
+        let role = if office.name == "HO" {
+            "head"
+        } else {
+            "branch"
+        };
+        assert_eq!(status["role"], role);
+        assert_eq!(status["database"]["reachable"], true);
+        let nothing = json!([0, 0, 0]);
+        let waits = json!([
+            status["pending_changes"],
+            status["conflicts"],
+            status["holds"]
+        ]);
+        assert_eq!(waits, nothing, "{status}");
         let document = office.cmd(&["doctor", "--json"]).expect(0).document();
         assert_eq!(document["healthy"], true, "{document}");
         let comparison = office.cmd(&["verify", "--json"]).expect(0).document();
-        has(
+        is_as_told(
             &comparison,
-            &["equal", "cut", "bytes_exchanged", "branches"],
+            &[
+                ("equal", "flag"),
+                ("cut", "number"),
+                ("bytes_exchanged", "number"),
+                ("branches", "list"),
+            ],
+        );
+        assert_eq!(comparison["equal"], true, "{comparison}");
+        assert!(
+            comparison["bytes_exchanged"].as_u64() > Some(0),
+            "{comparison}"
         );
         assert_eq!(
             comparison["branches"].as_array().map(Vec::len),
             Some(1),
             "{comparison}"
         );
-        has(&comparison["branches"][0], &["name", "equal", "tables"]);
+        is_as_told(
+            &comparison["branches"][0],
+            &[("name", "text"), ("equal", "flag"), ("tables", "list")],
+        );
         let table = &comparison["branches"][0]["tables"][0];
-        has(
+        is_as_told(
             table,
             &[
-                "name",
-                "rows",
-                "different",
-                "only_head",
-                "only_branch",
-                "pending",
+                ("name", "text"),
+                ("rows", "number"),
+                ("different", "number"),
+                ("only_head", "number"),
+                ("only_branch", "number"),
+                ("pending", "number"),
             ],
         );
+        for none in ["different", "only_head", "only_branch", "pending"] {
+            assert_eq!(table[none], 0, "{none}: {comparison}");
+        }
         assert_eq!(
             (&table["name"], &table["rows"]),
             (&Value::from("item"), &Value::from(2))
@@ -99,18 +166,23 @@ fn status_verify_and_doctor_say_what_is_documented() {
         assert!(told.contains("in sync") && !told.starts_with('{'), "{told}");
     }
     let seen = &head.status()["branches"][0];
-    has(
+    is_as_told(
         seen,
         &[
-            "name",
-            "online",
-            "last_seen",
-            "lag_changes",
-            "lag_seconds",
-            "holds",
-            "clock_offset_ms",
-            "schema_version",
+            ("name", "text"),
+            ("online", "flag"),
+            ("last_seen", "time"),
+            ("lag_changes", "number"),
+            ("lag_seconds", "number"),
+            ("holds", "number"),
+            ("clock_offset_ms", "signed"),
+            ("schema_version", "number"),
         ],
+    );
+    // One machine, one clock.
+    assert!(
+        seen["clock_offset_ms"].as_i64().unwrap().abs() < 5_000,
+        "{seen}"
     );
     assert_eq!(
         (&seen["name"], &seen["online"], &seen["lag_changes"]),

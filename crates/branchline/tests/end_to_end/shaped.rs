@@ -8,7 +8,7 @@ use branchline_testkit::servers::{free_port, postgres};
 use tempfile::TempDir;
 
 use crate::company::seed;
-use crate::office::{Office, settle, wait_until};
+use crate::office::{Office, settle, skipped, wait_until};
 use crate::sql::Db;
 use crate::torture::ledger::{self, Keeper, Ledger};
 
@@ -69,7 +69,9 @@ impl Line {
         if shape(POOR) {
             println!("the line: {POOR}");
         } else if shape(SLOW) {
-            println!("SKIPPED: loss and delay, since there is no netem here; the line: {SLOW}");
+            skipped(&format!(
+                "loss and delay, since there is no netem here; the line: {SLOW}"
+            ));
         } else {
             return Err("tc can shape nothing".into());
         }
@@ -103,7 +105,7 @@ fn a_branch_behind_a_poor_line_gets_and_gives_everything() {
     let line = match Line::lay() {
         Ok(line) => line,
         Err(why) => {
-            println!("SKIPPED: no line can be shaped here: {why}");
+            skipped(&format!("no line can be shaped here: {why}"));
             return;
         }
     };

@@ -33,10 +33,13 @@ SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ZERO_DATE,NO_ZERO_IN_DATE,ERROR_FOR
   wait_timeout = 2147483, net_read_timeout = 60, net_write_timeout = 60, max_join_size = DEFAULT, completion_type = 0;
 SET @branchline_applying = 1";
 
-/// Settings that only MariaDB has. The first: long lists in `IN` stay lists.
 /// Held by the connection of the one process that owns the office; each database has its own such lock.
 const OWN: &str = "SELECT GET_LOCK(CONCAT('branchline:', MD5(DATABASE())), 0)";
+/// The owner speaks every few seconds ([`MysqlDatabase::keep_owning`]): one that is silent for so long has vanished with
+/// its machine. A server would wait for hours by default.
+const OWNER: &str = "SET SESSION wait_timeout = 60";
 
+/// Settings that only MariaDB has. The first: long lists in `IN` stay lists.
 const SESSION_MARIADB: &str = "SET SESSION in_predicate_conversion_threshold = 0, max_statement_time = 0,
   idle_transaction_timeout = 0, idle_readonly_transaction_timeout = 0, idle_write_transaction_timeout = 0";
 
@@ -139,10 +142,31 @@ impl MysqlDatabase {
     pub async fn own(&mut self) -> DbResult<bool> {
         self.reconnect().await?;
         if !self.owner {
-            let taken = self.rows(OWN).await?;
-            self.owner = taken.first().is_some_and(|row| row.is(0));
+            self.owner = self.take_lock().await?;
         }
         Ok(self.owner)
+    }
+
+    async fn take_lock(&mut self) -> DbResult<bool> {
+        let taken = self.rows(OWN).await?;
+        let taken = taken.first().is_some_and(|row| row.is(0));
+        if taken {
+            self.execute(OWNER).await?;
+        }
+        Ok(taken)
+    }
+
+    /// Lets the server hear from the owner between its transactions.
+    pub async fn keep_owning(&mut self) -> DbResult<()> {
+        if !self.owner || self.open.is_some() {
+            return Ok(());
+        }
+        self.reconnect().await?;
+        match self.execute("DO 0").await {
+            // The server has closed the connection: the lock is taken anew with another one.
+            Err(DatabaseError::Unreachable(_)) => self.reconnect().await,
+            heard => heard,
+        }
     }
 
     /// The engine's name and the server's version.
@@ -421,14 +445,11 @@ impl MysqlDatabase {
             }
         }
         self.conn = Some(conn);
-        if self.owner {
-            let taken = self.rows(OWN).await?;
-            if !taken.first().is_some_and(|row| row.is(0)) {
-                self.conn = None;
-                return Err(DatabaseError::Unreachable(
-                    "another process has taken this office over while the connection was broken; stop one of the two".into(),
-                ));
-            }
+        if self.owner && !self.take_lock().await? {
+            self.conn = None;
+            return Err(DatabaseError::Unreachable(
+                "another process has taken this office over while the connection was broken; stop one of the two".into(),
+            ));
         }
         Ok(())
     }

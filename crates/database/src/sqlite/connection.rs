@@ -1,6 +1,7 @@
 //! The connection, and the one transaction open on it.
 
 use std::fs::{File, TryLockError};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -73,6 +74,9 @@ impl SqliteDatabase {
                 "there is no database file at {path}; check the path"
             )));
         }
+        if create {
+            make_private(&path);
+        }
         let mut flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         flags.set(OpenFlags::SQLITE_OPEN_CREATE, create);
         let connection = Connection::open_with_flags(&path, flags).map_err(failure)?;
@@ -101,7 +105,7 @@ impl SqliteDatabase {
         };
         // Never the database file itself: closing it would drop SQLite's own locks.
         let mut options = File::options();
-        let options = options.create(true).write(true).truncate(false);
+        let options = options.create(true).write(true).truncate(false).mode(0o600);
         let file = options.open(&path).map_err(refused)?;
         match file.try_lock() {
             Ok(()) => {
@@ -314,6 +318,15 @@ impl SqliteDatabase {
             message,
             foreign_key: true,
         }
+    }
+}
+
+/// Makes the file if there is none. It will hold the office's signing key: others are kept out, until its owner lets them in.
+/// What stands in the way SQLite tells when it opens the file.
+fn make_private(path: &Path) {
+    if path != Path::new(":memory:") {
+        let mut options = File::options();
+        drop(options.write(true).create_new(true).mode(0o600).open(path));
     }
 }
 

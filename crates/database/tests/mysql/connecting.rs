@@ -64,6 +64,63 @@ async fn a_connection_that_the_server_ended_is_made_anew() {
     shop.db.commit().await.unwrap();
 }
 
+/// A server on the way to which everything gets lost from a moment on, and nothing is closed.
+async fn line_to(url: &str) -> (String, tokio::sync::watch::Sender<bool>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let place = url.split(['@', '/']).nth(3).unwrap().to_owned();
+    let near_place = listener.local_addr().unwrap().to_string();
+    let through = url.replace(&place, &near_place);
+    let (dead, watched) = tokio::sync::watch::channel(false);
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let (place, mut watched) = (place.clone(), watched.clone());
+            tokio::spawn(async move {
+                let mut far = tokio::net::TcpStream::connect(place).await.unwrap();
+                let lost = async { drop(watched.wait_for(|dead| *dead).await) };
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => return,
+                    () = lost => {}
+                }
+                std::future::pending::<()>().await;
+            });
+        }
+    });
+    (through, dead)
+}
+
+#[tokio::test]
+async fn a_machine_that_vanished_owns_its_database_for_a_minute_at_the_most() {
+    let url = servers::mariadb().fresh_database();
+    let (through, dead) = line_to(&url).await;
+    let mut vanished = MysqlDatabase::connect(&through).await.unwrap();
+    assert!(vanished.own().await.unwrap());
+    assert!(vanished.own().await.unwrap(), "again");
+    dead.send_replace(true);
+    let mut next = MysqlDatabase::connect(&url).await.unwrap();
+    assert!(!next.own().await.unwrap());
+    let taken = async {
+        while !next.own().await.unwrap() {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    let minute = Duration::from_secs(75);
+    tokio::time::timeout(minute, taken).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_idle_owner_keeps_its_database_also_when_its_connection_breaks() {
+    let mut shop = shop("").await;
+    assert!(shop.db.own().await.unwrap());
+    let all =
+        "SELECT GROUP_CONCAT(CONCAT('KILL ', ID) SEPARATOR ';') FROM information_schema.PROCESSLIST
+               WHERE DB = DATABASE() AND ID <> CONNECTION_ID()";
+    let kill = shop.see(all).await.remove(0).unwrap();
+    shop.app(&kill).await;
+    shop.db.keep_owning().await.unwrap();
+    let mut second = MysqlDatabase::connect(&shop.url).await.unwrap();
+    assert!(!second.own().await.unwrap());
+}
+
 #[tokio::test]
 async fn the_watch_wakes_soon_after_a_write_and_outlives_the_server() {
     let mut server = tokio::task::spawn_blocking(MariaDb::start).await.unwrap();

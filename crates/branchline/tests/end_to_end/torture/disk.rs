@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::office::skipped;
+
 /// A mounted file system of a few megabytes.
 pub struct SmallDisk {
     pub path: PathBuf,
@@ -22,7 +24,9 @@ impl SmallDisk {
         match mounted {
             Ok(output) if output.status.success() => Some(Self { path }),
             refused => {
-                println!("SKIPPED: no disk is filled, since none can be mounted here: {refused:?}");
+                skipped(&format!(
+                    "no disk is filled, since none can be mounted here: {refused:?}"
+                ));
                 drop(std::fs::remove_dir(&path));
                 None
             }
