@@ -122,9 +122,7 @@ fn run(
         "bytes/change",
         company.bytes(from, stream) / f64::from(rows),
     );
-    let peak = company
-        .usage(Side::Head)
-        .peak
-        .max(company.usage(Side::Branch).peak);
-    figures.add(name, "peak MiB", peak);
+    for (side, column) in [(Side::Head, "head MiB"), (Side::Branch, "branch MiB")] {
+        figures.add(name, column, company.usage(side).peak);
+    }
 }

@@ -6,8 +6,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use branchline_testkit::servers::{Postgres, RabbitMq};
 
-/// Both servers replicate, and neither checkpoints in the middle of a run unless the run is long.
-const SETTINGS: [(&str, &str); 3] = [
+/// Both servers replicate, and neither checkpoints in the middle of a run unless the run is long. A subscription that is
+/// enabled starts at once: by default it would wait until five seconds after the last start.
+const SETTINGS: [(&str, &str); 4] = [
+    ("wal_retrieve_retry_interval", "10ms"),
     ("wal_level", "logical"),
     ("max_wal_size", "8GB"),
     ("checkpoint_timeout", "30min"),
