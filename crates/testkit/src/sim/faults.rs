@@ -1,5 +1,5 @@
-//! Faults between any two steps of a database: the process dies, the answer is lost, another transaction is in the
-//! way, the application commits in between. And sabotage: wrong code that the simulation must notice.
+//! Faults between any two steps of a database: the process dies, a commit's answer is lost, another transaction is in
+//! the way, the application commits in between. And sabotage: wrong code that the simulation must notice.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -54,11 +54,13 @@ pub enum Sabotage {
     StepsForgotten,
     /// Columns that a table was given later are read by their places, and the places are wrong.
     ColumnsMixed,
+    /// A machine that is to be read anew goes on taking in what arrives.
+    StaleListens,
 }
 
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::HeadCursorNotSaved,
         Self::BranchBookNotSaved,
         Self::CapturedAlwaysEmpty,
@@ -77,6 +79,7 @@ impl Sabotage {
         Self::ReadsNothing,
         Self::StepsForgotten,
         Self::ColumnsMixed,
+        Self::StaleListens,
     ];
 }
 
@@ -85,6 +88,8 @@ impl Sabotage {
 pub struct Plan {
     /// The process dies at this step; with `true`, after it took effect.
     pub crash: Option<(u32, bool)>,
+    /// After so many more transactions that write, one is committed and its answer lost; the process lives.
+    pub lost: Option<u32>,
     /// This step finds another transaction in the way.
     pub busy: Option<u32>,
     /// The application commits a transaction just before this step.
@@ -132,6 +137,10 @@ const SOON: u32 = 8;
 
 fn killed() -> DatabaseError {
     DatabaseError::Unreachable("the process was killed".into())
+}
+
+fn answer_lost() -> DatabaseError {
+    DatabaseError::Unreachable("the answer was lost".into())
 }
 
 macro_rules! inner {
@@ -359,6 +368,10 @@ impl Database for Faulty<'_> {
         if result.is_ok() {
             self.open = None;
             self.commit_late();
+            if purpose != Some(Purpose::Read) && count_down(&mut self.plan.lost) {
+                self.plan.hindered = true;
+                return self.after(late, Err(answer_lost()));
+            }
         }
         self.after(late, result)
     }

@@ -1,6 +1,6 @@
 //! A head and branches, joined, with nothing between them that fails unless told to.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
@@ -10,7 +10,8 @@ use branchline_core::change::{Key, Row};
 use branchline_core::conflict::{ConflictRecord, Reason};
 use branchline_core::ed25519_dalek::SigningKey;
 use branchline_core::envelope;
-use branchline_core::evolution::Plan;
+use branchline_core::evolution::Plan as Sharing;
+use branchline_core::failure::OfficeResult;
 use branchline_core::head::{Head, Wiring, seats};
 use branchline_core::identity::{Digest, Incarnation, LogPosition, Micros, OfficeName};
 use branchline_core::message::{Keep, Message};
@@ -21,7 +22,12 @@ use branchline_core::schema::{Column, Counter, Direction, Schema, Table, TableId
 use branchline_core::succession::Offer;
 use branchline_core::value::{Type, Value};
 use branchline_testkit::conformance::Op;
+use branchline_testkit::sim::faults::{Faulty, Plan};
+use branchline_testkit::sim::model::Journal;
 use branchline_testkit::sim::office::{Disk, Image, Place, Store, run};
+use branchline_testkit::sim::workload::{Business, Desk};
+use rand::SeedableRng;
+use rand::rngs::Xoshiro256PlusPlus;
 
 /// Runs a step on a database of either engine.
 macro_rules! on {
@@ -190,7 +196,7 @@ impl Company {
     }
 
     fn join(&mut self, number: u8) {
-        let at = self.begin_to_join(number);
+        let at = self.begin_to_join(number, &[]);
         self.settle();
         let state = self.branches[at].branch.state();
         assert!(state.joining.is_none(), "the branch has joined");
@@ -198,7 +204,7 @@ impl Company {
 
     /// A branch that is let in, and whose first copy is not complete.
     pub fn join_in_part(&mut self, number: u8) {
-        let at = self.begin_to_join(number);
+        let at = self.begin_to_join(number, &[]);
         for _ in 0..100 {
             self.step();
             if self.branches[at].branch.state().joining.is_some()
@@ -210,7 +216,8 @@ impl Company {
         panic!("it never began");
     }
 
-    fn begin_to_join(&mut self, number: u8) -> usize {
+    /// A branch that is let in, with rows of its own.
+    pub fn begin_to_join(&mut self, number: u8, own: &[Op]) -> usize {
         let name = OfficeName::new(format!("b{number}")).unwrap();
         let secret = [100 + number; 32];
         on!(self.at_head, db => seats::invite(db, &name, secret, Micros(i64::MAX)))
@@ -224,6 +231,10 @@ impl Company {
             secret,
         };
         let mut disk = Disk::new(self.place, name.as_str());
+        if !own.is_empty() {
+            on!(disk, db => db.create_tables(&self.schema)).unwrap();
+            disk.write_now(&self.schema, own, self.now).unwrap();
+        }
         let session = self.session();
         let branch = on!(disk, db => async {
             db.prepare().await.unwrap();
@@ -489,7 +500,7 @@ impl Company {
         self.write_head(ops);
     }
 
-    pub fn set_plan(&mut self, plan: Plan) {
+    pub fn set_plan(&mut self, plan: Sharing) {
         self.head.set_plan(plan);
     }
 
@@ -605,6 +616,43 @@ impl Company {
             self.flush();
         }
         moved
+    }
+
+    /// One piece of work of a branch, with these faults. A process that died is not started again.
+    pub fn work_under(&mut self, at: usize, plan: &mut Plan) -> OfficeResult<bool> {
+        let office = &mut self.branches[at];
+        let schema = office.branch.schema().clone();
+        let desk = Desk {
+            rng: &mut Xoshiro256PlusPlus::seed_from_u64(1),
+            journal: &mut Journal::default(),
+            schema: &schema,
+            migrations: None,
+            here: None,
+            office: 1 + at,
+            writer: 1 + at,
+            is_head: false,
+            now: self.now,
+            times: &mut BTreeMap::new(),
+            locked: BTreeSet::new(),
+            down_too: false,
+            business: Business::default(),
+        };
+        let mut database = Faulty::new(&mut office.disk, plan, desk);
+        let outcome = run(office.branch.work(&mut database, self.now));
+        if plan.dead {
+            office.disk.reopen();
+        }
+        outcome
+    }
+
+    /// One piece of the head's work.
+    pub fn try_head(&mut self) -> OfficeResult<bool> {
+        on!(self.at_head, db => self.head.work(db, self.now))
+    }
+
+    /// Capture is installed at the head, and no more.
+    pub fn install_at_head(&mut self) {
+        on!(self.at_head, db => db.install(&self.schema)).unwrap();
     }
 
     /// Bytes that were on their way for long arrive at the head.

@@ -32,6 +32,7 @@ impl World {
         self.offices[office].lives += 1;
         self.offices[office].working = false;
         self.offices[office].troubled = false;
+        self.offices[office].stale = false;
         let Some(machine) = self.load(office) else {
             return;
         };
@@ -422,7 +423,7 @@ impl World {
                     }
                 }
                 Head::load(db, wiring, now).await?;
-                Ok::<_, branchline_core::failure::OfficeError>(Ok(()))
+                Ok::<_, OfficeError>(Ok(()))
             })
         });
         match done {
@@ -451,7 +452,7 @@ impl World {
             run(async {
                 let invited = seats::invite(db, &name, code, expires).await?;
                 let log = branchline_core::head::log_of(db).await?;
-                Ok::<_, branchline_core::failure::OfficeError>(invited.map(|()| log))
+                Ok::<_, OfficeError>(invited.map(|()| log))
             })
         });
         let log = invited.expect("the head's database works");
