@@ -90,6 +90,8 @@ pub struct Plan {
     pub crash: Option<(u32, bool)>,
     /// After so many more transactions that write, one is committed and its answer lost; the process lives.
     pub lost: Option<u32>,
+    /// An answer was lost during this call.
+    pub cut_off: bool,
     /// This step finds another transaction in the way.
     pub busy: Option<u32>,
     /// The application commits a transaction just before this step.
@@ -369,7 +371,7 @@ impl Database for Faulty<'_> {
             self.open = None;
             self.commit_late();
             if purpose != Some(Purpose::Read) && count_down(&mut self.plan.lost) {
-                self.plan.hindered = true;
+                (self.plan.hindered, self.plan.cut_off) = (true, true);
                 return self.after(late, Err(answer_lost()));
             }
         }

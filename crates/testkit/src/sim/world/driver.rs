@@ -45,9 +45,14 @@ impl World {
     }
 
     pub(super) fn has_room(&self, office: usize) -> bool {
+        let machine = self.offices[office].machine.as_ref();
+        self.listens(office) && machine.is_some_and(Machine::has_room)
+    }
+
+    /// Whether an office's driver takes in what arrives: not while its machine may not know what its database says.
+    fn listens(&self, office: usize) -> bool {
         let office = &self.offices[office];
-        let listens = !office.stale || office.plan.sabotage == Some(Sabotage::StaleListens);
-        listens && office.machine.as_ref().is_some_and(Machine::has_room)
+        !office.stale || office.plan.sabotage == Some(Sabotage::StaleListens)
     }
 
     /// Calls a machine, then does what it asks for. Returns nothing where the call failed.
@@ -60,6 +65,7 @@ impl World {
         let mut plan = std::mem::take(&mut self.offices[office].plan);
         let result = self.with_plan(office, &mut plan, |db, now| act(&mut machine, db, now));
         let (dead, hindered) = (plan.dead, std::mem::take(&mut plan.hindered));
+        let cut_off = std::mem::take(&mut plan.cut_off);
         let raced = plan.raced.take();
         self.offices[office].plan = plan;
         self.offices[office].machine = Some(machine);
@@ -85,7 +91,7 @@ impl World {
             // What was asked of tables that are no longer so fails, and is looked at anew.
             Err(error) if hindered || self.offices[office].altered => {
                 self.tell(format!("{}: {error}", self.offices[office].name));
-                self.trouble(office, &error);
+                self.trouble(office, &error, cut_off);
                 None
             }
             Err(error) => {
@@ -95,12 +101,19 @@ impl World {
         }
     }
 
-    /// A step failed: the driver waits a little, then reads the machine anew, unless it was only in somebody's way.
-    fn trouble(&mut self, office: usize, error: &OfficeError) {
+    /// A step failed: the driver waits a little, then reads the machine anew, unless it was only in somebody's way. What
+    /// cuts an office off from its database may cut it off from the others too, and last.
+    fn trouble(&mut self, office: usize, error: &OfficeError, cut_off: bool) {
         self.offices[office].stale |= !matches!(error, OfficeError::InTheWay(_));
         if !std::mem::replace(&mut self.offices[office].troubled, true) {
             let life = self.offices[office].lives;
-            let pause = (50 * MS) << self.offices[office].failures.min(6);
+            let mut pause = (50 * MS) << self.offices[office].failures.min(6);
+            if cut_off {
+                pause += self.up_to(3 * SECOND);
+                for link in self.links_of(office) {
+                    self.unlink(link);
+                }
+            }
             self.offices[office].failures += 1;
             self.at(pause, Event::Reload(office, life));
         }
@@ -144,7 +157,7 @@ impl World {
     }
 
     pub(super) fn link_up(&mut self, office: usize) {
-        if self.offices[office].stale {
+        if !self.listens(office) {
             // It hears of it when it is read anew.
             return;
         }
