@@ -19,7 +19,8 @@ use crate::failure::{OfficeError, OfficeResult, unchanged};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::inbox::Inbox;
 use crate::message::{
-    Barrier, Batch, Chunk, HistoryRequest, Keep, LogEntry, Message, Position, SettleRequest, VerifyRequest,
+    Barrier, Batch, Chunk, HistoryRequest, Keep, LogEntry, Message, Position, SettleRequest,
+    VerifyRequest,
 };
 use crate::office::{IDENTITY, Identity, conclude};
 use crate::output::{Notice, Output, To, Token};

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-use branchline_core::books::{self, CONFLICTS, IdentityBook, SeatBook};
+use branchline_core::books::{self, BranchBook, CONFLICTS, IdentityBook, Joining, Note, SeatBook};
 use branchline_core::branch::{Branch, Enrolment, Promotion, Renewal};
 use branchline_core::change::{Key, Row};
 use branchline_core::conflict::{ConflictRecord, Reason};
@@ -196,7 +196,7 @@ impl Company {
     }
 
     fn join(&mut self, number: u8) {
-        let at = self.begin_to_join(number, &[]);
+        let at = self.begin_to_join(number);
         self.settle();
         let state = self.branches[at].branch.state();
         assert!(state.joining.is_none(), "the branch has joined");
@@ -204,7 +204,7 @@ impl Company {
 
     /// A branch that is let in, and whose first copy is not complete.
     pub fn join_in_part(&mut self, number: u8) {
-        let at = self.begin_to_join(number, &[]);
+        let at = self.begin_to_join(number);
         for _ in 0..100 {
             self.step();
             if self.branches[at].branch.state().joining.is_some()
@@ -216,8 +216,7 @@ impl Company {
         panic!("it never began");
     }
 
-    /// A branch that is let in, with rows of its own.
-    pub fn begin_to_join(&mut self, number: u8, own: &[Op]) -> usize {
+    fn begin_to_join(&mut self, number: u8) -> usize {
         let name = OfficeName::new(format!("b{number}")).unwrap();
         let secret = [100 + number; 32];
         on!(self.at_head, db => seats::invite(db, &name, secret, Micros(i64::MAX)))
@@ -231,10 +230,6 @@ impl Company {
             secret,
         };
         let mut disk = Disk::new(self.place, name.as_str());
-        if !own.is_empty() {
-            on!(disk, db => db.create_tables(&self.schema)).unwrap();
-            disk.write_now(&self.schema, own, self.now).unwrap();
-        }
         let session = self.session();
         let branch = on!(disk, db => async {
             db.prepare().await.unwrap();
@@ -616,6 +611,22 @@ impl Company {
             self.flush();
         }
         moved
+    }
+
+    /// A branch's records become those of one that still joins, with rows of its own captured and not sent. It has passed an
+    /// entry about one of them.
+    pub fn join_still(&mut self, at: usize, passed: &Key) {
+        let names = self.schema.table(NAMES).unwrap();
+        on!(self.branches[at].disk, db => async {
+            db.begin(Purpose::Apply).await.unwrap();
+            let book: Option<BranchBook> = books::load(db, "branch").await.unwrap();
+            let mut book = book.unwrap();
+            let note = books::encode(&Note::Deferred(book.cursor)).unwrap();
+            db.set_notes(names, &[(passed.clone(), Some(note))]).await.unwrap();
+            book.joining = Some(Joining { prepared: true, ..Joining::default() });
+            books::store(db, "branch", &book).await.unwrap();
+            db.commit().await.unwrap();
+        });
     }
 
     /// One piece of work of a branch, with these faults. A process that died is not started again.

@@ -340,7 +340,9 @@ fn what_was_not_frozen_at_the_horizon_is_listed_where_its_column_is_gone() {
     assert!(company.was_noticed(0, |notice| matches!(notice, Notice::CopiedAnew(_))));
     let listed = company.listed(Reason::SchemaChanged);
     assert!(
-        listed.iter().any(|(_, _, theirs)| theirs.as_ref() == Some(&mine)),
+        listed
+            .iter()
+            .any(|(_, _, theirs)| theirs.as_ref() == Some(&mine)),
         "{listed:?}"
     );
     assert_eq!(company.names_at(0), company.head_names());
