@@ -407,10 +407,12 @@ impl Database for Faulty<'_> {
         }
         if self.plan.sabotage == Some(Sabotage::ColumnsMixed) {
             for taken in &mut portion.changes {
+                // Tables have three columns at first.
                 if let Effect::Put(row) = &mut taken.effect
-                    && row.0.len() > 4
+                    && row.0.len() > 3
                 {
-                    row.0.swap(3, 4);
+                    let last = row.0.len() - 1;
+                    row.0.swap(last - 1, last);
                 }
             }
         }
