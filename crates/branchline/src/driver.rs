@@ -212,7 +212,12 @@ impl Driver {
         }
     }
 
+    /// Whether arrivals can be taken in: not by a machine that may not know what its database says, since what it answers
+    /// and stores by its old books would be wrong.
     fn has_room(&self) -> bool {
+        if self.trouble.stale {
+            return false;
+        }
         match &self.machine {
             Machine::Head(head) => head.has_room(),
             Machine::Branch(branch) => branch.has_room(),
@@ -317,12 +322,9 @@ impl Driver {
                 return false;
             }
             self.trouble.retry_at = None;
-            if self.trouble.stale {
-                if let Err(error) = self.reload().await {
-                    self.fail(error);
-                    return false;
-                }
-                self.trouble.stale = false;
+            if let Err(error) = self.renew().await {
+                self.fail(error);
+                return false;
             }
         }
         let db = &mut self.parts.db;
@@ -396,7 +398,16 @@ impl Driver {
         self.trouble.problem = Some(error);
     }
 
-    /// Reads the machine anew: what it remembered may no longer be what the database says.
+    /// Reads the machine anew where what it remembers may no longer be what the database says.
+    async fn renew(&mut self) -> OfficeResult<()> {
+        if self.trouble.stale {
+            self.reload().await?;
+            self.trouble.stale = false;
+        }
+        Ok(())
+    }
+
+    /// Reads the machine anew, and has the peers greet again.
     async fn reload(&mut self) -> OfficeResult<()> {
         let (parts, reshaping) = (&mut self.parts, &mut self.reshaping);
         self.machine = load(parts, reshaping, self.is_head, self.session).await?;

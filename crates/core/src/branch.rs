@@ -19,7 +19,8 @@ use crate::failure::{OfficeError, OfficeResult, unchanged};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::inbox::Inbox;
 use crate::message::{
-    Batch, Chunk, HistoryRequest, Keep, LogEntry, Message, Position, SettleRequest, VerifyRequest,
+    Barrier, Batch, Chunk, HistoryRequest, Keep, LogEntry, Message, Position, SettleRequest,
+    VerifyRequest,
 };
 use crate::office::{IDENTITY, Identity, conclude};
 use crate::output::{Notice, Output, To, Token};
@@ -46,6 +47,7 @@ mod verify;
 
 use here::{Differing, Here};
 pub(crate) use land::{MOVED_RECORDS, append_record};
+pub(crate) use look::{UNCAPTURED, remember_uncaptured};
 pub use promote::Promotion;
 pub use succeed::Renewal;
 
@@ -117,6 +119,8 @@ pub struct Branch {
     chunk_asked: Option<Micros>,
     /// What was seen at the last barrier, for narrower questions.
     seen: Option<verify::Seen>,
+    /// The barrier that the cursor has just passed, until it is answered.
+    passed: Option<(LogPosition, Barrier)>,
     outputs: VecDeque<Output>,
 }
 
@@ -161,6 +165,62 @@ pub struct Enrolment {
     pub head_key: [u8; 32],
     /// The code's secret.
     pub secret: [u8; 32],
+}
+
+/// What is to be remembered of the batches that are not answered.
+#[derive(Default)]
+struct Unanswered {
+    claims: BTreeMap<Digest, BatchNumber>,
+    chains: BTreeMap<BatchNumber, Digest>,
+    steps: hot::Steps,
+}
+
+impl Unanswered {
+    async fn read<D: Database>(
+        db: &mut D,
+        book: &BranchBook,
+        versions: &Versions,
+        schema: &Schema,
+    ) -> OfficeResult<Self> {
+        let mut read = Self::default();
+        let mut from = book.answered.next();
+        while from <= book.frozen {
+            let entries = db.entries(OUTBOX, from.0, READ_BYTES).await?;
+            let Some(last) = entries.last().map(|entry| entry.number) else {
+                break;
+            };
+            for entry in &entries {
+                let chain = envelope::chain(&entry.bytes);
+                read.chains.insert(BatchNumber(entry.number), chain);
+                if let Message::Batch(batch) = envelope::open(&entry.bytes)?.read_own()? {
+                    read.claim(&batch, versions, schema);
+                }
+            }
+            from = BatchNumber(last).next();
+        }
+        Ok(read)
+    }
+
+    /// Notes the rows of a batch, by their keys in the present tables.
+    fn claim(&mut self, batch: &Batch, versions: &Versions, schema: &Schema) {
+        let Some(was) = versions.shapes_of(batch, schema) else {
+            return;
+        };
+        for change in &batch.changes {
+            let from = was.table(change.table);
+            let to = from.and_then(|from| schema.table(from.id));
+            let Some((from, to)) = from.zip(to) else {
+                continue;
+            };
+            let lift = Lift { from, to };
+            if let Ok(key) = lift.key(&change.effect.key(from)) {
+                self.claims.insert(key.digest(to), batch.number);
+            }
+            if let Ok((change, _)) = lift.change(change) {
+                self.steps.note(to, &change, batch.number);
+            }
+        }
+    }
 }
 
 /// What a branch says of itself in `status`.
@@ -277,6 +337,7 @@ impl Branch {
             chunk: None,
             chunk_asked: None,
             seen: None,
+            passed: None,
             outputs: VecDeque::new(),
             book,
         };
@@ -285,43 +346,17 @@ impl Branch {
     }
 
     async fn read_claims<D: Database>(&mut self, db: &mut D) -> OfficeResult<()> {
-        let mut from = self.book.answered.next();
-        while from <= self.book.frozen {
-            let entries = db.entries(OUTBOX, from.0, READ_BYTES).await?;
-            let Some(last) = entries.last().map(|entry| entry.number) else {
-                break;
-            };
-            for entry in &entries {
-                let chain = envelope::chain(&entry.bytes);
-                self.chains.insert(BatchNumber(entry.number), chain);
-                if let Message::Batch(batch) = envelope::open(&entry.bytes)?.read_own()? {
-                    self.claim(&batch);
-                }
-            }
-            from = BatchNumber(last).next();
-        }
+        let unanswered = Unanswered::read(db, &self.book, &self.versions, &self.schema).await?;
+        self.remember(unanswered);
         Ok(())
     }
 
-    /// Notes the rows of a batch, by their keys in the present tables.
-    fn claim(&mut self, batch: &Batch) {
-        let Some(was) = self.versions.shapes_of(batch, &self.schema) else {
-            return;
-        };
-        for change in &batch.changes {
-            let from = was.table(change.table);
-            let to = from.and_then(|from| self.schema.table(from.id));
-            let Some((from, to)) = from.zip(to) else {
-                continue;
-            };
-            let lift = Lift { from, to };
-            if let Ok(key) = lift.key(&change.effect.key(from)) {
-                self.claims.insert(key.digest(to), batch.number);
-            }
-            if let Ok((change, _)) = lift.change(change) {
-                self.steps.note(to, &change, batch.number);
-            }
-        }
+    /// Takes what is not answered from what was read of it, not from what was remembered.
+    fn remember(&mut self, unanswered: Unanswered) {
+        self.fresh.clear();
+        self.claims = unanswered.claims;
+        self.chains = unanswered.chains;
+        self.steps = unanswered.steps;
     }
 
     /// Takes the next output.

@@ -402,8 +402,8 @@ impl Head {
             if self.captured {
                 more |= unchanged(self.take(db, now).await)?;
             }
-            self.start_verification(db, now).await?;
-            self.advance_verification(db, now).await?;
+            unchanged(self.start_verification(db, now).await)?;
+            unchanged(self.advance_verification(db, now).await)?;
             while let Some((branch, question)) = self.questions.pop_front() {
                 self.answer_question(db, now, &branch, question).await?;
             }
@@ -473,10 +473,10 @@ impl Head {
         for seat in self.seats.values_mut() {
             seat.online &= now < seat.book.seen.plus_millis(4 * ANNOUNCE_MS);
         }
-        self.advance_verification(db, now).await?;
-        self.retry_holds(db, now).await?;
-        self.keep_log(db, now).await?;
-        self.save_seen(db).await
+        unchanged(self.advance_verification(db, now).await)?;
+        unchanged(self.retry_holds(db, now).await)?;
+        unchanged(self.keep_log(db, now).await)?;
+        unchanged(self.save_seen(db).await)
     }
 
     /// Whether every enrolled branch is online, or was heard of since then, and all that it said it has frozen is here.

@@ -6,6 +6,7 @@
 mod company;
 
 mod identity {
+    mod between_steps;
     mod clones;
     mod horizon;
     mod hot_counters;

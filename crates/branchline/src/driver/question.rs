@@ -19,6 +19,9 @@ const ASK_AGAIN: Duration = Duration::from_secs(5);
 impl Driver {
     /// Settles a conflict here, at the head.
     pub(super) async fn settle(&mut self, conflict: u64, keep: Keep) -> Answer {
+        if let Err(error) = self.renew().await {
+            return Err(self.failed(error));
+        }
         let Machine::Head(head) = &mut self.machine else {
             return Err(Failure::new(BUG, "a branch settles by its head"));
         };

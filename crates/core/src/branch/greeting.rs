@@ -70,6 +70,10 @@ impl Branch {
         // A welcome that comes twice, or late, must not take back what was followed since.
         if welcome.beyond_horizon && welcome.last > self.book.cursor {
             if let Some(schema) = welcome.schema.clone() {
+                if !self.take_all(db).await? {
+                    // The tables changed here; it greets again.
+                    return Ok(());
+                }
                 self.jump(db, schema).await?;
             }
             self.copy_anew(db, &welcome).await?;
@@ -270,10 +274,6 @@ impl Branch {
         now: Micros,
     ) -> OfficeResult<()> {
         self.reused = false;
-        self.claims.clear();
-        self.chains.clear();
-        self.fresh.clear();
-        self.steps.clear();
         self.read_claims(db).await?;
         self.captured = true;
         self.link.sent = BatchNumber::NONE;

@@ -62,11 +62,6 @@ impl Steps {
         }
     }
 
-    /// Forgets everything.
-    pub fn clear(&mut self) {
-        self.0.clear();
-    }
-
     /// The local row with the log's counters and the steps of the batches after `answered` on them; none where that
     /// cannot be told, or where the row is just so.
     pub fn shown(

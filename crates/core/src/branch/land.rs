@@ -90,6 +90,7 @@ impl Branch {
 
     /// Lands whole units that wait. Returns whether anything was done.
     pub(super) async fn land<D: Database>(&mut self, db: &mut D) -> OfficeResult<bool> {
+        self.answer_passed(db).await?;
         if let Some(step) = self.next_step() {
             return self.take_step(db, step).await;
         }
@@ -101,9 +102,8 @@ impl Branch {
             match self.land_once(db, run, &aside).await {
                 Ok(LandingEnd::Done(landed)) => {
                     self.adopt_landing(*landed, run);
-                    if let Some(barrier) = barrier {
-                        self.answer_barrier(db, &barrier).await?;
-                    }
+                    self.passed = barrier.map(|barrier| (self.book.cursor, barrier));
+                    self.answer_passed(db).await?;
                     return Ok(true);
                 }
                 Ok(LandingEnd::Clash(rows)) => aside.busy.extend(rows),

@@ -8,11 +8,14 @@ use super::{BRANCH, Branch};
 use crate::books::{self, BranchBook, Note};
 use crate::change::Row;
 use crate::evolution::recapture_filled;
-use crate::failure::OfficeResult;
+use crate::failure::{OfficeError, OfficeResult};
 use crate::office::conclude;
 use crate::output::Notice;
-use crate::port::{Database, DatabaseError, DbResult, Inspection, Purpose};
+use crate::port::{Database, DatabaseError, Inspection, Purpose};
 use crate::schema::{Column, ColumnId, Schema, Table, TableId};
+
+/// The record of the tables whose capture was found missing, until what went unseen of them is looked for.
+pub(crate) const UNCAPTURED: &str = "uncaptured";
 
 impl Branch {
     /// Tables that could not take a step of the schema.
@@ -132,12 +135,17 @@ impl Branch {
     /// Looks at the tables, which have changed since: what of them serves, and whether they are still captured.
     pub(super) async fn look<D: Database>(&mut self, db: &mut D) -> OfficeResult<()> {
         db.begin(Purpose::Read).await?;
-        let shape = db.shape(&self.schema).await;
-        let shape = conclude(db, shape.map_err(Into::into)).await?;
+        let outcome = async {
+            let shape = db.shape(&self.schema).await?;
+            let known: Option<BTreeSet<TableId>> = books::load(db, UNCAPTURED).await?;
+            Ok((shape, known.unwrap_or_default()))
+        };
+        let outcome: OfficeResult<_> = outcome.await;
+        let (shape, uncaptured) = conclude(db, outcome).await?;
         let found = db.definitions().await?;
         let differing = self.compared_with(&found);
         let before = std::mem::replace(&mut self.differing, differing);
-        self.put_capture_back(db, &found).await?;
+        self.put_capture_back(db, &found, uncaptured).await?;
         if self.differing != before {
             self.tell_differing();
         }
@@ -198,30 +206,32 @@ impl Branch {
     }
 
     /// Puts capture back where a rebuild took it away. Rows of such tables are captured whole: what was written to them
-    /// meanwhile went unseen (SETTLED 16).
+    /// meanwhile went unseen (SETTLED 16). That of the `uncaptured` tables was found missing before, and they were not
+    /// captured whole since.
     async fn put_capture_back<D: Database>(
         &mut self,
         db: &mut D,
         found: &Inspection,
+        mut uncaptured: BTreeSet<TableId>,
     ) -> OfficeResult<()> {
         let mut differing = self.differing.clone();
-        let (mut here, missing) = loop {
+        let mut here = loop {
             let mut here = Here {
                 db: &mut *db,
                 differing: differing.clone(),
                 refused: self.refused_tables(),
             };
-            match reinstalled(&mut here, &self.schema).await {
-                Ok(missing) => {
+            match reinstalled(&mut here, &self.schema, &mut uncaptured).await {
+                Ok(()) => {
                     let refused = self.refused_tables();
                     let here = Here {
                         db,
                         differing,
                         refused,
                     };
-                    break (here, missing);
+                    break here;
                 }
-                Err(DatabaseError::Mismatch { table, message }) => {
+                Err(OfficeError::Database(DatabaseError::Mismatch { table, message })) => {
                     // Its columns became other types, which do not serve for the plan's: its rows are read as they are.
                     let retyped = self.retyped(&differing, found, &table);
                     let Some((id, local)) = retyped else {
@@ -229,14 +239,14 @@ impl Branch {
                     };
                     differing.insert(id, Some(local));
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             }
         };
         self.differing.clone_from(&here.differing);
-        if missing.is_empty() {
+        if uncaptured.is_empty() {
             return Ok(());
         }
-        let tables: Vec<&Table> = missing
+        let tables: Vec<&Table> = uncaptured
             .iter()
             .filter_map(|id| self.schema.table(*id))
             .collect();
@@ -247,6 +257,7 @@ impl Branch {
             for table in &tables {
                 here.recapture(table, None).await?;
             }
+            here.set_meta(UNCAPTURED, None).await?;
             books::store(&mut here, BRANCH, &book).await
         };
         let outcome = outcome.await;
@@ -292,16 +303,34 @@ fn present<'f>(found: &'f Inspection, table: &Table) -> Option<&'f Table> {
     there(&table.name).or_else(|| there(found.captured.get(&table.id)?))
 }
 
-/// Installs capture where some of it is missing, and says on which tables.
+/// Installs capture where some of it is missing, and adds those tables to the `uncaptured`.
 async fn reinstalled<D: Database>(
     here: &mut Here<'_, D>,
     schema: &Schema,
-) -> DbResult<Vec<TableId>> {
+    uncaptured: &mut BTreeSet<TableId>,
+) -> OfficeResult<()> {
     let missing = here.missing_capture(schema).await?;
-    if !missing.is_empty() {
-        here.install(schema).await?;
+    if missing.is_empty() {
+        return Ok(());
     }
-    Ok(missing)
+    remember_uncaptured(here, &missing, uncaptured).await?;
+    Ok(here.install(schema).await?)
+}
+
+/// Remembers in the database that these tables too were without capture: once it is installed, nothing else tells.
+pub(crate) async fn remember_uncaptured<D: Database>(
+    db: &mut D,
+    missing: &[TableId],
+    uncaptured: &mut BTreeSet<TableId>,
+) -> OfficeResult<()> {
+    let known = uncaptured.len();
+    uncaptured.extend(missing);
+    if uncaptured.len() == known {
+        return Ok(());
+    }
+    db.begin(Purpose::Apply).await?;
+    let outcome = books::store(db, UNCAPTURED, uncaptured).await;
+    conclude(db, outcome).await
 }
 
 /// A table with only these columns; nothing where its key is not among them.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{BRANCH, Branch};
+use super::{BRANCH, Branch, Unanswered};
 use crate::books::{self, BranchBook, Joining, Note};
 use crate::change::Key;
 use crate::envelope;
@@ -127,6 +127,9 @@ impl Branch {
                 ..Joining::default()
             });
         }
+        let mut versions = self.versions.clone();
+        versions.forget_after(to.version);
+        versions.add(to.clone());
         let mut refused = Vec::new();
         let mut differing = self.differing.clone();
         db.begin(Purpose::Load).await?;
@@ -192,10 +195,12 @@ impl Branch {
             if let Some((stream, entry)) = followed {
                 db.append(&stream, &[entry]).await?;
             }
-            books::store(db, BRANCH, &book).await
+            books::store(db, BRANCH, &book).await?;
+            // After the commit nothing may fail: the step would be taken a second time.
+            Unanswered::read(db, &book, &versions, to).await
         };
-        let outcome: OfficeResult<()> = outcome.await;
-        conclude(db, outcome).await?;
+        let outcome: OfficeResult<Unanswered> = outcome.await;
+        let unanswered = conclude(db, outcome).await?;
         let known = book.refused.len() == self.book.refused.len();
         self.book = book;
         self.differing = differing;
@@ -206,15 +211,10 @@ impl Branch {
         self.shape = None;
         let again = to.version == self.schema.version;
         self.schema = to.clone();
-        self.versions.forget_after(to.version);
-        self.versions.add(to.clone());
+        self.versions = versions;
         self.captured = true;
         self.seen = None;
-        self.claims.clear();
-        self.chains.clear();
-        self.fresh.clear();
-        self.steps.clear();
-        self.read_claims(db).await?;
+        self.remember(unanswered);
         if !again || !known {
             self.notice(Notice::SchemaChanged {
                 version: to.version,

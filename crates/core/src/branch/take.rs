@@ -324,7 +324,9 @@ impl Branch {
             note,
             Some(Note::Unseen(_) | Note::Unfit(LogPosition::NONE, _))
         );
-        if untracked && own.is_none() && matches!(taken.effect, Effect::Delete(_)) {
+        // What the log says of a noted row was left aside for this: the answer brings it.
+        let nobodys = own.is_none() && note.is_none();
+        if untracked && nobodys && matches!(taken.effect, Effect::Delete(_)) {
             return None;
         }
         let was_unreadable = matches!(note, Some(Note::Unreadable(..)));

@@ -34,8 +34,19 @@ pub(super) struct Seen {
 }
 
 impl Branch {
+    /// Answers the barrier that the cursor just passed, before anything else lands. Where that fails it is tried again.
+    pub(super) async fn answer_passed<D: Database>(&mut self, db: &mut D) -> OfficeResult<()> {
+        if let Some((place, barrier)) = self.passed.clone()
+            && place == self.book.cursor
+        {
+            self.answer_barrier(db, &barrier).await?;
+        }
+        self.passed = None;
+        Ok(())
+    }
+
     /// Looks at the tables at a barrier that the cursor just passed.
-    pub(super) async fn answer_barrier<D: Database>(
+    async fn answer_barrier<D: Database>(
         &mut self,
         db: &mut D,
         barrier: &Barrier,

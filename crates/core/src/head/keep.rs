@@ -38,10 +38,10 @@ impl Head {
         {
             return Ok(());
         }
-        self.upkept = Some(now);
         db.begin(Purpose::Apply).await?;
         let outcome = self.trim_log(db, now).await;
         self.log_first = conclude(db, outcome).await?;
+        self.upkept = Some(now);
         Ok(())
     }
 

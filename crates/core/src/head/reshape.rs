@@ -1,12 +1,13 @@
 //! When the head's own tables change (P10): the catalogue is compared in the snapshot of each take, and what changed becomes
 //! a schema version in the log, between the data before and the data after.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::recent::{Recent, names_of};
 use super::writer::{HEAD, LogWriter, Tail};
 use super::{Head, Standing};
 use crate::books::{self, HeadBook, HeldAtHead};
+use crate::branch::{UNCAPTURED, remember_uncaptured};
 use crate::conflict::Reason;
 use crate::envelope;
 use crate::evolution::{
@@ -148,10 +149,12 @@ impl Head {
                 books::load(db, ORIGINS).await?.unwrap_or_default();
             let renamed = Renamed::load(db).await?;
             let accepted = books::load::<bool, D>(db, ACCEPTED).await?;
-            Ok((shape, origins, renamed, accepted == Some(true)))
+            let known: Option<BTreeSet<TableId>> = books::load(db, UNCAPTURED).await?;
+            let uncaptured = known.unwrap_or_default();
+            Ok((shape, origins, renamed, accepted == Some(true), uncaptured))
         };
         let outcome: OfficeResult<_> = outcome.await;
-        let (before, origins, renamed, accepted) = conclude(db, outcome).await?;
+        let (before, origins, renamed, accepted, mut uncaptured) = conclude(db, outcome).await?;
         let found = db.definitions().await?;
         let findings = found.findings.clone();
         self.outputs
@@ -171,12 +174,12 @@ impl Head {
         if self.must_wait(&next, accepted, now) {
             return Ok(false);
         }
-        let renewed = !missing.is_empty();
-        if renewed && next.schema.version == self.schema.version {
+        remember_uncaptured(db, &missing, &mut uncaptured).await?;
+        if !uncaptured.is_empty() && next.schema.version == self.schema.version {
             // Writes may have gone unseen: what differs is found by comparing with the branches.
             next.schema.version += 1;
         }
-        next.doubtful.extend(missing);
+        next.doubtful.extend(uncaptured);
         db.begin(Purpose::Load).await?;
         let outcome = self.reshape(db, before, next, &found.origins).await;
         let step = match conclude(db, outcome).await {
@@ -278,6 +281,7 @@ impl Head {
             Versions::store(db, &next.schema).await?;
             db.set_meta(RENAMED, None).await?;
             db.set_meta(ACCEPTED, None).await?;
+            db.set_meta(UNCAPTURED, None).await?;
             for (id, column) in &next.added {
                 if let Some(table) = next.schema.table(*id) {
                     recapture_filled(db, table, *column).await?;

@@ -209,7 +209,10 @@ impl Compared {
 
     /// Chooses what is listed in this round, as far as the budget of rows goes.
     fn choose(&mut self, sums: &Sums, budget: &mut u64) {
-        self.listing.clear();
+        // What was chosen for a round that did not begin.
+        for (table, nodes) in std::mem::take(&mut self.listing) {
+            self.suspects.entry(table).or_default().extend(nodes);
+        }
         let limit = u64::try_from(LISTED_ROWS).unwrap_or(u64::MAX);
         let mut left: ByTable<BTreeSet<Node>> = BTreeMap::new();
         for (table, nodes) in std::mem::take(&mut self.suspects) {
@@ -341,10 +344,10 @@ impl Head {
         let asked = enrolled.filter(|(name, _)| wanted.by.as_ref().is_none_or(|by| by == *name));
         let branches = asked.map(|(name, _)| (name.clone(), Compared::default()));
         self.verifications.count += 1;
-        let running = Running {
+        let mut running = Running {
             id: self.verifications.count,
             branches: branches.collect(),
-            wanted,
+            wanted: wanted.clone(),
             stage: Stage::Narrowing,
             position: LogPosition::NONE,
             since: now,
@@ -356,51 +359,54 @@ impl Head {
             passes: 0,
             again: false,
         };
-        self.begin_pass(db, now, running).await
+        match self.begin_pass(db, now, &mut running).await {
+            Ok(()) => self.verifications.running = Some(running),
+            Err(error) => {
+                self.verifications.wanted.push_front(wanted);
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
-    /// Looks at everything, at a new cut.
+    /// Looks at everything, at a new cut. Where that fails, the comparison is as it was.
     async fn begin_pass<D: Database>(
         &mut self,
         db: &mut D,
         now: Micros,
-        mut running: Running,
+        running: &mut Running,
     ) -> OfficeResult<()> {
+        let present = running.branches.iter().filter(|(_, c)| !c.absent);
+        let asked = present.map(|(name, _)| Asked {
+            branch: name.clone(),
+            rows: Vec::new(),
+        });
+        let asked = asked.collect();
+        self.set_barrier(db, now, running, asked).await?;
+        db.begin(Purpose::Read).await?;
+        let outcome = Sums::read(db, &self.schema).await;
+        running.sums = conclude(db, outcome).await?;
         running.stage = Stage::Narrowing;
         running.rounds = 0;
         running.passes += 1;
         running.again = false;
-        let mut asked = Vec::new();
-        for (name, compared) in &mut running.branches {
-            if !compared.absent {
-                asked.push(Asked {
-                    branch: name.clone(),
-                    rows: Vec::new(),
-                });
-                *compared = Compared {
-                    awaited: true,
-                    repaired: std::mem::take(&mut compared.repaired),
-                    ..Compared::default()
-                };
-            }
+        for compared in running.present() {
+            *compared = Compared {
+                awaited: true,
+                repaired: std::mem::take(&mut compared.repaired),
+                ..Compared::default()
+            };
         }
-        self.set_barrier(db, now, &mut running, asked).await?;
-        db.begin(Purpose::Read).await?;
-        let outcome = Sums::read(db, &self.schema).await;
-        running.sums = conclude(db, outcome).await?;
-        self.verifications.running = Some(running);
         Ok(())
     }
 
-    /// Lists rows of nodes that differ, at a new cut.
+    /// Lists rows of nodes that differ, at a new cut. Where that fails, it can be done again.
     async fn list_rows<D: Database>(
         &mut self,
         db: &mut D,
         now: Micros,
-        mut running: Running,
+        running: &mut Running,
     ) -> OfficeResult<()> {
-        running.stage = Stage::Listing;
-        running.rounds += 1;
         running.bound();
         let mut budget = ROUND_ROWS;
         let mut asked = Vec::new();
@@ -410,8 +416,7 @@ impl Head {
                 continue;
             }
             compared.choose(&running.sums, &mut budget);
-            compared.awaited = !compared.listing.is_empty();
-            if compared.awaited {
+            if !compared.listing.is_empty() {
                 asked.push(Asked {
                     branch: name.clone(),
                     rows: nodes(&compared.listing),
@@ -422,12 +427,16 @@ impl Head {
             }
         }
         if !asked.is_empty() {
-            self.set_barrier(db, now, &mut running, asked).await?;
+            self.set_barrier(db, now, running, asked).await?;
             db.begin(Purpose::Read).await?;
             let outcome = list(db, &self.schema, &nodes(&all), &BTreeMap::new()).await;
             running.listed = conclude(db, outcome).await?;
         }
-        self.verifications.running = Some(running);
+        running.stage = Stage::Listing;
+        running.rounds += 1;
+        for compared in running.present() {
+            compared.awaited = !compared.listing.is_empty();
+        }
         Ok(())
     }
 
@@ -597,10 +606,14 @@ impl Head {
             return self.fetch_rows(now, running);
         }
         if running.has_suspects() && running.rounds < ROUNDS {
-            return self.list_rows(db, now, running).await;
+            let outcome = self.list_rows(db, now, &mut running).await;
+            self.verifications.running = Some(running);
+            return outcome;
         }
         if running.again && running.passes < PASSES {
-            return self.begin_pass(db, now, running).await;
+            let outcome = self.begin_pass(db, now, &mut running).await;
+            self.verifications.running = Some(running);
+            return outcome;
         }
         self.end_verification(running)
     }

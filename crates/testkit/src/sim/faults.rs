@@ -1,5 +1,5 @@
-//! Faults between any two steps of a database: the process dies, the answer is lost, another transaction is in the
-//! way, the application commits in between. And sabotage: wrong code that the simulation must notice.
+//! Faults between any two steps of a database: the process dies, a commit's answer is lost, another transaction is in
+//! the way, the application commits in between. And sabotage: wrong code that the simulation must notice.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -54,11 +54,13 @@ pub enum Sabotage {
     StepsForgotten,
     /// Columns that a table was given later are read by their places, and the places are wrong.
     ColumnsMixed,
+    /// A machine that is to be read anew goes on taking in what arrives.
+    StaleListens,
 }
 
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::HeadCursorNotSaved,
         Self::BranchBookNotSaved,
         Self::CapturedAlwaysEmpty,
@@ -77,6 +79,7 @@ impl Sabotage {
         Self::ReadsNothing,
         Self::StepsForgotten,
         Self::ColumnsMixed,
+        Self::StaleListens,
     ];
 }
 
@@ -85,6 +88,10 @@ impl Sabotage {
 pub struct Plan {
     /// The process dies at this step; with `true`, after it took effect.
     pub crash: Option<(u32, bool)>,
+    /// After so many more transactions that write, one is committed and its answer lost; the process lives.
+    pub lost: Option<u32>,
+    /// An answer was lost during this call.
+    pub cut_off: bool,
     /// This step finds another transaction in the way.
     pub busy: Option<u32>,
     /// The application commits a transaction just before this step.
@@ -132,6 +139,10 @@ const SOON: u32 = 8;
 
 fn killed() -> DatabaseError {
     DatabaseError::Unreachable("the process was killed".into())
+}
+
+fn answer_lost() -> DatabaseError {
+    DatabaseError::Unreachable("the answer was lost".into())
 }
 
 macro_rules! inner {
@@ -359,6 +370,10 @@ impl Database for Faulty<'_> {
         if result.is_ok() {
             self.open = None;
             self.commit_late();
+            if purpose != Some(Purpose::Read) && count_down(&mut self.plan.lost) {
+                (self.plan.hindered, self.plan.cut_off) = (true, true);
+                return self.after(late, Err(answer_lost()));
+            }
         }
         self.after(late, result)
     }
@@ -392,10 +407,12 @@ impl Database for Faulty<'_> {
         }
         if self.plan.sabotage == Some(Sabotage::ColumnsMixed) {
             for taken in &mut portion.changes {
+                // Tables have three columns at first.
                 if let Effect::Put(row) = &mut taken.effect
-                    && row.0.len() > 4
+                    && row.0.len() > 3
                 {
-                    row.0.swap(3, 4);
+                    let last = row.0.len() - 1;
+                    row.0.swap(last - 1, last);
                 }
             }
         }

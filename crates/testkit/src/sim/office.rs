@@ -537,8 +537,10 @@ pub struct Office {
     pub founded: bool,
     /// A piece of work is on the agenda.
     pub working: bool,
-    /// A step failed; nothing is worked on until the machine is read anew.
+    /// A step failed a moment ago; nothing is worked on.
     pub troubled: bool,
+    /// The machine is read anew before it does anything: it may not know what its database says.
+    pub stale: bool,
     /// How many steps failed in a row.
     pub failures: u32,
     /// It moves data only when asked.
@@ -569,6 +571,7 @@ impl Office {
             founded: false,
             working: false,
             troubled: false,
+            stale: false,
             failures: 0,
             manual: false,
             invitations: 0,

@@ -6,7 +6,7 @@ use branchline_core::books::{self, BranchBook, IdentityBook};
 use branchline_core::branch::{Branch, Enrolment, Renewal};
 use branchline_core::ed25519_dalek::SigningKey;
 use branchline_core::envelope;
-use branchline_core::failure::OfficeResult;
+use branchline_core::failure::{OfficeError, OfficeResult};
 use branchline_core::head::{Head, Wiring, seats};
 use branchline_core::identity::{Digest, Incarnation, LogPosition, Micros, OfficeName};
 use branchline_core::message::Message;

@@ -1,16 +1,17 @@
 //! A head and branches, joined, with nothing between them that fails unless told to.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-use branchline_core::books::{self, CONFLICTS, IdentityBook, SeatBook};
+use branchline_core::books::{self, BranchBook, CONFLICTS, IdentityBook, Joining, Note, SeatBook};
 use branchline_core::branch::{Branch, Enrolment, Promotion, Renewal};
 use branchline_core::change::{Key, Row};
 use branchline_core::conflict::{ConflictRecord, Reason};
 use branchline_core::ed25519_dalek::SigningKey;
 use branchline_core::envelope;
-use branchline_core::evolution::Plan;
+use branchline_core::evolution::Plan as Sharing;
+use branchline_core::failure::OfficeResult;
 use branchline_core::head::{Head, Wiring, seats};
 use branchline_core::identity::{Digest, Incarnation, LogPosition, Micros, OfficeName};
 use branchline_core::message::{Keep, Message};
@@ -21,7 +22,12 @@ use branchline_core::schema::{Column, Counter, Direction, Schema, Table, TableId
 use branchline_core::succession::Offer;
 use branchline_core::value::{Type, Value};
 use branchline_testkit::conformance::Op;
+use branchline_testkit::sim::faults::{Faulty, Plan};
+use branchline_testkit::sim::model::Journal;
 use branchline_testkit::sim::office::{Disk, Image, Place, Store, run};
+use branchline_testkit::sim::workload::{Business, Desk};
+use rand::SeedableRng;
+use rand::rngs::Xoshiro256PlusPlus;
 
 /// Runs a step on a database of either engine.
 macro_rules! on {
@@ -489,7 +495,7 @@ impl Company {
         self.write_head(ops);
     }
 
-    pub fn set_plan(&mut self, plan: Plan) {
+    pub fn set_plan(&mut self, plan: Sharing) {
         self.head.set_plan(plan);
     }
 
@@ -605,6 +611,59 @@ impl Company {
             self.flush();
         }
         moved
+    }
+
+    /// A branch's records become those of one that still joins, with rows of its own captured and not sent. It has passed an
+    /// entry about one of them.
+    pub fn join_still(&mut self, at: usize, passed: &Key) {
+        let names = self.schema.table(NAMES).unwrap();
+        on!(self.branches[at].disk, db => async {
+            db.begin(Purpose::Apply).await.unwrap();
+            let book: Option<BranchBook> = books::load(db, "branch").await.unwrap();
+            let mut book = book.unwrap();
+            let note = books::encode(&Note::Deferred(book.cursor)).unwrap();
+            db.set_notes(names, &[(passed.clone(), Some(note))]).await.unwrap();
+            book.joining = Some(Joining { prepared: true, ..Joining::default() });
+            books::store(db, "branch", &book).await.unwrap();
+            db.commit().await.unwrap();
+        });
+    }
+
+    /// One piece of work of a branch, with these faults. A process that died is not started again.
+    pub fn work_under(&mut self, at: usize, plan: &mut Plan) -> OfficeResult<bool> {
+        let office = &mut self.branches[at];
+        let schema = office.branch.schema().clone();
+        let desk = Desk {
+            rng: &mut Xoshiro256PlusPlus::seed_from_u64(1),
+            journal: &mut Journal::default(),
+            schema: &schema,
+            migrations: None,
+            here: None,
+            office: 1 + at,
+            writer: 1 + at,
+            is_head: false,
+            now: self.now,
+            times: &mut BTreeMap::new(),
+            locked: BTreeSet::new(),
+            down_too: false,
+            business: Business::default(),
+        };
+        let mut database = Faulty::new(&mut office.disk, plan, desk);
+        let outcome = run(office.branch.work(&mut database, self.now));
+        if plan.dead {
+            office.disk.reopen();
+        }
+        outcome
+    }
+
+    /// One piece of the head's work.
+    pub fn try_head(&mut self) -> OfficeResult<bool> {
+        on!(self.at_head, db => self.head.work(db, self.now))
+    }
+
+    /// Capture is installed at the head, and no more.
+    pub fn install_at_head(&mut self) {
+        on!(self.at_head, db => db.install(&self.schema)).unwrap();
     }
 
     /// Bytes that were on their way for long arrive at the head.

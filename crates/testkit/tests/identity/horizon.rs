@@ -3,7 +3,8 @@
 use branchline_core::conflict::Reason;
 use branchline_core::output::Notice;
 use branchline_core::retention::Retention;
-use branchline_core::value::Value;
+use branchline_core::schema::Column;
+use branchline_core::value::{Type, Value};
 use branchline_testkit::conformance::Op;
 
 use crate::company::*;
@@ -297,4 +298,52 @@ fn notes_on_what_was_logged_anew_go_with_the_log() {
     assert!(company.log().first > 3);
     assert_eq!(company.lost_streams(), Vec::<String>::new());
     assert_eq!(company.stream(&streams[0]).entries, 0);
+}
+
+/// Only taking what is captured sends it by the column that goes when the branch comes to the head's present tables.
+#[test]
+fn what_was_not_frozen_at_the_horizon_is_listed_where_its_column_is_gone() {
+    let mut company = Company::new(2);
+    company.set_retention(Retention {
+        absent_ms: 2 * HOUR,
+        recovery_ms: HOUR,
+        bytes: u64::MAX >> 1,
+    });
+    let with_note = |id, name, note: &str| {
+        let mut row = row(id, name);
+        row.0.push(Value::Text(note.into()));
+        row
+    };
+    let note = Column {
+        name: "note".into(),
+        kind: Type::Text { max: None },
+        nullable: true,
+        default: None,
+        generated_key: false,
+        id: 0,
+    };
+    company.alter_head(NAMES, |names| names.columns.push(note));
+    company.write_head(&[Op::Insert(NAMES, with_note(1, "one", "the head's"))]);
+    company.settle();
+    company.cut(0);
+    company.branches[0].branch.set_moving(false);
+    let mine = with_note(1, "b1's", "b1's");
+    company.write(0, &[Op::Update(NAMES, key(1), mine.clone())]);
+    company.alter_head(NAMES, |names| drop(names.columns.pop()));
+    company.write_head(&[insert(9, "nine")]);
+    company.settle();
+    hours_pass(&mut company);
+    company.connect(0);
+    company.settle();
+    company.branches[0].branch.set_moving(true);
+    company.settle();
+    assert!(company.was_noticed(0, |notice| matches!(notice, Notice::CopiedAnew(_))));
+    let listed = company.listed(Reason::SchemaChanged);
+    assert!(
+        listed
+            .iter()
+            .any(|(_, _, theirs)| theirs.as_ref() == Some(&mine)),
+        "{listed:?}"
+    );
+    assert_eq!(company.names_at(0), company.head_names());
 }

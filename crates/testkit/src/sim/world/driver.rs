@@ -25,10 +25,12 @@ impl World {
     }
 
     pub(super) fn tick(&mut self, office: usize) {
-        self.call(office, |machine, db, now| match machine {
-            Machine::Head(head) => run(head.tick(db, now)),
-            Machine::Branch(branch) => branch.tick(now),
-        });
+        if !self.offices[office].troubled {
+            self.call(office, |machine, db, now| match machine {
+                Machine::Head(head) => run(head.tick(db, now)),
+                Machine::Branch(branch) => branch.tick(now),
+            });
+        }
         self.plan_work(office);
         let delay = 300 * MS + self.up_to(200 * MS);
         self.at(delay, Event::Tick(office));
@@ -43,10 +45,14 @@ impl World {
     }
 
     pub(super) fn has_room(&self, office: usize) -> bool {
-        self.offices[office]
-            .machine
-            .as_ref()
-            .is_some_and(Machine::has_room)
+        let machine = self.offices[office].machine.as_ref();
+        self.listens(office) && machine.is_some_and(Machine::has_room)
+    }
+
+    /// Whether an office's driver takes in what arrives: not while its machine may not know what its database says.
+    fn listens(&self, office: usize) -> bool {
+        let office = &self.offices[office];
+        !office.stale || office.plan.sabotage == Some(Sabotage::StaleListens)
     }
 
     /// Calls a machine, then does what it asks for. Returns nothing where the call failed.
@@ -59,6 +65,7 @@ impl World {
         let mut plan = std::mem::take(&mut self.offices[office].plan);
         let result = self.with_plan(office, &mut plan, |db, now| act(&mut machine, db, now));
         let (dead, hindered) = (plan.dead, std::mem::take(&mut plan.hindered));
+        let cut_off = std::mem::take(&mut plan.cut_off);
         let raced = plan.raced.take();
         self.offices[office].plan = plan;
         self.offices[office].machine = Some(machine);
@@ -84,7 +91,7 @@ impl World {
             // What was asked of tables that are no longer so fails, and is looked at anew.
             Err(error) if hindered || self.offices[office].altered => {
                 self.tell(format!("{}: {error}", self.offices[office].name));
-                self.trouble(office);
+                self.trouble(office, &error, cut_off);
                 None
             }
             Err(error) => {
@@ -94,19 +101,32 @@ impl World {
         }
     }
 
-    /// A step failed: the driver waits a little, then reads the machine anew.
-    pub(super) fn trouble(&mut self, office: usize) {
+    /// A step failed: the driver waits a little, then reads the machine anew, unless it was only in somebody's way. What
+    /// cuts an office off from its database may cut it off from the others too, and last.
+    fn trouble(&mut self, office: usize, error: &OfficeError, cut_off: bool) {
+        self.offices[office].stale |= !matches!(error, OfficeError::InTheWay(_));
         if !std::mem::replace(&mut self.offices[office].troubled, true) {
             let life = self.offices[office].lives;
-            let pause = (50 * MS) << self.offices[office].failures.min(6);
+            let mut pause = (50 * MS) << self.offices[office].failures.min(6);
+            if cut_off {
+                pause += self.up_to(3 * SECOND);
+                for link in self.links_of(office) {
+                    self.unlink(link);
+                }
+            }
             self.offices[office].failures += 1;
             self.at(pause, Event::Reload(office, life));
         }
     }
 
-    /// The machine is read anew from its database, within the same process.
+    /// The pause after a failed step is over. A stale machine is read anew from its database, within the same process.
     pub(super) fn reload(&mut self, office: usize, life: u64) {
         if self.offices[office].lives != life || self.offices[office].machine.is_none() {
+            return;
+        }
+        if !self.offices[office].stale {
+            self.offices[office].troubled = false;
+            self.plan_work(office);
             return;
         }
         let Some(machine) = self.load(office) else {
@@ -114,6 +134,7 @@ impl World {
         };
         self.offices[office].machine = Some(machine);
         self.offices[office].troubled = false;
+        self.offices[office].stale = false;
         self.offices[office].working = false;
         self.tell(format!("{} is read anew", self.offices[office].name));
         let waiting = self.network.deliveries.iter();
@@ -136,6 +157,10 @@ impl World {
     }
 
     pub(super) fn link_up(&mut self, office: usize) {
+        if !self.listens(office) {
+            // It hears of it when it is read anew.
+            return;
+        }
         self.call(office, |machine, _, now| match machine {
             Machine::Head(head) => {
                 head.link_up(None);

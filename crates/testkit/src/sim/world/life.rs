@@ -12,17 +12,21 @@ impl World {
         self.offices[office].machine = None;
         self.offices[office].disk.reopen();
         self.offices[office].working = false;
-        let links = if office == 0 && !self.network.fanout {
-            1..self.offices.len()
-        } else {
-            office..office + 1
-        };
-        for link in links {
+        for link in self.links_of(office) {
             self.unlink(link);
         }
         self.check(office);
         let delay = self.up_to(2 * SECOND);
         self.at(delay, Event::Restart(office));
+    }
+
+    /// The links that end at an office.
+    pub(super) fn links_of(&self, office: usize) -> std::ops::Range<usize> {
+        if office == 0 && !self.network.fanout {
+            1..self.offices.len()
+        } else {
+            office..office + 1
+        }
     }
 
     pub(super) fn restart(&mut self, office: usize) {
@@ -32,6 +36,7 @@ impl World {
         self.offices[office].lives += 1;
         self.offices[office].working = false;
         self.offices[office].troubled = false;
+        self.offices[office].stale = false;
         let Some(machine) = self.load(office) else {
             return;
         };
@@ -68,6 +73,7 @@ impl World {
             std::mem::take(&mut plan.hindered),
         );
         let raced = plan.raced.take();
+        plan.cut_off = false;
         self.offices[office].plan = plan;
         if let Some(what) = raced {
             self.wrote(office, &what);
@@ -422,7 +428,7 @@ impl World {
                     }
                 }
                 Head::load(db, wiring, now).await?;
-                Ok::<_, branchline_core::failure::OfficeError>(Ok(()))
+                Ok::<_, OfficeError>(Ok(()))
             })
         });
         match done {
@@ -451,7 +457,7 @@ impl World {
             run(async {
                 let invited = seats::invite(db, &name, code, expires).await?;
                 let log = branchline_core::head::log_of(db).await?;
-                Ok::<_, branchline_core::failure::OfficeError>(invited.map(|()| log))
+                Ok::<_, OfficeError>(invited.map(|()| log))
             })
         });
         let log = invited.expect("the head's database works");

@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// An answer is lost within so many transactions that write.
+const WRITES: u32 = 8;
+
 impl World {
     pub(super) fn set_up(&mut self) {
         let (schema, identity) = (self.schema.clone(), self.identity(0));
@@ -242,7 +245,7 @@ impl World {
             0 | 1 => plan.crash = Some((step, after)),
             2 => plan.busy = Some(step),
             _ if self.weather.race => plan.race = Some(step),
-            _ => {}
+            _ => plan.lost = Some(step % WRITES),
         }
     }
 }
