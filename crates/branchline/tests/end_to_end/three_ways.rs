@@ -146,11 +146,15 @@ fn a_round_ends_with_whoever_asked_for_it() {
     curl.arg(format!("http://{}/api/sync?timeout=600", branch.api()));
     let asked = curl.status().unwrap();
     assert!(!asked.success(), "the head is away: there is no answer yet");
-    head.run();
-    branch.wait_in_contact(SOON);
+    // Answered after the office has seen that the other connection is closed.
+    for _ in 0..3 {
+        branch.status();
+    }
     let (mut at_head, mut at_branch) = (Db::open(&head.database), Db::open(&branch.database));
     at_head.run("INSERT INTO item VALUES (2, 'head')");
     at_branch.run("INSERT INTO item VALUES (102, 'branch')");
+    head.run();
+    branch.wait_in_contact(SOON);
     assert_stays_apart(&mut at_head, &mut at_branch, 2);
     branch.stop();
     head.stop();
