@@ -4,7 +4,7 @@
 //! room, then lets the machine work; when nothing is left it sleeps until something happens. After a failed step the
 //! machine is read anew from the database, since the answer of a commit may have been lost.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -89,7 +89,8 @@ pub struct Driver {
     is_head: bool,
     session: [u8; 16],
     receipts: BTreeMap<u64, (Receipt, u64)>,
-    connections: BTreeSet<u64>,
+    /// The connection that each branch has now (head).
+    connections: BTreeMap<OfficeName, u64>,
     next_token: u64,
     link: LinkView,
     upkeep: Upkeep,
@@ -153,7 +154,7 @@ impl Driver {
             is_head,
             session,
             receipts: BTreeMap::new(),
-            connections: BTreeSet::new(),
+            connections: BTreeMap::new(),
             next_token: 1,
             link: LinkView {
                 // Nothing tells that a listening head's link is up: it is, from now on.
@@ -286,6 +287,9 @@ impl Driver {
                     self.link.up = false;
                     self.link.problem = Some(reason);
                 }
+                if let Some(name) = &peer {
+                    self.connections.remove(name);
+                }
                 self.machine_link_down(peer.as_ref());
             }
             Event::Unroutable { to } => {
@@ -416,7 +420,7 @@ impl Driver {
             self.parts.link.sender.settle(receipt);
         }
         if self.parts.wiring == Wiring::Direct && self.is_head {
-            for connection in std::mem::take(&mut self.connections) {
+            for connection in std::mem::take(&mut self.connections).into_values() {
                 self.parts.link.sender.refuse(connection);
             }
         } else if self.link.up {
@@ -448,12 +452,13 @@ impl Driver {
                 }
                 Output::Name(token, name) => {
                     if let Some((_, connection)) = self.receipts.get(&token) {
-                        self.connections.insert(*connection);
+                        self.connections.insert(name.clone(), *connection);
                         self.parts.link.sender.name_peer(*connection, name);
                     }
                 }
                 Output::Close(token) => {
                     if let Some((_, connection)) = self.receipts.get(&token) {
+                        self.connections.retain(|_, open| open != connection);
                         self.parts.link.sender.refuse(*connection);
                     }
                 }

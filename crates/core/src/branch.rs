@@ -654,6 +654,22 @@ impl Branch {
         self.claims.len()
     }
 
+    /// When the oldest change was written that is sent, or to be sent, and not yet answered.
+    pub async fn oldest_unanswered<D: Database>(&self, db: &mut D) -> OfficeResult<Option<Micros>> {
+        let first = self.book.answered.next();
+        if first > self.book.frozen {
+            return Ok(None);
+        }
+        let entries = db.entries(OUTBOX, first.0, 1).await?;
+        let Some(entry) = entries.first().filter(|entry| entry.number == first.0) else {
+            return Ok(None);
+        };
+        let Message::Batch(batch) = envelope::open(&entry.bytes)?.read_own()? else {
+            return Ok(None);
+        };
+        Ok(batch.changes.iter().map(|change| change.at).min())
+    }
+
     /// Where this branch stands.
     pub fn state(&self) -> BranchState {
         BranchState {

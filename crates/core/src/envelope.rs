@@ -8,6 +8,7 @@
 //! Numbers are big-endian. The payload is CBOR (RFC 8949, `docs/protocol.md`), compressed with zstd (RFC 8878) where
 //! flag 1 is set. Lengths are checked before anything is allocated.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 
 use ed25519_dalek::{Signer, SigningKey, VerifyingKey};
@@ -21,6 +22,8 @@ pub const VERSION: u8 = 1;
 pub const MAX_ENVELOPE_BYTES: usize = 15 * 1024 * 1024;
 /// The largest message before compression, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 32 * 1024 * 1024;
+/// The largest hello before compression, in bytes. One of today takes less than 400; fields may be added.
+pub const MAX_HELLO_BYTES: usize = 64 * 1024;
 
 thread_local! {
     /// Making one takes longer than what most envelopes need of it.
@@ -34,6 +37,10 @@ const COMPRESS_FROM_BYTES: usize = 128;
 const COMPRESSION_LEVEL: i32 = 1;
 const SIGNATURE_BYTES: usize = 64;
 const CRC_BYTES: usize = 4;
+/// Magic, version, flags, a name of one letter, two lengths, a message of one byte, signature, checksum.
+pub(crate) const MIN_ENVELOPE_BYTES: usize = 4 + 1 + 1 + 2 + 8 + 1 + SIGNATURE_BYTES + CRC_BYTES;
+/// The number of the one message that may be read before it is known who signed it.
+const HELLO: u32 = 0;
 
 /// Why bytes are not an envelope that we take.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -165,20 +172,32 @@ pub fn open(bytes: &[u8]) -> Result<Opened<'_>, EnvelopeError> {
 impl Opened<'_> {
     /// Checks the signature and reads the message.
     pub fn verified_by(&self, key: &VerifyingKey) -> Result<Message, EnvelopeError> {
-        key.verify_strict(self.signed, &self.signature)
-            .map_err(|_| EnvelopeError::Forged(self.origin.to_string()))?;
+        self.verify(key)?;
         self.read()
     }
 
-    /// Reads the message of a first hello, which brings its own key: the caller checks the join code's proof.
+    fn verify(&self, key: &VerifyingKey) -> Result<(), EnvelopeError> {
+        key.verify_strict(self.signed, &self.signature)
+            .map_err(|_| EnvelopeError::Forged(self.origin.to_string()))
+    }
+
+    /// Reads the message of a first hello, which brings its own key: the caller checks the join code's proof. Anyone may
+    /// have sent these bytes, so nothing larger than a hello is decompressed, and nothing but a hello is decoded.
     pub fn read_introduction(&self) -> Result<Message, EnvelopeError> {
-        let message = self.read()?;
-        if let Message::Hello(hello) = &message {
-            let key = VerifyingKey::from_bytes(&hello.public_key)
-                .map_err(|_| EnvelopeError::Forged(self.origin.to_string()))?;
-            return self.verified_by(&key);
+        let forged = || EnvelopeError::Forged(self.origin.to_string());
+        if self.plain_bytes.max(self.payload.len()) > MAX_HELLO_BYTES {
+            return Err(forged());
         }
-        Err(EnvelopeError::Forged(self.origin.to_string()))
+        let plain = self.plain()?;
+        if number_of(&plain) != Some(HELLO) {
+            return Err(forged());
+        }
+        let Message::Hello(hello) = decode(&plain)? else {
+            return Err(forged());
+        };
+        let key = VerifyingKey::from_bytes(&hello.public_key).map_err(|_| forged())?;
+        self.verify(&key)?;
+        Ok(Message::Hello(hello))
     }
 
     /// Reads a message that this office itself once stored.
@@ -187,11 +206,13 @@ impl Opened<'_> {
     }
 
     fn read(&self) -> Result<Message, EnvelopeError> {
-        let decode = |plain: &[u8]| {
-            minicbor::decode(plain).map_err(|error| EnvelopeError::Message(error.to_string()))
-        };
+        decode(&self.plain()?)
+    }
+
+    /// The message's bytes, decompressed to at most the length that the frame tells.
+    fn plain(&self) -> Result<Cow<'_, [u8]>, EnvelopeError> {
         if !self.compressed {
-            return decode(self.payload);
+            return Ok(Cow::Borrowed(self.payload));
         }
         let plain = DECOMPRESSOR.with_borrow_mut(|unpack| {
             let unpack = match unpack {
@@ -200,8 +221,21 @@ impl Opened<'_> {
             };
             unpack.decompress(self.payload, self.plain_bytes)
         });
-        decode(&plain.map_err(|error| EnvelopeError::Message(error.to_string()))?)
+        plain
+            .map(Cow::Owned)
+            .map_err(|error| EnvelopeError::Message(error.to_string()))
     }
+}
+
+fn decode(plain: &[u8]) -> Result<Message, EnvelopeError> {
+    minicbor::decode(plain).map_err(|error| EnvelopeError::Message(error.to_string()))
+}
+
+/// The number that says which message it is.
+fn number_of(plain: &[u8]) -> Option<u32> {
+    let mut decoder = minicbor::Decoder::new(plain);
+    decoder.array().ok()?;
+    decoder.u32().ok()
 }
 
 /// The hash that chains an envelope to its successor.
@@ -283,6 +317,65 @@ mod tests {
             open(&bytes).unwrap().verified_by(&other.verifying_key()),
             Err(EnvelopeError::Forged(_))
         ));
+    }
+
+    /// An envelope around any bytes, by the key of `key()`.
+    fn sealed_around(payload: &[u8], plain_bytes: usize, flags: u8) -> Vec<u8> {
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend([VERSION, flags, 2]);
+        bytes.extend(b"b1");
+        for length in [payload.len(), plain_bytes] {
+            bytes.extend(u32::try_from(length).unwrap().to_be_bytes());
+        }
+        bytes.extend(payload);
+        bytes.extend(key().sign(&bytes).to_bytes());
+        bytes.extend(crc32c::crc32c(&bytes).to_be_bytes());
+        bytes
+    }
+
+    fn introduced(bytes: &[u8]) -> EnvelopeError {
+        open(bytes).unwrap().read_introduction().unwrap_err()
+    }
+
+    #[test]
+    fn a_strangers_envelope_is_not_decompressed_beyond_a_hello() {
+        let forged = EnvelopeError::Forged("b1".into());
+        // Neither is compressed data, or CBOR: who tries to read them says so.
+        let garbage = [0xFF; MAX_HELLO_BYTES + 1];
+        assert_eq!(
+            introduced(&sealed_around(&garbage[..9], garbage.len(), COMPRESSED)),
+            forged
+        );
+        assert_eq!(introduced(&sealed_around(&garbage, 9, 0)), forged);
+        let small = introduced(&sealed_around(&garbage[..9], 99, COMPRESSED));
+        assert!(matches!(small, EnvelopeError::Message(_)), "{small}");
+    }
+
+    #[test]
+    fn of_a_strangers_messages_none_but_a_hello_is_decoded() {
+        // [18, [null, [...: entries that were recalled, cut off in the middle.
+        let recalled = [0x82, 18, 0x83, 0xF6, 0x99, 0xFF, 0xFF, 0x40];
+        let forged = EnvelopeError::Forged("b1".into());
+        assert_eq!(
+            introduced(&sealed_around(&recalled, recalled.len(), 0)),
+            forged
+        );
+    }
+
+    /// One byte would be one entry, of 24 bytes in memory.
+    #[test]
+    fn recalled_entries_are_whole_envelopes() {
+        let entries = |bytes: &[u8]| {
+            let message = Message::Recalled(crate::message::Recalled {
+                agreed: None,
+                entries: vec![bytes.to_vec().into(); 3],
+                end: (LogPosition(1), Digest([0; 16])),
+            });
+            let bytes = seal(&OfficeName::new("b1").unwrap(), &key(), &message).unwrap();
+            open(&bytes).unwrap().verified_by(&key().verifying_key())
+        };
+        assert!(entries(&sealed()).is_ok());
+        assert!(matches!(entries(&[]), Err(EnvelopeError::Message(_))));
     }
 
     #[test]

@@ -132,6 +132,8 @@ struct Seat {
     agrees: bool,
     agreed: Option<(LogPosition, Digest)>,
     sessions: Sessions,
+    /// While it lacks entries: an entry that it lacks, and since when that is there.
+    lacks: Option<(LogPosition, Micros)>,
 }
 
 impl Seat {
@@ -163,7 +165,19 @@ impl Seat {
             agrees: false,
             agreed: None,
             sessions: Sessions::default(),
+            lacks: None,
             book,
+        }
+    }
+
+    /// Notes since when the branch lacks entries of a log with this end. While it follows, the entry that is looked at
+    /// moves on, so that a branch that keeps up under load is not taken for one that stands still.
+    fn note_lag(&mut self, now: Micros, last: LogPosition) {
+        if self
+            .lacks
+            .is_none_or(|(lacked, _)| lacked <= self.book.applied)
+        {
+            self.lacks = (self.is_enrolled() && self.book.applied < last).then_some((last, now));
         }
     }
 
@@ -191,6 +205,8 @@ pub struct BranchReport {
     pub holds: u64,
     /// Its clock minus the head's.
     pub clock_offset_ms: i64,
+    /// Since when the log holds an entry that is not known to be in its database.
+    pub behind_since: Option<Micros>,
 }
 
 impl Head {
@@ -472,6 +488,7 @@ impl Head {
         }
         for seat in self.seats.values_mut() {
             seat.online &= now < seat.book.seen.plus_millis(4 * ANNOUNCE_MS);
+            seat.note_lag(now, self.book.last);
         }
         unchanged(self.advance_verification(db, now).await)?;
         unchanged(self.retry_holds(db, now).await)?;

@@ -1,10 +1,12 @@
 //! What offices say to each other. An [`crate::envelope`] carries one message.
 
-use minicbor::{Decode, Encode};
+use minicbor::bytes::ByteVec;
+use minicbor::{Decode, Decoder, Encode};
 
 use crate::books::PublicKey;
 use crate::change::{Change, Effect, Key, Row};
 use crate::conflict::ConflictRecord;
+use crate::envelope::MIN_ENVELOPE_BYTES;
 use crate::evolution::LostVersion;
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::schema::{Schema, SchemaVersion, TableId};
@@ -119,11 +121,27 @@ pub struct Recalled {
     #[n(0)]
     pub agreed: Option<LogPosition>,
     /// The next entries.
-    #[n(1)]
-    pub entries: Vec<minicbor::bytes::ByteVec>,
+    #[cbor(n(1), decode_with = "whole_entries")]
+    pub entries: Vec<ByteVec>,
     /// The branch's cursor, and the hash of the entry there.
     #[n(2)]
     pub end: (LogPosition, Digest),
+}
+
+/// Reads the entries that a branch gave back. None is shorter than an envelope: a byte on the wire would otherwise take 24
+/// in memory.
+fn whole_entries<C>(
+    decoder: &mut Decoder<'_>,
+    context: &mut C,
+) -> Result<Vec<ByteVec>, minicbor::decode::Error> {
+    let entries = decoder.array_iter_with::<C, ByteVec>(context)?;
+    let whole = |entry: Result<ByteVec, _>| match entry {
+        Ok(entry) if entry.len() < MIN_ENVELOPE_BYTES => Err(minicbor::decode::Error::message(
+            "a log entry that was given back is no envelope",
+        )),
+        entry => entry,
+    };
+    entries.map(whole).collect()
 }
 
 /// Asks for a comparison of one branch.

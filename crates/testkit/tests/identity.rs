@@ -12,8 +12,10 @@ mod identity {
     mod hot_counters;
     mod promoted;
     mod promoted_across_steps;
+    mod reports;
     mod restored_branch;
     mod restored_head;
     mod schema_forks;
     mod schema_steps;
+    mod settling;
 }

@@ -5,6 +5,7 @@
 //! is, is not decided here: the protocol reads the first envelope and names or refuses the connection.
 
 mod dial;
+mod door;
 mod registry;
 mod serve;
 mod talk;

@@ -25,3 +25,5 @@ pub const MAX_ENVELOPE_BYTES: usize = 15 * 1024 * 1024;
 
 /// How many events wait for a slow receiver before the link stops reading.
 const EVENTS: usize = 64;
+/// And how many bytes of envelopes.
+const EVENT_BYTES: usize = 2 * MAX_ENVELOPE_BYTES;

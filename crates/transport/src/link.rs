@@ -4,14 +4,14 @@ use std::sync::Arc;
 
 use branchline_core::identity::OfficeName;
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use crate::amqp::Settled;
 use crate::direct::Registry;
 use crate::outlet::Port;
-use crate::{EVENTS, LinkError};
+use crate::{EVENT_BYTES, EVENTS, LinkError};
 
 /// Where an envelope goes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -86,7 +86,8 @@ pub enum Event {
 /// A running transport. The three parts may be taken apart; when the guard is dropped, everything stops.
 #[derive(Debug)]
 pub struct Link {
-    /// What happens. Bounded: while nobody reads it, the link does not read either.
+    /// What happens. Bounded, by number and by bytes of envelopes that are not dropped yet: while nobody reads it, the
+    /// link does not read either.
     pub events: mpsc::Receiver<Event>,
     /// The sending side; may be cloned.
     pub sender: LinkSender,
@@ -122,6 +123,8 @@ impl LinkGuard {
 #[derive(Clone, Debug)]
 pub(crate) struct Workshop {
     pub(crate) events: mpsc::Sender<Event>,
+    /// For the bytes of envelopes that came and are not dropped yet.
+    room: Arc<Semaphore>,
     pub(crate) stop: CancellationToken,
     pub(crate) tasks: TaskTracker,
 }
@@ -132,6 +135,7 @@ impl Workshop {
         (
             Self {
                 events,
+                room: Arc::new(Semaphore::new(EVENT_BYTES)),
                 stop: CancellationToken::new(),
                 tasks: TaskTracker::new(),
             },
@@ -153,10 +157,42 @@ impl Workshop {
 
     /// Tells the owner; `false` when there is none any more.
     pub(crate) async fn tell(&self, event: Event) -> bool {
+        let telling = async {
+            let event = self.weighed(event).await?;
+            self.events.send(event).await.ok()
+        };
         tokio::select! {
             () = self.stop.cancelled() => false,
-            told = self.events.send(event) => told.is_ok(),
+            () = self.events.closed() => false,
+            told = telling => told.is_some(),
         }
+    }
+
+    /// The event with its share of the room: its bytes hold it until they are dropped.
+    async fn weighed(&self, event: Event) -> Option<Event> {
+        let Event::Arrived {
+            bytes,
+            sender,
+            user,
+            connection,
+            receipt,
+        } = event
+        else {
+            return Some(event);
+        };
+        let weight = u32::try_from(bytes.len().clamp(1, EVENT_BYTES)).ok()?;
+        let room = Arc::clone(&self.room).acquire_many_owned(weight).await;
+        let bytes = Bytes::from_owner(Weighed {
+            bytes,
+            _room: room.ok()?,
+        });
+        Some(Event::Arrived {
+            bytes,
+            sender,
+            user,
+            connection,
+            receipt,
+        })
     }
 
     /// Waits, unless the link is stopped first (`false`).
@@ -166,6 +202,18 @@ impl Workshop {
             () = self.events.closed() => false,
             () = tokio::time::sleep(delay) => true,
         }
+    }
+}
+
+/// Bytes that came, with their share of the room.
+struct Weighed {
+    bytes: Bytes,
+    _room: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Weighed {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 

@@ -439,7 +439,7 @@ impl View {
             let place = if index == 0 {
                 number(&status["log"])
             } else {
-                number(&status["applied"]["head"])
+                number(&status["applied"]["HO"])
             };
             texts.push(format!(
                 "{name:<5} {link:<8} {:>6} transactions  {waiting:>5} changes waiting  log {place:>6}  conflicts {:>3}",

@@ -13,6 +13,9 @@ use crate::exit::{self, Failure};
 use crate::office::stopped;
 use crate::request::{Answer, Ask, Request, Waiting};
 
+/// How many requests wait for an answer at the most.
+const WAITING: usize = 256;
+
 /// The exit code of a comparison: equal, different, or not complete since a branch was away.
 fn code_of(equal: bool, document: &serde_json::Value) -> u8 {
     let differs =
@@ -81,6 +84,13 @@ impl Driver {
     }
 
     fn begin_waiting(&mut self, ask: Ask, reply: tokio::sync::oneshot::Sender<Answer>) {
+        self.waiting.retain(|waiting| !waiting.reply.is_closed());
+        if self.waiting.len() >= WAITING {
+            let why =
+                format!("{WAITING} requests wait for an answer here already; try again later");
+            drop(reply.send(Err(Failure::new(exit::UNREACHED, why))));
+            return;
+        }
         self.set_moving(true);
         self.waiting.push(Waiting::new(ask, reply));
     }
@@ -145,6 +155,10 @@ impl Driver {
         }
         let mut still = Vec::new();
         for mut waiting in std::mem::take(&mut self.waiting) {
+            // Whoever asked has gone.
+            if waiting.reply.is_closed() {
+                continue;
+            }
             let answer = match waiting.answer.take() {
                 Some(answer) => Some(answer),
                 None => self.try_answer(&mut waiting).await,

@@ -71,9 +71,7 @@ impl Driver {
         let backlog = self.parts.db.backlog().await?;
         let outbox = self.parts.db.extent(OUTBOX).await?;
         let conflicts = self.parts.db.extent(CONFLICTS).await?.entries;
-        let oldest = backlog
-            .oldest
-            .map_or(0, |oldest| (now().0 - oldest.0).max(0) / 1_000_000);
+        let oldest = seconds_since(backlog.oldest);
         let mut status = json!({
             "database": { "engine": self.engine.0, "version": self.engine.1, "reachable": true },
             "pending_changes": backlog.writes,
@@ -111,14 +109,16 @@ impl Driver {
             }
             Machine::Branch(branch) => {
                 let state = branch.state();
-                let in_sync = state.connected && branch.is_even(&mut self.parts.db).await?;
+                let in_sync = branch.is_even(&mut self.parts.db).await?;
                 let holds = count_held(&mut self.parts.db, branch.schema(), false).await?;
                 let kept = self.parts.db.extent(&branch.followed()).await?;
                 let unanswered = state.frozen.0 - state.answered.0;
                 let bytes = if unanswered == 0 { 0 } else { outbox.bytes };
+                let sent = branch.oldest_unanswered(&mut self.parts.db).await?;
+                let oldest = seconds_since(backlog.oldest.into_iter().chain(sent).min());
                 let details = json!({
                     "office": branch.name(), "role": "branch", "in_sync": in_sync,
-                    "applied": { "head": state.cursor }, "known_log": state.known_last, "holds": holds,
+                    "applied": { (branch.head_name().as_str()): state.cursor }, "known_log": state.known_last, "holds": holds,
                     "log_kept": { "first": kept.first, "entries": kept.entries, "bytes": kept.bytes },
                     "schema_version": branch.schema().version,
                     "joining": state.joining.as_ref().map(|j| json!({ "tables": j.loaded.len(), "rows": j.rows })),
@@ -143,6 +143,11 @@ impl Driver {
     }
 }
 
+/// Whole seconds; 0 for none.
+fn seconds_since(time: Option<Micros>) -> i64 {
+    time.map_or(0, |time| (now().0 - time.0).max(0) / 1_000_000)
+}
+
 /// A branch under the public interface's keys.
 fn branch_status(
     branch: &BranchReport,
@@ -150,11 +155,7 @@ fn branch_status(
     version: Option<u32>,
 ) -> serde_json::Value {
     let lag = last.0.saturating_sub(branch.applied.0);
-    let seconds = if lag == 0 {
-        0
-    } else {
-        (now().0 - branch.seen.0).max(0) / 1_000_000
-    };
+    let seconds = seconds_since(branch.behind_since);
     json!({
         "name": branch.name, "joined": branch.joined, "online": branch.online,
         "last_seen": (branch.seen != Micros(0)).then(|| rfc3339(branch.seen)),

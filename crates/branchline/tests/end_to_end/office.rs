@@ -364,7 +364,7 @@ impl Office {
         Some(status.code().unwrap_or(-1))
     }
 
-    /// Waits until this office says that it is in sync.
+    /// Waits until this office says that it is in sync, in contact with its peers.
     #[track_caller]
     pub fn wait_in_sync(&self, patience: Duration) -> Value {
         wait_until(&format!("{} in sync", self.name), patience, || {
@@ -373,7 +373,7 @@ impl Office {
                 return Err(format!("{ran:?}"));
             }
             let status = ran.document();
-            if status["in_sync"] == true {
+            if status["in_sync"] == true && status["transport"]["connected"] == true {
                 Ok(status)
             } else {
                 Err(status.to_string())

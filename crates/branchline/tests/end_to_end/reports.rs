@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use branchline_testkit::servers::{postgres, rabbitmq};
+use branchline_testkit::servers::{free_port, postgres, rabbitmq};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::office::{Office, settle};
+use crate::office::{Office, settle, wait_until};
 use crate::sql::Db;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -215,6 +215,53 @@ fn status_verify_and_doctor_say_what_is_documented() {
         document["branches"][0]["tables"][0]["different"], 1,
         "{document}"
     );
+    branch.stop();
+    head.stop();
+}
+
+#[test]
+fn a_branch_without_its_head_says_what_waits_and_since_when() {
+    let folder = TempDir::new().unwrap();
+    let mut head = Office::sqlite(folder.path(), "HO");
+    Db::open(&head.database).run("CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT)");
+    head.init("*", &["--listen", &format!("127.0.0.1:{}", free_port())]);
+    let code = head.invite("b1", &[]);
+    head.run();
+    let mut branch = Office::sqlite(folder.path(), "b1");
+    branch.join(&code);
+    branch.run();
+    let mut at_branch = Db::open(&branch.database);
+    at_branch.run("INSERT INTO item VALUES (1, 'a')");
+    settle(&head, &[&branch], SOON);
+    let applied = &branch.status()["applied"];
+    assert!(applied["HO"].as_u64() > Some(0), "{applied}");
+
+    // Nothing to send, nothing unanswered, all applied that it knows of: the head's absence changes nothing in that.
+    head.kill();
+    let apart = |what: &str, wanted: &dyn Fn(&Value) -> bool| {
+        wait_until(what, SOON, || {
+            let status = branch.status();
+            (wanted(&status)).then_some(()).ok_or(status.to_string())
+        });
+    };
+    apart("the branch knows that the head is gone", &|status| {
+        status["transport"]["connected"] == false
+    });
+    assert_eq!(branch.status()["in_sync"], true);
+
+    at_branch.run("INSERT INTO item VALUES (2, 'b')");
+    apart(
+        "the write waits in the outbox, and grows old there",
+        &|status| {
+            status["pending_changes"] == 0
+                && status["outbox"]["batches"] == 1
+                && status["outbox"]["oldest_seconds"].as_u64() >= Some(2)
+        },
+    );
+    assert_eq!(branch.status()["in_sync"], false);
+    head.run();
+    settle(&head, &[&branch], SOON);
+    assert_eq!(branch.status()["outbox"]["oldest_seconds"], 0);
     branch.stop();
     head.stop();
 }

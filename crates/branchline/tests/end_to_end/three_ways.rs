@@ -136,6 +136,31 @@ fn in_manual_mode_data_moves_only_when_asked() {
 }
 
 #[test]
+fn a_round_ends_with_whoever_asked_for_it() {
+    let folder = TempDir::new().unwrap();
+    let (mut head, mut branch) = pair(&folder);
+    branch.edit("mode = \"live\"", "mode = \"manual\"");
+    branch.run();
+    let mut curl = std::process::Command::new("curl");
+    curl.args(["-s", "--max-time", "1", "-X", "POST"]);
+    curl.arg(format!("http://{}/api/sync?timeout=600", branch.api()));
+    let asked = curl.status().unwrap();
+    assert!(!asked.success(), "the head is away: there is no answer yet");
+    // Answered after the office has seen that the other connection is closed.
+    for _ in 0..3 {
+        branch.status();
+    }
+    let (mut at_head, mut at_branch) = (Db::open(&head.database), Db::open(&branch.database));
+    at_head.run("INSERT INTO item VALUES (2, 'head')");
+    at_branch.run("INSERT INTO item VALUES (102, 'branch')");
+    head.run();
+    branch.wait_in_contact(SOON);
+    assert_stays_apart(&mut at_head, &mut at_branch, 2);
+    branch.stop();
+    head.stop();
+}
+
+#[test]
 fn commands_that_ask_a_killed_office_do_not_keep_it_down() {
     let folder = TempDir::new().unwrap();
     let (mut head, mut branch) = pair(&folder);

@@ -14,7 +14,7 @@ use crate::message::{Keep, Logged, Settled, Settlement, Source};
 use crate::office::conclude;
 use crate::output::{Notice, Output};
 use crate::port::{Database, DatabaseError, Entry, Portion, Purpose};
-use crate::schema::Table;
+use crate::schema::{Direction, Table};
 use crate::unfit::is_unfit;
 use std::collections::BTreeMap;
 
@@ -92,7 +92,8 @@ struct Order {
 
 impl Head {
     /// Settles a listed conflict as a person wants, everywhere. `by` is the office where the person sits; none where a
-    /// hold is tried again by itself. A branch settles only conflicts about its own changes.
+    /// hold is tried again by itself. A branch settles only conflicts about its own changes, and writes
+    /// nothing into a table that only the head writes (P12).
     pub async fn settle<D: Database>(
         &mut self,
         db: &mut D,
@@ -209,6 +210,14 @@ impl Head {
             (None, None, Resolution::Theirs) => Some(Keep::Branch),
             (None, None, Resolution::Held | Resolution::Merged) => None,
         };
+        let by_branch = wish.by.is_some_and(|by| *by != self.identity.name);
+        let as_it_is = wish.keep == Keep::Head && standing == Some(Keep::Head);
+        if by_branch && table.direction == Direction::Down && !as_it_is {
+            return Ok(Err(format!(
+                "only the head writes table `{}`: a branch can keep the head's row, and nothing else; let a person at the head decide conflict {conflict}",
+                table.name
+            )));
+        }
         let stand = Stand { held, standing };
         let order = match self.order(db, table, &record, &stand, wish).await? {
             Ok(order) => order,

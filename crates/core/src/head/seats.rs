@@ -14,6 +14,9 @@ use crate::succession::Predecessor;
 
 /// The name of the record that lists the branches.
 pub(super) const SEATS: &str = "seats";
+/// How many former incarnations are remembered of a branch. Not one of them may be forgotten, since a backup from its time
+/// would pass for a new office and repeat what it sent; so who has had so many gets no further one.
+const FORMER: usize = 1000;
 /// How often it is saved when a branch was last heard of, in milliseconds.
 const SAVE_SEEN_MS: i64 = 5_000;
 
@@ -104,6 +107,10 @@ impl Head {
         if staged.entries > 0 && staged.first == seat.book.cursor.next().0 {
             seat.staged = true;
             seat.inbox.restart(staged.last);
+        }
+        if seat.is_enrolled() && seat.book.applied < self.book.last {
+            // Since when, nobody remembers: not longer than it is away, or stands still.
+            seat.lacks = Some((self.book.last, seat.book.seen));
         }
         if let Some(mut former) = self.seats.insert(branch.clone(), seat) {
             self.outputs
@@ -227,6 +234,14 @@ impl Head {
                 copied: false,
             });
         } else {
+            if seat.book.former.len() >= FORMER {
+                return refuse(
+                    format!(
+                        "`{origin}` has taken a new identity {FORMER} times; take it out at the head (`branchline remove {origin}`) and let it join anew"
+                    ),
+                    false,
+                );
+            }
             if seat.book.incarnation != Incarnation([0; 16]) {
                 seat.book.former.push(seat.book.incarnation);
             }
@@ -281,6 +296,10 @@ impl Head {
             cursor: seat.book.cursor,
             holds: seat.book.holds,
             clock_offset_ms: seat.clock_offset_ms,
+            behind_since: seat
+                .lacks
+                .filter(|(lacked, _)| *lacked > seat.book.applied)
+                .map(|(_, since)| since),
         };
         self.seats
             .iter()

@@ -24,7 +24,7 @@ use crate::outlet::{Outlet, Port};
 /// Where the head is and how it is known.
 #[derive(Clone, Debug)]
 pub struct DialSettings {
-    /// `wss://host:port/branchline`; `ws://` for loopback addresses only.
+    /// `wss://host:port`, also with the path `/branchline`; `ws://` for loopback addresses only.
     pub url: String,
     /// How the head's certificate is checked.
     pub trust: Trust,
@@ -66,6 +66,8 @@ pub fn dial(settings: DialSettings) -> Result<Link, LinkError> {
 /// A head's address, taken apart.
 struct Target {
     settings: DialSettings,
+    /// The whole address, as it stands in the upgrade request.
+    url: String,
     host: String,
     port: u16,
     encrypted: bool,
@@ -93,12 +95,17 @@ impl Target {
         if !encrypted && !loopback(&host) {
             return Err(wrong("ws:// is for this machine only; use wss://"));
         }
-        if url.path() != PATH {
-            return Err(wrong("must end in /branchline"));
+        let path = url.path();
+        if !matches!(path, "" | "/" | PATH) || url.query().is_some() {
+            return Err(wrong("must end after the port, or in /branchline"));
         }
+        let authority = url.authority().ok_or_else(|| wrong("names no host"))?;
+        let scheme = if encrypted { "wss" } else { "ws" };
+        let whole = format!("{scheme}://{authority}{PATH}");
         let port = url.port_u16().unwrap_or(if encrypted { 443 } else { 80 });
         Ok(Self {
             settings,
+            url: whole,
             host,
             port,
             encrypted,
@@ -235,7 +242,7 @@ impl Target {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let url = &self.settings.url;
+        let url = &self.url;
         match client_async_with_config(url.as_str(), stream, Some(talk::limits())).await {
             Ok((socket, _)) => Ok(socket),
             Err(Error::Http(answer)) => Err(LinkError::Refused(format!(

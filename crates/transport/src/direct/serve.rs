@@ -14,6 +14,7 @@ use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, 
 use tokio_tungstenite::tungstenite::http::StatusCode;
 use tokio_tungstenite::{WebSocketStream, accept_hdr_async_with_config};
 
+use super::door::{Crowd, Door, Place};
 use super::registry::{Registry, Seat, Standing};
 use super::talk::Inbox;
 use super::{HANDSHAKE, PATH, loopback, talk, tls};
@@ -76,6 +77,7 @@ pub async fn serve(settings: ServeSettings) -> Result<(Link, SocketAddr), LinkEr
         workshop: workshop.clone(),
         open: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         unnamed: Arc::new(Semaphore::new(MAX_UNNAMED)),
+        crowd: Crowd::default(),
     };
     workshop.tasks.spawn(Arc::new(hall).accept(listener));
     Ok((link, bound))
@@ -88,6 +90,13 @@ struct Hall {
     workshop: Workshop,
     open: Arc<Semaphore>,
     unnamed: Arc<Semaphore>,
+    crowd: Crowd,
+}
+
+/// A connection's share of the unnamed ones, until it is named or ends.
+struct Unnamed {
+    _of_all: OwnedSemaphorePermit,
+    _of_its_address: Place,
 }
 
 impl Hall {
@@ -95,11 +104,11 @@ impl Hall {
         let stop = self.workshop.stop.clone();
         let accepting = async {
             loop {
-                let Ok(unnamed) = Arc::clone(&self.unnamed).acquire_owned().await else {
+                let Ok(of_all) = Arc::clone(&self.unnamed).acquire_owned().await else {
                     return;
                 };
                 match listener.accept().await {
-                    Ok((stream, from)) => self.admit(stream, from, unnamed),
+                    Ok((stream, from)) => self.admit(stream, from, of_all),
                     Err(error) => {
                         // Out of file handles, mostly: others must end first.
                         tracing::warn!(%error, "cannot accept a connection");
@@ -116,7 +125,15 @@ impl Hall {
         self.registry.close();
     }
 
-    fn admit(self: &Arc<Self>, stream: TcpStream, from: SocketAddr, unnamed: OwnedSemaphorePermit) {
+    fn admit(self: &Arc<Self>, stream: TcpStream, from: SocketAddr, of_all: OwnedSemaphorePermit) {
+        let Some(of_its_address) = self.crowd.enter(from.ip()) else {
+            tracing::info!(%from, "turned away: too many from there have not said who they are");
+            return;
+        };
+        let unnamed = Unnamed {
+            _of_all: of_all,
+            _of_its_address: of_its_address,
+        };
         let Ok(open) = Arc::clone(&self.open).try_acquire_owned() else {
             tracing::warn!(%from, "turned away: {MAX_CONNECTIONS} connections are open");
             return;
@@ -143,20 +160,22 @@ impl Hall {
                 .set_nodelay(true)
                 .map_err(|error| error.to_string())?;
             let Some(acceptor) = &self.acceptor else {
-                return Ok(Connection::Plain(Box::new(upgrade(stream).await?)));
+                return Ok(Connection::Plain(Box::new(
+                    upgrade(Door::new(stream)).await?,
+                )));
             };
             let stream = acceptor
                 .accept(stream)
                 .await
                 .map_err(|error| error.to_string())?;
-            Ok(Connection::Tls(Box::new(upgrade(stream).await?)))
+            Ok(Connection::Tls(Box::new(upgrade(Door::new(stream)).await?)))
         };
         timeout(HANDSHAKE, shaking)
             .await
             .unwrap_or_else(|_| Err("it took too long".into()))
     }
 
-    async fn keep<S>(&self, socket: WebSocketStream<S>, unnamed: OwnedSemaphorePermit)
+    async fn keep<S>(&self, mut socket: WebSocketStream<Door<S>>, unnamed: Unnamed)
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -165,6 +184,7 @@ impl Hall {
             parcels,
             standing,
         } = self.registry.enter();
+        socket.get_mut().watch(standing.clone());
         let inbox = Inbox {
             workshop: &self.workshop,
             connection,
@@ -194,7 +214,7 @@ impl Hall {
         &self,
         connection: u64,
         mut standing: watch::Receiver<Standing>,
-        unnamed: OwnedSemaphorePermit,
+        unnamed: Unnamed,
     ) -> LinkError {
         match timeout(UNNAMED, standing.wait_for(|now| *now != Standing::Unnamed))
             .await
@@ -231,8 +251,8 @@ impl Hall {
 }
 
 enum Connection {
-    Tls(Box<WebSocketStream<tokio_rustls::server::TlsStream<TcpStream>>>),
-    Plain(Box<WebSocketStream<TcpStream>>),
+    Tls(Box<WebSocketStream<Door<tokio_rustls::server::TlsStream<TcpStream>>>>),
+    Plain(Box<WebSocketStream<Door<TcpStream>>>),
 }
 
 async fn upgrade<S>(stream: S) -> Result<WebSocketStream<S>, String>

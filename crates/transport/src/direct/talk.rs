@@ -1,12 +1,13 @@
 //! One connection's life, the same at both ends.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::SplitSink;
 use futures_util::{SinkExt, StreamExt};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
@@ -21,6 +22,8 @@ const PING: Duration = Duration::from_secs(15);
 /// Three pings of the peer are missing.
 const SILENCE: Duration = Duration::from_secs(45);
 const WRITE_BUFFER: usize = 128 * 1024;
+/// For what is queued when a connection is ended, and again for the closing: a refusal goes out before the door is shut.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// The limits of both ends.
 pub(super) fn limits() -> WebSocketConfig {
@@ -62,8 +65,8 @@ impl Inbox<'_> {
     }
 }
 
-/// Sends what is queued and hands over what comes, until the connection ends, or `stop` does. While the owner is busy
-/// nothing is read, but pings still go out: a slow owner is not a dead one.
+/// Sends what is queued and hands over what comes, until the connection ends, or `stop` does; then what is queued still
+/// goes out. While the owner is busy nothing is read, but pings still go out: a slow owner is not a dead one.
 pub(super) async fn talk<S>(
     socket: WebSocketStream<S>,
     parcels: mpsc::Receiver<Queued>,
@@ -74,12 +77,20 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let (mut sink, stream) = socket.split();
-    let reason = tokio::select! {
-        reason = stop => reason,
-        reason = read(stream, inbox) => reason,
-        reason = write(&mut sink, parcels) => reason,
+    let (last_words, no_more) = oneshot::channel();
+    let reason = {
+        let mut writing = pin!(write(&mut sink, parcels, no_more));
+        tokio::select! {
+            reason = stop => {
+                drop(last_words);
+                let _ = timeout(FAREWELL, writing).await;
+                reason
+            }
+            reason = read(stream, inbox) => reason,
+            reason = &mut writing => reason,
+        }
     };
-    let _ = timeout(Duration::from_secs(1), sink.close()).await;
+    let _ = timeout(FAREWELL, sink.close()).await;
     reason
 }
 
@@ -114,15 +125,18 @@ async fn read(
     }
 }
 
+/// Writes until nothing can come any more: the sending side is gone, or what is queued when `no_more` falls is written.
 async fn write<S>(
     sink: &mut SplitSink<WebSocketStream<S>, Message>,
     mut parcels: mpsc::Receiver<Queued>,
+    mut no_more: oneshot::Receiver<()>,
 ) -> LinkError
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut pings = interval(PING);
     pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ending = false;
     loop {
         let written = tokio::select! {
             queued = parcels.recv() => match queued {
@@ -130,6 +144,11 @@ where
                 None => return LinkError::Closed,
             },
             _ = pings.tick() => sink.send(Message::Ping(Bytes::new())).await,
+            _ = &mut no_more, if !ending => {
+                ending = true;
+                parcels.close();
+                continue;
+            }
         };
         if let Err(error) = written {
             return sort(&error);

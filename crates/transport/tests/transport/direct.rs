@@ -42,8 +42,12 @@ fn call(address: SocketAddr, trust: Trust) -> Link {
 }
 
 fn call_plainly(address: SocketAddr) -> Link {
+    call_at(format!("ws://{address}/branchline"))
+}
+
+fn call_at(url: String) -> Link {
     dial(DialSettings {
-        url: format!("ws://{address}/branchline"),
+        url,
         trust: Trust::System,
     })
     .unwrap()
@@ -176,6 +180,81 @@ async fn an_oversized_envelope_is_refused_at_both_ends() {
         .await
         .unwrap();
     assert_eq!(came(&mut head).await.bytes, "still here");
+}
+
+/// Whoever has not said who it is gets the head to keep nothing of any size.
+#[tokio::test]
+async fn a_stranger_brings_no_more_than_a_hello() {
+    let (mut head, address) = listen_plainly().await;
+    let mut hostile = raw(address).await;
+    let _ = hostile
+        .send(Message::Binary(vec![0; 64 * 1024].into()))
+        .await;
+    ended(hostile).await;
+    let mut branch = call_plainly(address);
+    introduce(&mut head, &mut branch, "b1").await;
+    let parcel = parcel(Destination::Head, vec![0; 64 * 1024]);
+    branch.sender.send(parcel).await.unwrap();
+    assert_eq!(came(&mut head).await.bytes.len(), 64 * 1024);
+}
+
+#[tokio::test]
+async fn what_waits_for_a_slow_owner_is_bounded_by_bytes() {
+    let (mut head, address) = listen_plainly().await;
+    let mut branch = call_plainly(address);
+    introduce(&mut head, &mut branch, "b1").await;
+    let large = || parcel(Destination::Head, vec![7; MAX_ENVELOPE_BYTES]);
+    let mut sent = 0;
+    while sent < 12 && branch.sender.send(large()).await.is_ok() {
+        sent += 1;
+    }
+    assert!(sent < 12, "the head's link has read them all");
+    for _ in 0..sent {
+        assert_eq!(came(&mut head).await.bytes.len(), MAX_ENVELOPE_BYTES);
+    }
+    branch.sender.send(large()).await.unwrap();
+    assert_eq!(came(&mut head).await.bytes.len(), MAX_ENVELOPE_BYTES);
+}
+
+#[tokio::test]
+async fn a_refusal_is_heard_before_the_connection_is_closed() {
+    for _ in 0..20 {
+        let (mut head, address) = listen_plainly().await;
+        let mut stranger = raw(address).await;
+        stranger.send(Message::Binary("b1".into())).await.unwrap();
+        let connection = came(&mut head).await.connection;
+        head.sender.name_peer(connection, name("refused"));
+        let reason = parcel(Destination::Branch(name("refused")), "the code was used");
+        head.sender.send(reason).await.unwrap();
+        head.sender.refuse(connection);
+        let heard = loop {
+            match stranger.next().await {
+                Some(Ok(Message::Ping(_))) => {}
+                other => break other,
+            }
+        };
+        assert!(
+            matches!(&heard, Some(Ok(Message::Binary(bytes))) if bytes == "the code was used"),
+            "{heard:?}"
+        );
+        ended(stranger).await;
+    }
+}
+
+#[tokio::test]
+async fn the_heads_address_needs_no_path() {
+    let (mut head, address) = listen_plainly().await;
+    for (path, who) in [("", "b1"), ("/", "b2"), ("/branchline", "b3")] {
+        let mut branch = call_at(format!("ws://{address}{path}"));
+        introduce(&mut head, &mut branch, who).await;
+        branch.close().await;
+        assert_eq!(down(&mut head).await.0, Some(name(who)));
+    }
+    let elsewhere = dial(DialSettings {
+        url: format!("ws://{address}/elsewhere"),
+        trust: Trust::System,
+    });
+    assert!(matches!(elsewhere, Err(LinkError::Settings(_))));
 }
 
 #[tokio::test]
