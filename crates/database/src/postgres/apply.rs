@@ -22,8 +22,8 @@ use super::delete::delete;
 use super::error::on_table;
 use super::layout::{Layout, given, mismatch};
 use super::park::park;
-use super::shape::hold_still;
 use super::references::{free_followers, let_go, optional, within_key};
+use super::shape::hold_still;
 use super::types::{self, Array};
 
 /// What is to be done to one table.

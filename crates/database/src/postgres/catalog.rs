@@ -61,8 +61,7 @@ WHERE NOT i.indisunique AND i.indpred IS NULL AND i.indexprs IS NULL ORDER BY i.
 
 /// Whether a foreign key `f` sets some of its columns on delete, and leaves others; known from PostgreSQL 15 on. The plan
 /// has no word for it.
-const SETS_SOME: &str =
-    "coalesce(pg_catalog.jsonb_typeof(pg_catalog.to_jsonb(f) -> 'confdelsetcols') = 'array', false)";
+const SETS_SOME: &str = "coalesce(pg_catalog.jsonb_typeof(pg_catalog.to_jsonb(f) -> 'confdelsetcols') = 'array', false)";
 
 /// What the plan says that a foreign key `f` does on delete.
 pub(super) fn on_delete() -> String {

@@ -113,18 +113,21 @@ pub(super) async fn missing(db: &mut PostgresDatabase, schema: &Schema) -> DbRes
     }
     db.bare.clear();
     for table in &schema.tables {
-        let whole = match db.layout(&table.name).await {
-            Ok(layout) => {
-                let state = state(db, &found, table, &layout).await?;
-                let truncate = triggers(table, layout.partitioned)?.pop();
-                db.bare.extend(state.bare.iter().zip(truncate.iter().cycle()).map(
-                    |(partition, trigger)| (table.name.clone(), on(trigger, partition)),
-                ));
-                state.whole
-            }
-            Err(DatabaseError::Mismatch { .. }) => false,
-            Err(other) => return Err(other),
-        };
+        let whole =
+            match db.layout(&table.name).await {
+                Ok(layout) => {
+                    let state = state(db, &found, table, &layout).await?;
+                    let truncate = triggers(table, layout.partitioned)?.pop();
+                    db.bare.extend(
+                        state.bare.iter().zip(truncate.iter().cycle()).map(
+                            |(partition, trigger)| (table.name.clone(), on(trigger, partition)),
+                        ),
+                    );
+                    state.whole
+                }
+                Err(DatabaseError::Mismatch { .. }) => false,
+                Err(other) => return Err(other),
+            };
         if !whole || unknown.contains(&table.id) {
             missing.push(table.id);
         }

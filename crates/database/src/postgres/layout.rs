@@ -265,10 +265,7 @@ async fn children(db: &mut PostgresDatabase, schema: &str, name: &str) -> DbResu
 }
 
 /// The foreign keys that refer to a table, whoever added one and however lately: none comes before the transaction ends.
-pub(super) async fn children_held(
-    db: &mut PostgresDatabase,
-    table: &str,
-) -> DbResult<Vec<Child>> {
+pub(super) async fn children_held(db: &mut PostgresDatabase, table: &str) -> DbResult<Vec<Child>> {
     let statement = db.statement(&CHILDREN, &[Wire::TEXT, Wire::TEXT]).await?;
     let lock = format!("LOCK TABLE {} IN ROW EXCLUSIVE MODE", relation(table));
     let (schema, name) = names(table);

@@ -112,7 +112,9 @@ async fn an_application_may_commit_in_two_phases() {
     )
     .await;
     let told = shop.db.inspect().await.unwrap().findings;
-    let told = told.iter().any(|finding| !finding.fatal && finding.problem.contains("prepared transactions"));
+    let told = told
+        .iter()
+        .any(|finding| !finding.fatal && finding.problem.contains("prepared transactions"));
     assert!(told, "doctor tells it");
     let mut watcher = watch(&shop.url).await.unwrap();
     watcher.wake.recv().await.unwrap();
@@ -120,8 +122,10 @@ async fn an_application_may_commit_in_two_phases() {
         // Longer than it stays awake while nothing is written.
         tokio::time::sleep(Duration::from_millis(150)).await;
         while watcher.wake.try_recv().is_ok() {}
-        shop.sql(&format!("BEGIN; INSERT INTO t VALUES ({id}); PREPARE TRANSACTION 'p'"))
-            .await;
+        shop.sql(&format!(
+            "BEGIN; INSERT INTO t VALUES ({id}); PREPARE TRANSACTION 'p'"
+        ))
+        .await;
         shop.sql("COMMIT PREPARED 'p'").await;
         tokio::time::timeout(PATIENCE, watcher.wake.recv())
             .await

@@ -297,16 +297,13 @@ async fn an_update_never_follows_a_foreign_key_that_was_seen() {
     .await;
     let table = shop.table("t");
     let put = |id, name| [(table.id, Effect::Put(row(id, name)))];
+    shop.sql("CREATE TABLE own (t text); INSERT INTO own VALUES ('a')")
+        .await;
     shop.db.begin(Purpose::Take).await.unwrap();
     shop.db.shape(&shop.schema).await.unwrap();
     shop.db.commit().await.unwrap();
     shop.db.begin(Purpose::Apply).await.unwrap();
     shop.db.write(&shop.schema, &put(2, "c")).await.unwrap();
-    shop.db.commit().await.unwrap();
-    shop.sql("CREATE TABLE own (t text); INSERT INTO own VALUES ('a')")
-        .await;
-    shop.db.begin(Purpose::Take).await.unwrap();
-    shop.db.shape(&shop.schema).await.unwrap();
     shop.db.commit().await.unwrap();
     shop.sql("ALTER TABLE own ADD FOREIGN KEY (t) REFERENCES t (name) ON UPDATE CASCADE")
         .await;
@@ -370,9 +367,16 @@ async fn a_column_that_is_always_generated_takes_rows_from_elsewhere() {
 
 #[tokio::test]
 async fn a_table_of_a_key_and_an_always_generated_column_takes_its_rows_again() {
-    let mut shop = shop("CREATE TABLE t (id bigint PRIMARY KEY, seq bigint GENERATED ALWAYS AS IDENTITY)").await;
+    let mut shop =
+        shop("CREATE TABLE t (id bigint PRIMARY KEY, seq bigint GENERATED ALWAYS AS IDENTITY)")
+            .await;
     let table = shop.table("t");
-    let put = |seq| [(table.id, Effect::Put(Row(vec![Value::Int(1), Value::Int(seq)])))];
+    let put = |seq| {
+        [(
+            table.id,
+            Effect::Put(Row(vec![Value::Int(1), Value::Int(seq)])),
+        )]
+    };
     for _ in 0..2 {
         shop.db.begin(Purpose::Apply).await.unwrap();
         shop.db.write(&shop.schema, &put(7)).await.unwrap();
