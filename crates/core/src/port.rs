@@ -263,7 +263,9 @@ pub trait Database: Send {
         table: &Table,
         keys: &[Key],
     ) -> impl Future<Output = DbResult<BTreeMap<Key, Row>>> + Send;
-    /// Up to `limit` rows in the database's own key order, after the row with key `after`.
+    /// Up to `limit` rows in the database's own key order, after the row with key `after`. A table that was rewritten or
+    /// emptied since a `Read` transaction's snapshot is [`DatabaseError::Busy`] where the snapshot cannot see its rows any more
+    /// (PostgreSQL); here and in [`Database::read`].
     fn chunk(
         &mut self,
         table: &Table,

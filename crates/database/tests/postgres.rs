@@ -11,6 +11,8 @@ mod connecting;
 mod figures;
 #[path = "postgres/office.rs"]
 mod office;
+#[path = "postgres/reading.rs"]
+mod reading;
 #[path = "postgres/taking.rs"]
 mod taking;
 #[path = "postgres/triggers.rs"]

@@ -115,6 +115,61 @@ fn a_join_that_was_killed_goes_on_where_it_stopped() {
     head.stop();
 }
 
+/// To a snapshot from before, a table that was rewritten is empty: no branch may take that for its content.
+#[test]
+fn a_table_that_is_rewritten_while_a_branch_joins_is_copied_whole() {
+    let folder = TempDir::new().unwrap();
+    let mut head = head(
+        &folder,
+        "CREATE TABLE item (id integer PRIMARY KEY, n integer); CREATE TABLE note (id integer PRIMARY KEY); \
+         INSERT INTO item SELECT n, n FROM generate_series(1, 100) n",
+    );
+    let mut other = Office::sqlite(folder.path(), "b1");
+    let code = head.invite("b1", &[]);
+    head.run();
+    other.join(&code);
+    other.run();
+    settle(&head, &[&other], SOON);
+    let mut migration = Db::open(&head.database);
+    migration.run("BEGIN; ALTER TABLE item ALTER n TYPE bigint");
+    let mut branch = Office::sqlite(folder.path(), "b2");
+    let code = head.invite("b2", &[]);
+    branch.spawn_with(
+        &["join", "-", "--database", &branch.database.clone()],
+        &code,
+    );
+    let mut at_head = Db::open(&head.database);
+    wait_until("a chunk is asked for", SOON, || {
+        let waits = "SELECT query FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%item%' \
+                     AND query NOT LIKE 'SET LOCAL%'";
+        match at_head.rows(waits).len() {
+            0 => Err(head.log()),
+            _ => Ok(()),
+        }
+    });
+    // Nobody else waits for the migration.
+    Db::open(&other.database).run("INSERT INTO note VALUES (1)");
+    wait_until("the head hears the other branch", SOON, || {
+        match at_head.one("SELECT count(*) FROM note").as_str() {
+            "1" => Ok(()),
+            _ => Err(head.log()),
+        }
+    });
+    migration.run("COMMIT");
+    wait_until("the branch has joined", SOON, || match branch.ended() {
+        Some(0) => Ok(()),
+        Some(code) => panic!("exit code {code}: {}", branch.log()),
+        None => Err(branch.log()),
+    });
+    let mut at_branch = Db::open(&branch.database);
+    assert_eq!(at_branch.one("SELECT count(*) FROM item"), "100");
+    branch.run();
+    settle(&head, &[&other, &branch], SOON);
+    branch.stop();
+    other.stop();
+    head.stop();
+}
+
 #[test]
 fn an_existing_table_with_a_wrong_column_is_named() {
     let folder = TempDir::new().unwrap();

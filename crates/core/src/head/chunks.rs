@@ -5,7 +5,7 @@
 //! (the log position takes the place of the watermarks of Andreakis and Papapanagiotou, "DBLog", 2019).
 
 use super::Head;
-use crate::failure::OfficeResult;
+use crate::failure::{OfficeError, OfficeResult, unchanged};
 use crate::identity::{Micros, OfficeName};
 use crate::message::{Chunk, ChunkRequest, Message};
 use crate::office::{BATCH_BYTES, conclude, weight_of};
@@ -29,49 +29,78 @@ impl Head {
             .collect();
         let mut served = false;
         for name in asking {
-            if !self.is_at_tip(&name) {
+            // Tables that are not what the present version says would come as something else.
+            if !self.is_at_tip(&name) || (self.moving && !self.has_followed()) {
                 continue;
             }
-            let Some(request) = self
-                .seats
-                .get_mut(&name)
-                .and_then(|seat| seat.request.take())
-            else {
+            let Some(seat) = self.seats.get_mut(&name) else {
                 continue;
             };
-            db.begin(Purpose::Read).await?;
-            let outcome = self.read_chunk(db, request).await;
-            match conclude(db, outcome).await? {
-                Some(mut chunk) => {
-                    while self.take(db, now).await? {}
-                    chunk.settled = self.book.last;
-                    self.tell(&name, &Message::Chunk(chunk))?;
-                }
-                None => self
-                    .outputs
-                    .push_back(Output::Notice(Notice::Dropped(format!(
-                        "{name} asked for a table that is not shared"
-                    )))),
+            let Some(request) = seat.request.take() else {
+                continue;
+            };
+            let outcome = unchanged(self.serve_chunk(db, now, &name, &request).await);
+            let in_the_way = matches!(outcome, Err(OfficeError::InTheWay(_)));
+            if (in_the_way || matches!(outcome, Ok(false)))
+                && let Some(seat) = self.seats.get_mut(&name)
+            {
+                seat.request = seat.request.take().or(Some(request));
             }
+            outcome?;
             served = true;
         }
         Ok(served)
     }
 
+    /// Answers a branch's request; false where the tables changed, which comes first.
+    async fn serve_chunk<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Micros,
+        name: &OfficeName,
+        request: &ChunkRequest,
+    ) -> OfficeResult<bool> {
+        db.begin(Purpose::Read).await?;
+        let outcome = async {
+            if self.catalogue.is_known() && !self.is_as_known(db).await? {
+                return Ok(Read::Changed);
+            }
+            self.read_chunk(db, request).await
+        };
+        let outcome = outcome.await;
+        match conclude(db, outcome).await? {
+            Read::Chunk(mut chunk) => {
+                while self.take(db, now).await? {}
+                chunk.settled = self.book.last;
+                self.tell(name, &Message::Chunk(chunk))?;
+                Ok(true)
+            }
+            Read::Nothing => {
+                let why = format!("{name} asked for a table that is not shared");
+                self.outputs.push_back(Output::Notice(Notice::Dropped(why)));
+                Ok(true)
+            }
+            Read::Changed => {
+                self.catalogue.forget();
+                Ok(false)
+            }
+        }
+    }
+
     async fn read_chunk<D: Database>(
         &self,
         db: &mut D,
-        request: ChunkRequest,
-    ) -> OfficeResult<Option<Chunk>> {
+        request: &ChunkRequest,
+    ) -> OfficeResult<Read> {
         let Some(table) = self.schema.table(request.table) else {
-            return Ok(None);
+            return Ok(Read::Nothing);
         };
         if request
             .after
             .as_ref()
             .is_some_and(|key| !table.fits_key(key))
         {
-            return Ok(None);
+            return Ok(Read::Nothing);
         }
         let mut rows = db.chunk(table, request.after.as_ref(), CHUNK_ROWS).await?;
         let mut last = rows.len() < CHUNK_ROWS;
@@ -85,8 +114,8 @@ impl Head {
             rows.truncate(fits);
             last = false;
         }
-        Ok(Some(Chunk {
-            request,
+        Ok(Read::Chunk(Chunk {
+            request: request.clone(),
             position: self.book.last,
             schema: self.schema.version,
             rows,
@@ -94,4 +123,13 @@ impl Head {
             settled: self.book.last,
         }))
     }
+}
+
+/// What reading for a branch's request led to.
+enum Read {
+    Chunk(Chunk),
+    /// There is no such table or key.
+    Nothing,
+    /// The tables are not what the present version says any more.
+    Changed,
 }

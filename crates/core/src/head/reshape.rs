@@ -47,6 +47,10 @@ impl Catalogue {
     pub fn forget(&mut self) {
         self.known = None;
     }
+
+    pub fn is_known(&self) -> bool {
+        self.known.is_some()
+    }
 }
 
 /// What one look at the tables led to.

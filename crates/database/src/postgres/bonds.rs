@@ -124,7 +124,7 @@ impl Bonds {
         step: &Step<'_>,
     ) -> DbResult<()> {
         let sql = format!(
-            "SELECT f.conname::text, s.nspname::text, p.relname::text, {}, {}, f.confdeltype::text, f.confupdtype::text,
+            "SELECT f.conname::text, s.nspname::text, p.relname::text, {}, {}, {}, f.confupdtype::text,
                     f.condeferrable, f.condeferred
              FROM pg_catalog.pg_constraint f JOIN pg_catalog.pg_class p ON p.oid = f.confrelid
              JOIN pg_catalog.pg_namespace s ON s.oid = p.relnamespace
@@ -132,6 +132,7 @@ impl Bonds {
              WHERE f.contype = 'f' AND f.conparentid = 0 AND q.nspname = $1 AND c.relname = $2",
             COLUMN_NAMES.replace("@list", "f.conkey").replace("@table", "f.conrelid"),
             COLUMN_NAMES.replace("@list", "f.confkey").replace("@table", "f.confrelid"),
+            catalog::on_delete(),
         );
         let (schema, name) = names(&step.to.name);
         let wanted = links(goal, step.to);

@@ -59,11 +59,21 @@ FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
 JOIN pg_catalog.pg_am m ON m.oid = x.relam AND m.amname = 'btree'
 WHERE NOT i.indisunique AND i.indpred IS NULL AND i.indexprs IS NULL ORDER BY i.indexrelid";
 
+/// Whether a foreign key `f` sets some of its columns on delete, and leaves others; known from PostgreSQL 15 on. The plan
+/// has no word for it.
+const SETS_SOME: &str = "coalesce(pg_catalog.jsonb_typeof(pg_catalog.to_jsonb(f) -> 'confdelsetcols') = 'array', false)";
+
+/// What the plan says that a foreign key `f` does on delete.
+pub(super) fn on_delete() -> String {
+    format!("CASE WHEN {SETS_SOME} THEN 'a' ELSE f.confdeltype::text END")
+}
+
+/// `@` stand for [`on_delete`] and [`SETS_SOME`].
 const FOREIGN_KEYS: &str = "
 SELECT f.conrelid, f.conkey, s.nspname::text, p.relname::text,
        ARRAY(SELECT a.attname::text FROM pg_catalog.unnest(f.confkey) WITH ORDINALITY AS k(number, place)
              JOIN pg_catalog.pg_attribute a ON a.attrelid = f.confrelid AND a.attnum = k.number ORDER BY k.place),
-       f.confdeltype::text, f.confupdtype::text
+       @delete, f.confupdtype::text, f.conname::text, @some, f.confmatchtype = 'f' AND pg_catalog.cardinality(f.conkey) > 1
 FROM pg_catalog.pg_constraint f JOIN pg_catalog.pg_class p ON p.oid = f.confrelid
 JOIN pg_catalog.pg_namespace s ON s.oid = p.relnamespace
 WHERE f.contype = 'f' AND f.conparentid = 0 ORDER BY f.oid";
@@ -95,7 +105,7 @@ pub(super) async fn inspect(db: &mut PostgresDatabase) -> DbResult<Inspection> {
 pub(super) async fn look(db: &mut PostgresDatabase) -> DbResult<Inspection> {
     let mut found = Inspection {
         tables: Vec::new(),
-        findings: rights(db).await?,
+        findings: server(db).await?,
         captured: install::captured_tables(db).await?,
         ..Inspection::default()
     };
@@ -105,7 +115,10 @@ pub(super) async fn look(db: &mut PostgresDatabase) -> DbResult<Inspection> {
     )?;
     let uniques = by_table(db.query(UNIQUES, &[], &[]).await?)?;
     let indexes = by_table(db.query(INDEXES, &[], &[]).await?)?;
-    let foreign_keys = by_table(db.query(FOREIGN_KEYS, &[], &[]).await?)?;
+    let foreign_keys = FOREIGN_KEYS
+        .replace("@delete", &on_delete())
+        .replace("@some", SETS_SOME);
+    let foreign_keys = by_table(db.query(&foreign_keys, &[], &[]).await?)?;
     let triggers = by_table(db.query(TRIGGERS, &[], &[]).await?)?;
     let none = Vec::new();
     for row in db.query(TABLES, &[], &[]).await? {
@@ -166,27 +179,37 @@ fn plain(rows: &[Row], columns: &Columns) -> DbResult<Vec<Vec<u16>>> {
     Ok(indexes)
 }
 
-/// Whether our role may create our schema.
-async fn rights(db: &mut PostgresDatabase) -> DbResult<Vec<Finding>> {
+/// Whether our role may create our schema, and what the server's settings mean for us.
+async fn server(db: &mut PostgresDatabase) -> DbResult<Vec<Finding>> {
     let sql = "SELECT pg_catalog.has_database_privilege(pg_catalog.current_database(), 'CREATE')
                       OR pg_catalog.to_regnamespace('branchline') IS NOT NULL,
-                      pg_catalog.quote_ident(pg_catalog.current_database()), pg_catalog.quote_ident(current_user)";
+                      pg_catalog.quote_ident(pg_catalog.current_database()), pg_catalog.quote_ident(current_user),
+                      pg_catalog.current_setting('max_prepared_transactions') <> '0'";
     let rows = db.query(sql, &[], &[]).await?;
     let Some(row) = rows.first() else {
         return Ok(Vec::new());
     };
-    if get(row, 0)? {
-        return Ok(Vec::new());
+    let mut findings = Vec::new();
+    if !get::<bool>(row, 0)? {
+        let (database, role): (String, String) = (get(row, 1)?, get(row, 2)?);
+        findings.push(Finding {
+            fatal: true,
+            table: None,
+            problem: format!(
+                "The role {role} may not create the schema `branchline` in the database {database}."
+            ),
+            advice: format!("Run: GRANT CREATE ON DATABASE {database} TO {role};"),
+        });
     }
-    let (database, role): (String, String) = (get(row, 1)?, get(row, 2)?);
-    Ok(vec![Finding {
-        fatal: true,
-        table: None,
-        problem: format!(
-            "The role {role} may not create the schema `branchline` in the database {database}."
-        ),
-        advice: format!("Run: GRANT CREATE ON DATABASE {database} TO {role};"),
-    }])
+    if get(row, 3)? {
+        findings.push(Finding {
+            fatal: false,
+            table: None,
+            problem: "The server allows prepared transactions, which cannot notify: Branchline looks for changes 40 times a second instead of sleeping.".to_owned(),
+            advice: "Where no application uses PREPARE TRANSACTION, set max_prepared_transactions to 0 and restart the server.".to_owned(),
+        });
+    }
+    Ok(findings)
 }
 
 fn by_table(rows: Vec<Row>) -> DbResult<BTreeMap<u32, Vec<Row>>> {
@@ -406,6 +429,19 @@ impl Look {
         let mut keys = Vec::new();
         for row in rows {
             if let Some(indexes) = columns.indexes(&get::<Vec<i16>>(row, 1)?) {
+                let name: &str = get(row, 7)?;
+                if get(row, 8)? {
+                    self.warn(
+                        format!("The foreign key `{name}` sets only some of its columns on delete; where Branchline creates the table it does nothing on delete."),
+                        "Create the table by yourself at the other offices, if their applications delete parents.",
+                    );
+                }
+                if get(row, 9)? {
+                    self.warn(
+                        format!("The foreign key `{name}` is MATCH FULL; where Branchline creates the table it is MATCH SIMPLE."),
+                        "A row with some of these columns NULL that is written there is held here: create the table by yourself, or make the columns NOT NULL.",
+                    );
+                }
                 keys.push(ForeignKey {
                     columns: indexes,
                     parent: plan_name(get(row, 2)?, get(row, 3)?),

@@ -5,9 +5,8 @@ use std::future::{poll_fn, ready};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use branchline_core::identity::Digest;
 use branchline_core::port::{DatabaseError, DbResult, Purpose};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
@@ -23,6 +22,8 @@ use super::tls::{Target, target};
 const MAX_STATEMENTS: usize = 2000;
 /// How long an apply waits for the application's locks; the application waits behind it for as long at the most.
 const LOCK_TIMEOUT: &str = "800ms";
+/// How long what only reads waits for the application's `ALTER`: nobody is served meanwhile.
+const READ_TIMEOUT: &str = "100ms";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const SILENCE: Duration = Duration::from_secs(30);
 /// After so many removed writes the capture's dead rows are swept.
@@ -73,8 +74,6 @@ pub struct PostgresDatabase {
     layouts: HashMap<String, Arc<Layout>>,
     /// Tables into which so many writes more are not tried as new rows.
     not_copied: HashMap<String, u32>,
-    /// How the shared tables were defined when they were last looked at.
-    shape: Option<Digest>,
     pub(super) stamped: Option<Stamped>,
     open: Option<Purpose>,
     /// This process owns the office: so must each connection that replaces a broken one.
@@ -85,6 +84,9 @@ pub struct PostgresDatabase {
     /// Captured writes removed since the capture was last swept, and those of the open transaction.
     removed: u64,
     pub(super) removing: u64,
+    /// New partitions' tables, and the statements that give them their triggers; and when that was tried.
+    pub(super) bare: Vec<(String, String)>,
+    pub(super) covered: Option<Instant>,
 }
 
 impl PostgresDatabase {
@@ -99,7 +101,6 @@ impl PostgresDatabase {
             statements: HashMap::new(),
             layouts: HashMap::new(),
             not_copied: HashMap::new(),
-            shape: None,
             stamped: None,
             open: None,
             owner: false,
@@ -107,6 +108,8 @@ impl PostgresDatabase {
             plan: None,
             removed: 0,
             removing: 0,
+            bare: Vec::new(),
+            covered: None,
         })
     }
 
@@ -310,17 +313,6 @@ impl PostgresDatabase {
         self.not_copied.insert(table.to_owned(), writes);
     }
 
-    /// Forgets what was looked up about tables if they are not defined as they were.
-    pub(super) fn seen(&mut self, shape: Digest) {
-        if self
-            .shape
-            .replace(shape)
-            .is_some_and(|before| before != shape)
-        {
-            self.forget_layouts();
-        }
-    }
-
     pub(super) fn purpose(&self) -> Option<Purpose> {
         self.open
     }
@@ -338,7 +330,9 @@ impl PostgresDatabase {
         self.open = Some(purpose);
         let begin = match purpose {
             Purpose::Take => "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE; SET LOCAL lock_timeout TO '800ms'".into(),
-            Purpose::Read => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY".to_owned(),
+            Purpose::Read => format!(
+                "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout TO '{READ_TIMEOUT}'"
+            ),
             Purpose::Apply | Purpose::Load => format!(
                 "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL lock_timeout TO '{LOCK_TIMEOUT}';
                  SET LOCAL branchline.applying TO '1'; SET LOCAL synchronous_commit TO off"
@@ -388,6 +382,9 @@ impl PostgresDatabase {
         self.removed += removing;
         if let Err(error) = self.tidy().await {
             tracing::debug!(%error, "the capture was not swept");
+        }
+        if let Err(error) = super::install::cover(self).await {
+            tracing::debug!(%error, "new partitions have no triggers yet");
         }
         Ok(())
     }

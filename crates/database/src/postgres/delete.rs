@@ -7,15 +7,13 @@ use branchline_core::schema::Table;
 use super::apply::on_keys;
 use super::connection::PostgresDatabase;
 use super::ddl::ident;
-use super::layout::{Child, Layout, given};
+use super::layout::{Child, Layout, children_held, given};
 
 pub(super) async fn delete(db: &mut PostgresDatabase, table: &Table, keys: &[Key]) -> DbResult<()> {
     let layout = db.layout(&table.name).await?;
-    let followers: Vec<&Child> = layout
-        .children
-        .iter()
-        .filter(|child| child.follows_delete)
-        .collect();
+    // The foreign key of a table that is not shared may be newer than what was looked up.
+    let mut followers = children_held(db, &table.name).await?;
+    followers.retain(|child| child.follows_delete);
     if !followers.is_empty() {
         // Locked first: no child can come between the look and the delete.
         let sql = format!(
@@ -25,7 +23,7 @@ pub(super) async fn delete(db: &mut PostgresDatabase, table: &Table, keys: &[Key
             layout.key_join(table, "r")?
         );
         on_keys(db, table, &sql, keys).await?;
-        for child in followers {
+        for child in &followers {
             refuse_orphans(db, table, &layout, child, keys).await?;
         }
     }

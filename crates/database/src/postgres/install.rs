@@ -1,7 +1,7 @@
 //! Branchline's own tables, and the capture's triggers on the shared ones: made, looked after, removed.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use branchline_core::port::{DatabaseError, DbResult, Inspection};
 use branchline_core::schema::{Column, Schema, Table, TableId};
@@ -10,12 +10,14 @@ use tokio_postgres::types::Type as Wire;
 use super::books::get;
 use super::catalog;
 use super::connection::PostgresDatabase;
-use super::ddl::{ident, names};
+use super::ddl::{ident, names, relation};
 use super::layout::Layout;
-use super::triggers::{Trigger, triggers};
+use super::triggers::{TRUNCATE, Trigger, triggers};
 
 /// How often a catalogue change gives way to the application's transactions before it gives up.
 const ATTEMPTS: u32 = 40;
+/// How soon partitions that could not be covered are tried again.
+const COVER_AGAIN: Duration = Duration::from_secs(2);
 
 const PREPARE: &str = "
 CREATE SCHEMA IF NOT EXISTS branchline;
@@ -109,12 +111,23 @@ pub(super) async fn missing(db: &mut PostgresDatabase, schema: &Schema) -> DbRes
             unknown.insert(get::<i32>(&row, 0)?.unsigned_abs());
         }
     }
+    db.bare.clear();
     for table in &schema.tables {
-        let whole = match db.layout(&table.name).await {
-            Ok(layout) => whole(&found, table, &layout)?,
-            Err(DatabaseError::Mismatch { .. }) => false,
-            Err(other) => return Err(other),
-        };
+        let whole =
+            match db.layout(&table.name).await {
+                Ok(layout) => {
+                    let state = state(db, &found, table, &layout).await?;
+                    let truncate = triggers(table, layout.partitioned)?.pop();
+                    db.bare.extend(
+                        state.bare.iter().zip(truncate.iter().cycle()).map(
+                            |(partition, trigger)| (table.name.clone(), on(trigger, partition)),
+                        ),
+                    );
+                    state.whole
+                }
+                Err(DatabaseError::Mismatch { .. }) => false,
+                Err(other) => return Err(other),
+            };
         if !whole || unknown.contains(&table.id) {
             missing.push(table.id);
         }
@@ -123,19 +136,69 @@ pub(super) async fn missing(db: &mut PostgresDatabase, schema: &Schema) -> DbRes
     Ok(missing)
 }
 
-fn whole(found: &[Found], table: &Table, layout: &Layout) -> DbResult<bool> {
-    let there = |wanted: &Trigger| {
-        found.iter().any(|f| {
-            f.table == table.name
-                && f.trigger == wanted.name
-                && f.function == wanted.function
-                && f.source == wanted.body
-                && f.enabled
-                && f.settings.split_terminator(';').count()
-                    == wanted.settings.matches(" SET ").count()
-        })
+/// What a table has of the triggers that it should have.
+struct State {
+    /// All, or all but those of `bare`.
+    whole: bool,
+    /// Partitions without the one of theirs, quoted. They are new: their rows are captured by their parent's triggers, and
+    /// were not taken yet, since the tables are looked at first; so no `TRUNCATE` was missed.
+    bare: Vec<String>,
+}
+
+async fn state(
+    db: &mut PostgresDatabase,
+    found: &[Found],
+    table: &Table,
+    layout: &Layout,
+) -> DbResult<State> {
+    let as_wanted = |f: &Found, wanted: &Trigger| {
+        f.trigger == wanted.name
+            && f.function == wanted.function
+            && f.source == wanted.body
+            && f.enabled
+            && f.settings.split_terminator(';').count() == wanted.settings.matches(" SET ").count()
     };
-    Ok(triggers(table, layout.partitioned)?.iter().all(there))
+    let wanted = triggers(table, layout.partitioned)?;
+    let here = || found.iter().filter(|f| f.table == table.name);
+    let mut state = State {
+        whole: wanted.iter().all(|one| here().any(|f| as_wanted(f, one))),
+        bare: Vec::new(),
+    };
+    if !layout.partitioned {
+        return Ok(state);
+    }
+    for partition in partitions(db, &table.name).await? {
+        let ours = found.iter().filter(|f| relation(&f.table) == partition);
+        let mut ours = ours.filter(|f| f.trigger == TRUNCATE).peekable();
+        if ours.peek().is_none() {
+            state.bare.push(partition);
+        } else {
+            state.whole &= ours.all(|f| wanted.iter().any(|one| as_wanted(f, one)));
+        }
+    }
+    Ok(state)
+}
+
+/// Gives new partitions their trigger, one by one, where no transaction is in the way: nobody waits for it for long, and
+/// it is tried again. Outside a transaction only; `commit` calls it.
+pub(super) async fn cover(db: &mut PostgresDatabase) -> DbResult<()> {
+    if db.bare.is_empty() || db.covered.is_some_and(|at| at.elapsed() < COVER_AGAIN) {
+        return Ok(());
+    }
+    for (table, sql) in std::mem::take(&mut db.bare) {
+        let all = format!("BEGIN; SET LOCAL lock_timeout TO '100ms'; {sql} COMMIT");
+        let Err(error) = db.client()?.batch_execute(&all).await else {
+            continue;
+        };
+        db.execute("ROLLBACK").await?;
+        match super::error::on_table(&table, &error) {
+            DatabaseError::Busy(_) => db.bare.push((table, sql)),
+            // It may be gone again.
+            error => tracing::debug!(%error, "a partition was not given its trigger"),
+        }
+    }
+    db.covered = Some(Instant::now());
+    Ok(())
 }
 
 pub(super) async fn install(db: &mut PostgresDatabase, schema: &Schema) -> DbResult<()> {
@@ -149,7 +212,8 @@ pub(super) async fn install(db: &mut PostgresDatabase, schema: &Schema) -> DbRes
     for table in &schema.tables {
         let layout = db.layout(&table.name).await?;
         catalog::insertable(table, &layout)?;
-        if !whole(&found, table, &layout)? || layout.partitioned {
+        let state = state(db, &found, table, &layout).await?;
+        if !state.whole || !state.bare.is_empty() {
             work.push((table.name.clone(), creation(db, table, &layout).await?));
         }
     }
@@ -251,7 +315,8 @@ pub(super) async fn install_here(
     }
     for table in &schema.tables {
         let layout = db.layout(&table.name).await?;
-        if !whole(&found, table, &layout)? || layout.partitioned {
+        let state = state(db, &found, table, &layout).await?;
+        if !state.whole || !state.bare.is_empty() {
             let sql = creation(db, table, &layout).await?;
             db.execute(&sql).await?;
         }
@@ -283,23 +348,28 @@ async fn creation(db: &mut PostgresDatabase, table: &Table, layout: &Layout) -> 
     let mut sql = String::new();
     for trigger in triggers(table, layout.partitioned)? {
         sql.push_str(&trigger.creation());
-        let Trigger {
-            name,
-            function,
-            clause,
-            ..
-        } = trigger;
         for (relation, partition) in &relations {
-            if !partition || name == "branchline_truncate" {
-                let clause = clause.replace("{}", relation);
-                sql.push_str(&format!(
-                    "DROP TRIGGER IF EXISTS {name} ON {relation};
-                     CREATE TRIGGER {name} {clause} EXECUTE FUNCTION branchline.{function}();"
-                ));
+            if !partition || trigger.name == TRUNCATE {
+                sql.push_str(&on(&trigger, relation));
             }
         }
     }
     Ok(sql)
+}
+
+/// Puts a trigger, whose function exists, on a relation.
+fn on(trigger: &Trigger, relation: &str) -> String {
+    let Trigger {
+        name,
+        function,
+        clause,
+        ..
+    } = trigger;
+    let clause = clause.replace("{}", relation);
+    format!(
+        "DROP TRIGGER IF EXISTS {name} ON {relation};
+         CREATE TRIGGER {name} {clause} EXECUTE FUNCTION branchline.{function}();"
+    )
 }
 
 /// All partitions below a table, quoted; `TRUNCATE` of one fires only its own triggers.
@@ -369,23 +439,15 @@ pub(super) async fn uninstall(db: &mut PostgresDatabase) -> DbResult<()> {
     db.open_catalogue().await?;
     let found = found(db).await?;
     db.close(false).await?;
-    let sql: String = found
-        .iter()
-        .map(|f| {
-            let (schema, name) = names(&f.table);
-            // A partition's row triggers go with its parent's.
-            format!(
-                "DROP TRIGGER IF EXISTS {} ON {}.{};",
-                ident(&f.trigger),
-                ident(schema),
-                ident(name)
-            )
-        })
-        .collect();
-    patiently(
-        db,
-        "",
-        &format!("{sql} DROP SCHEMA IF EXISTS branchline CASCADE"),
-    )
-    .await
+    // Table by table: whoever waits for one does not keep the others from the application.
+    let mut removals: BTreeMap<&str, String> = BTreeMap::new();
+    for one in &found {
+        // A partition's row triggers go with its parent's.
+        let sql = removals.entry(&one.table).or_default();
+        sql.push_str(&removal(one));
+    }
+    for (table, sql) in removals {
+        patiently(db, table, &sql).await?;
+    }
+    patiently(db, "", "DROP SCHEMA IF EXISTS branchline CASCADE").await
 }

@@ -1,16 +1,19 @@
 //! How this database declares a shared table: what statements on it need to know.
 
 use std::collections::HashMap;
+use std::sync::LazyLock;
 
 use branchline_core::change::Row;
 use branchline_core::port::{DatabaseError, DbResult};
 use branchline_core::schema::{Column, Table};
 use branchline_core::value::Value;
-use tokio_postgres::types::Type as Wire;
+use futures_util::future::join;
+use tokio_postgres::types::{ToSql, Type as Wire};
 
 use super::books::get;
 use super::connection::PostgresDatabase;
 use super::ddl::{ident, names, relation};
+use super::error::on_table;
 use super::types::fraction;
 
 /// Every type with the one that it is a domain over, or itself; nested domains are followed down.
@@ -30,6 +33,8 @@ pub(super) struct Layout {
     pub(super) deferrable: bool,
     /// Whether it has unique constraints besides its key.
     pub(super) unique: bool,
+    /// Columns that only an insert can give a value (`GENERATED ALWAYS AS IDENTITY`).
+    pub(super) fixed: Vec<String>,
     /// Columns that an insert must name.
     pub(super) required: Vec<String>,
     /// The foreign keys that refer to this table.
@@ -52,6 +57,18 @@ pub(super) struct Child {
     pub(super) parent_columns: Vec<String>,
 }
 
+impl Child {
+    fn of(row: &tokio_postgres::Row) -> DbResult<Self> {
+        Ok(Self {
+            relation: format!("{}.{}", ident(get(row, 0)?), ident(get(row, 1)?)),
+            columns: get(row, 2)?,
+            parent_columns: get(row, 3)?,
+            follows_delete: get(row, 4)?,
+            follows_update: get(row, 5)?,
+        })
+    }
+}
+
 impl Layout {
     pub(super) async fn load(db: &mut PostgresDatabase, table: &str) -> DbResult<Self> {
         let (schema, name) = names(table);
@@ -65,7 +82,8 @@ impl Layout {
                             WHERE i.indrelid = c.oid AND i.indisunique AND NOT i.indisprimary),
                     a.attnotnull AND NOT a.atthasdef AND a.attidentity = '',
                     CASE WHEN b.typname IN ('time', 'timetz', 'timestamp', 'timestamptz')
-                         THEN CASE WHEN a.atttypmod <> -1 THEN a.atttypmod ELSE r.modifier END END
+                         THEN CASE WHEN a.atttypmod <> -1 THEN a.atttypmod ELSE r.modifier END END,
+                    a.attidentity = 'a'
              FROM pg_catalog.pg_class c
              JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
              JOIN root r ON r.oid = a.atttypid JOIN pg_catalog.pg_type b ON b.oid = r.base
@@ -79,7 +97,11 @@ impl Layout {
         };
         let (partitioned, deferrable, unique) = (get(first, 0)?, get(first, 4)?, get(first, 5)?);
         let (mut casts, mut required, mut digits) = (HashMap::new(), Vec::new(), HashMap::new());
+        let mut fixed = Vec::new();
         for row in &rows {
+            if get(row, 8)? {
+                fixed.push(get(row, 1)?);
+            }
             if get(row, 6)? {
                 required.push(get(row, 1)?);
             }
@@ -98,6 +120,7 @@ impl Layout {
             partitioned,
             deferrable,
             unique,
+            fixed,
             required,
             children,
             casts,
@@ -212,14 +235,15 @@ pub(super) fn rows_now(table: &Table) -> String {
     )
 }
 
-async fn children(db: &mut PostgresDatabase, schema: &str, name: &str) -> DbResult<Vec<Child>> {
+/// The foreign keys that refer to the table with these names.
+static CHILDREN: LazyLock<String> = LazyLock::new(|| {
     let column = |relation: &str, list: &str| {
         format!(
             "ARRAY(SELECT a.attname::text FROM pg_catalog.unnest({list}) WITH ORDINALITY AS k(number, place)
                    JOIN pg_catalog.pg_attribute a ON a.attrelid = {relation} AND a.attnum = k.number ORDER BY k.place)"
         )
     };
-    let sql = format!(
+    format!(
         "SELECT s.nspname::text, t.relname::text, {}, {},
                 f.confdeltype IN ('c', 'n', 'd'), f.confupdtype IN ('c', 'n', 'd')
          FROM pg_catalog.pg_constraint f
@@ -231,20 +255,30 @@ async fn children(db: &mut PostgresDatabase, schema: &str, name: &str) -> DbResu
            AND q.nspname = $1 AND p.relname = $2",
         column("f.conrelid", "f.conkey"),
         column("f.confrelid", "f.confkey"),
-    );
-    let rows = db
-        .query(&sql, &[Wire::TEXT, Wire::TEXT], &[&schema, &name])
-        .await?;
-    let child = |row| {
-        Ok(Child {
-            relation: format!("{}.{}", ident(get(row, 0)?), ident(get(row, 1)?)),
-            columns: get(row, 2)?,
-            parent_columns: get(row, 3)?,
-            follows_delete: get(row, 4)?,
-            follows_update: get(row, 5)?,
-        })
-    };
-    rows.iter().map(child).collect()
+    )
+});
+
+async fn children(db: &mut PostgresDatabase, schema: &str, name: &str) -> DbResult<Vec<Child>> {
+    let types = [Wire::TEXT, Wire::TEXT];
+    let rows = db.query(&CHILDREN, &types, &[&schema, &name]).await?;
+    rows.iter().map(Child::of).collect()
+}
+
+/// The foreign keys that refer to a table, whoever added one and however lately: none comes before the transaction ends.
+pub(super) async fn children_held(db: &mut PostgresDatabase, table: &str) -> DbResult<Vec<Child>> {
+    let statement = db.statement(&CHILDREN, &[Wire::TEXT, Wire::TEXT]).await?;
+    let lock = format!("LOCK TABLE {} IN ROW EXCLUSIVE MODE", relation(table));
+    let (schema, name) = names(table);
+    let values: [&(dyn ToSql + Sync); 2] = [&schema, &name];
+    let client = db.client()?;
+    let (locked, found) = join(
+        client.batch_execute(&lock),
+        client.query(&statement, &values),
+    )
+    .await;
+    locked.map_err(|e| on_table(table, &e))?;
+    let found = found.map_err(|e| on_table(table, &e))?;
+    found.iter().map(Child::of).collect()
 }
 
 pub(super) fn mismatch(table: &str, message: impl Into<String>) -> DatabaseError {

@@ -24,7 +24,9 @@ pub(super) async fn park(
     for unique in &table.unique {
         let columns = || {
             let found = unique.iter().filter(|&&at| !table.is_key(usize::from(at)));
-            found.filter_map(|&at| table.columns.get(usize::from(at)))
+            found
+                .filter_map(|&at| table.columns.get(usize::from(at)))
+                .filter(|column| !layout.fixed.contains(&column.name))
         };
         let parked = columns()
             .find(|column| column.nullable)

@@ -12,7 +12,7 @@ use tokio_postgres::types::{ToSql, Type as Wire};
 use super::books::get;
 use super::connection::PostgresDatabase;
 use super::ddl::{names, relation};
-use super::error::failed;
+use super::error::{failed, on_table};
 
 /// How long it waits for an `ALTER` of the application.
 const PATIENCE: &str = "100ms";
@@ -28,6 +28,9 @@ WITH shared AS MATERIALIZED (
 SELECT ROW('t', s.*, EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhrelid = s.oid),
            s.relkind = 'r' AND EXISTS (SELECT FROM pg_catalog.pg_inherits i WHERE i.inhparent = s.oid))::text
 FROM shared s
+UNION ALL
+SELECT ROW('p', s.oid, p.relid::pg_catalog.oid)::text
+FROM shared s CROSS JOIN pg_catalog.pg_partition_tree(s.oid) p WHERE s.relkind = 'p'
 UNION ALL
 SELECT ROW('c', a.attrelid, a.attnum, a.attname, pg_catalog.format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity,
            a.attgenerated, a.attcollation, pg_catalog.pg_get_expr(d.adbin, d.adrelid),
@@ -64,7 +67,7 @@ SELECT pg_catalog.concat_ws(' ',
     (SELECT pg_catalog.concat_ws(':', pg_catalog.count(*), pg_catalog.sum(pg_catalog.hashtext(i.indexrelid::text || ' ' || i.xmin::text)))
      FROM pg_catalog.pg_index i WHERE i.indrelid = ANY($1::int8[]::oid[])),
     (SELECT pg_catalog.concat_ws(':', pg_catalog.count(*), pg_catalog.sum(pg_catalog.hashtext(f.oid::text || ' ' || f.xmin::text)))
-     FROM pg_catalog.pg_constraint f WHERE f.conrelid = ANY($1::int8[]::oid[])),
+     FROM pg_catalog.pg_constraint f WHERE f.conrelid = ANY($1::int8[]::oid[]) OR f.confrelid = ANY($1::int8[]::oid[])),
     (SELECT pg_catalog.concat_ws(':', pg_catalog.count(*), pg_catalog.sum(pg_catalog.hashtext(h.inhrelid::text || ' ' || h.xmin::text)))
      FROM pg_catalog.pg_inherits h),
     (SELECT pg_catalog.concat_ws(':', pg_catalog.count(*), pg_catalog.sum(pg_catalog.hashtext(e.oid::text || ' ' || e.xmin::text)))
@@ -103,6 +106,13 @@ JOIN pg_catalog.unnest($2::text[]) WITH ORDINALITY AS h(name, place) ON h.place 
 JOIN pg_catalog.pg_namespace n ON n.nspname = g.nsp
 JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = h.name AND c.relkind IN ('r', 'p')";
 
+/// Whether a table, with its partitions, is stored where it was stored to the transaction's snapshot.
+const STORED: &str = "
+SELECT pg_catalog.bool_and(c.oid IS NOT NULL AND c.relfilenode IN (0, pg_catalog.pg_relation_filenode(c.oid)))
+FROM (SELECT pg_catalog.to_regclass($1)::pg_catalog.oid AS relid
+      UNION SELECT p.relid::pg_catalog.oid FROM pg_catalog.pg_partition_tree(pg_catalog.to_regclass($1)) p) t
+LEFT JOIN pg_catalog.pg_class c ON c.oid = t.relid";
+
 const NAMES: [Wire; 2] = [Wire::TEXT_ARRAY, Wire::TEXT_ARRAY];
 
 pub(super) async fn shape(db: &mut PostgresDatabase, schema: &Schema) -> DbResult<Digest> {
@@ -136,8 +146,9 @@ pub(super) async fn shape(db: &mut PostgresDatabase, schema: &Schema) -> DbResul
     }
     lines.sort_unstable();
     let shape = Digest::of(lines.join("\n").as_bytes());
-    // Statements made for other definitions would fail, or cast to what a column was.
-    db.seen(shape);
+    // Statements made for other definitions would fail, or cast to what a column was. The stamp tells more than the
+    // fingerprint does: a table that is not shared may refer to one that is.
+    db.forget_layouts();
     db.stamped = Some(Stamped {
         tables: tables.into_iter().map(String::from).collect(),
         numbers,
@@ -222,4 +233,32 @@ async fn lock_all(
             _ => Err(failed(&error)),
         },
     }
+}
+
+/// Before a table is read in a transaction that only reads and may have its snapshot already: locks the table, and
+/// fails where it was written anew since. Its rows are invisible to that snapshot then, whichever they are.
+pub(super) async fn hold_still(db: &mut PostgresDatabase, table: &str) -> DbResult<()> {
+    if db.purpose() != Some(Purpose::Read) {
+        return Ok(());
+    }
+    let statement = db.statement(STORED, &[Wire::TEXT]).await?;
+    let name = relation(table);
+    let lock = format!("LOCK TABLE {name} IN ACCESS SHARE MODE");
+    let client = db.client()?;
+    let values: [&(dyn ToSql + Sync); 1] = [&name];
+    let (locked, found) = join(
+        client.batch_execute(&lock),
+        client.query(&statement, &values),
+    )
+    .await;
+    locked.map_err(|e| on_table(table, &e))?;
+    let found = found.map_err(|e| on_table(table, &e))?;
+    let stays = found.first().map(|row| get::<Option<bool>>(row, 0));
+    if stays.transpose()?.flatten() == Some(true) {
+        return Ok(());
+    }
+    db.forget_layouts();
+    Err(DatabaseError::Busy(format!(
+        "table `{table}` was rewritten at this moment"
+    )))
 }

@@ -32,6 +32,12 @@ const NO_OLD: &str = "NULL::pg_catalog.text[]";
 /// A variable that is NULL. Every statement names it: one that names no variable at first is never given any, also not
 /// once it is planned anew and a column is gone.
 const NONE: &str = "\"branchline none\"";
+/// The name of the trigger that a partition needs of its own.
+pub(super) const TRUNCATE: &str = "branchline_truncate";
+/// Other names for a row trigger's rows: the variable of a column may be called as they are.
+const ROWS: &str = "    \"branchline new\" ALIAS FOR new;\n    \"branchline old\" ALIAS FOR old;\n";
+const NEW: &str = "\"branchline new\"";
+const OLD: &str = "\"branchline old\"";
 const FIXED_PATH: &str = " SET search_path TO pg_catalog, pg_temp";
 
 /// One of the capture's triggers on a table.
@@ -76,20 +82,19 @@ pub(super) fn triggers(table: &Table, partitioned: bool) -> DbResult<Vec<Trigger
     };
     let mut truncate = trigger(
         "truncate",
-        "branchline_truncate",
+        TRUNCATE,
         "BEFORE TRUNCATE ON {} FOR EACH STATEMENT",
         notes.truncated(),
     );
     truncate.settings.push_str(FIXED_PATH);
     let (key, unknown) = (notes.key(), notes.unknown());
     if partitioned {
-        // Naming the table makes sessions plan anew once it is altered; NEW and OLD alone do not.
-        let always = format!(
-            " WHERE NOT EXISTS (SELECT FROM {} WHERE false)",
-            relation(&table.name)
-        );
+        // Naming the table makes sessions plan anew once it is altered; NEW and OLD alone do not. As a constant it asks
+        // for no right to the table: it may have got another owner.
+        let name = literal::text(&Value::Text(relation(&table.name)));
+        let always = format!(" WHERE {name}::pg_catalog.regclass IS NOT NULL");
         let rows = |row: &str, name: &str| format!(" FROM (SELECT {row}.*{always}) {name}");
-        let was = notes.written(&rows("OLD", "o"));
+        let was = notes.written(&rows(OLD, "o"));
         let moved = format!(
             "{INTO} {} WHERE n.old IS NOT NULL OR n.key OPERATOR(pg_catalog.<>) o.key;",
             notes.noted(
@@ -99,8 +104,8 @@ pub(super) fn triggers(table: &Table, partitioned: bool) -> DbResult<Vec<Trigger
                 &format!(
                     " FROM (SELECT {key} AS key, {} AS old{}) n CROSS JOIN (SELECT {key} AS key{}) o",
                     notes.whole("r"),
-                    rows("NEW", "r"),
-                    rows("OLD", "r")
+                    rows(NEW, "r"),
+                    rows(OLD, "r")
                 )
             )
         );
@@ -111,7 +116,7 @@ pub(super) fn triggers(table: &Table, partitioned: bool) -> DbResult<Vec<Trigger
                 "insert",
                 "branchline_insert",
                 "AFTER INSERT ON {} FOR EACH ROW",
-                renamed(&notes.inserted(&rows("NEW", "n")), &[(INSERTED, "NEW")]),
+                renamed(&notes.inserted(&rows(NEW, "n")), &[(INSERTED, NEW)]),
             ),
             trigger(
                 "update",
@@ -119,14 +124,14 @@ pub(super) fn triggers(table: &Table, partitioned: bool) -> DbResult<Vec<Trigger
                 "AFTER UPDATE ON {} FOR EACH ROW",
                 renamed(
                     &format!("{was}\n    {moved}"),
-                    &[(WRITTEN, "OLD"), (INSERTED, "NEW")],
+                    &[(WRITTEN, OLD), (INSERTED, NEW)],
                 ),
             ),
             trigger(
                 "delete",
                 "branchline_delete",
                 "AFTER DELETE ON {} FOR EACH ROW",
-                renamed(&was, &[(WRITTEN, "OLD")]),
+                renamed(&was, &[(WRITTEN, OLD)]),
             ),
             truncate,
         ]);
@@ -210,11 +215,16 @@ impl Notes<'_> {
             .columns()
             .map(|column| format!("    {} pg_catalog.text;\n", ident(&column.name)))
             .collect();
+        let rows = if [NEW, OLD].iter().any(|row| work.contains(row)) {
+            ROWS
+        } else {
+            ""
+        };
         format!(
             "
 #variable_conflict use_column
 DECLARE
-    {NONE} pg_catalog.text[];
+{rows}    {NONE} pg_catalog.text[];
 {variables}BEGIN
     IF pg_catalog.current_setting('branchline.applying', true) OPERATOR(pg_catalog.=) '1' THEN RETURN NULL; END IF;
     {work}

@@ -4,6 +4,9 @@
 //! is, it sets the flag that the capture's triggers look at and *sleeps*: each write notifies it, until too many do. The
 //! flag is seen at the statement, not at the commit, so it keeps asking until every transaction that wrote before the flag
 //! has ended, and asks slowly even then.
+//!
+//! A transaction that notifies cannot be prepared for a commit in two phases. Where the server allows such, nobody is told
+//! to notify, and the watcher *dozes*: it asks, less often.
 
 use std::future::poll_fn;
 use std::time::Duration;
@@ -26,6 +29,8 @@ const SELDOM: u32 = 8;
 /// So many notifications within this time wake it.
 const MANY: usize = 20;
 const MANY_WITHIN: Duration = Duration::from_millis(200);
+/// How often it looks instead of sleeping, where nobody may notify.
+const UNTOLD: Duration = Duration::from_millis(25);
 const DOZING: Duration = Duration::from_millis(10);
 const DOZING_LONG: Duration = Duration::from_millis(100);
 const DOZE_IS_LONG: Duration = Duration::from_secs(2);
@@ -110,6 +115,8 @@ const FLAG_AGAIN: Duration = Duration::from_secs(2);
 struct Session {
     client: Client,
     notified: mpsc::Receiver<()>,
+    /// Whether the application may prepare transactions, which must not notify.
+    two_phases: bool,
 }
 
 /// What one look at the database found.
@@ -134,7 +141,11 @@ impl Session {
                 }
             }
         });
-        let session = Self { client, notified };
+        let mut session = Self {
+            client,
+            notified,
+            two_phases: false,
+        };
         // `idle_session_timeout` is known from 14 on.
         session
             .execute(
@@ -143,6 +154,9 @@ impl Session {
                  WHERE pg_catalog.current_setting('idle_session_timeout', true) IS NOT NULL",
             )
             .await?;
+        // It changes with a restart of the server alone.
+        let prepared = session.first("SHOW max_prepared_transactions").await?;
+        session.two_phases = prepared.first() != Some(&Some("0".to_owned()));
         Ok(session)
     }
 
@@ -163,6 +177,11 @@ impl Session {
         tell(wake)?;
         loop {
             self.awake(wake).await?;
+            if self.two_phases {
+                self.doze(wake).await?;
+                tell(wake)?;
+                continue;
+            }
             self.asleep(wake).await?;
             tell(wake)?;
             self.set_asleep(false).await?;
@@ -188,6 +207,14 @@ impl Session {
                 return Ok(());
             }
         }
+    }
+
+    /// Returns when something is written.
+    async fn doze(&self, wake: &mpsc::Sender<()>) -> Result<(), Stop> {
+        while !self.look(None).await?.captured {
+            pause(wake, UNTOLD).await?;
+        }
+        Ok(())
     }
 
     /// Returns when much is written.

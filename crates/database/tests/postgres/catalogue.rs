@@ -183,3 +183,80 @@ async fn a_table_that_differs_from_the_plan_is_refused_by_column() {
     let refused = shop.db.install(&shop.schema).await.unwrap_err().to_string();
     assert!(refused.contains("`extra`"), "{refused}");
 }
+
+/// What the plan has no word for is told, and not taken for something that does more.
+#[tokio::test]
+async fn foreign_keys_travel_without_what_the_plan_has_no_word_for() {
+    let url = office().await.url;
+    let app = client(&url).await;
+    app.batch_execute(
+        "CREATE TABLE parent (a int, b int, PRIMARY KEY (a, b));
+         CREATE TABLE full_match (id int PRIMARY KEY, a int, b int, FOREIGN KEY (a, b) REFERENCES parent MATCH FULL ON DELETE SET NULL);
+         CREATE TABLE simple (id int PRIMARY KEY, a int, b int, FOREIGN KEY (a, b) REFERENCES parent ON DELETE SET NULL)",
+    )
+    .await
+    .unwrap();
+    let since_15: bool = app
+        .query_one(
+            "SELECT current_setting('server_version_num')::int >= 150000",
+            &[],
+        )
+        .await
+        .unwrap()
+        .get(0);
+    if since_15 {
+        app.batch_execute(
+            "CREATE TABLE partly (id int PRIMARY KEY, a int NOT NULL, b int, FOREIGN KEY (a, b) REFERENCES parent ON DELETE SET NULL (b))",
+        )
+        .await
+        .unwrap();
+    }
+    let mut db = PostgresDatabase::connect(&url).await.unwrap();
+    let found = db.inspect().await.unwrap();
+    let told = |table: &str, words: &str| {
+        let of_table = |f: &&Finding| f.table.as_deref() == Some(table);
+        let mut findings = found.findings.iter().filter(of_table);
+        findings.any(|f| !f.fatal && f.problem.contains(words))
+    };
+    let action = |name: &str| {
+        let table = found
+            .tables
+            .iter()
+            .find(|table| table.name == name)
+            .unwrap();
+        table.foreign_keys[0].on_delete.clone()
+    };
+    assert!(told("full_match", "MATCH FULL"));
+    assert_eq!(action("full_match"), "SET NULL");
+    assert!(!told("simple", "foreign key"));
+    assert_eq!(action("simple"), "SET NULL");
+    if since_15 {
+        assert!(told("partly", "some of its columns"));
+        assert_eq!(action("partly"), "NO ACTION");
+    }
+}
+
+/// Whoever reads one table for long keeps the application from no other.
+#[tokio::test]
+async fn uninstalling_waits_with_no_table_locked() {
+    let mut shop =
+        shop("CREATE TABLE a (id int PRIMARY KEY); CREATE TABLE z (id int PRIMARY KEY)").await;
+    let reader = client(&shop.url).await;
+    reader
+        .batch_execute("BEGIN; SELECT * FROM z")
+        .await
+        .unwrap();
+    let app = client(&shop.url).await;
+    let work = async {
+        let waits = "SELECT count(*) FROM pg_locks WHERE relation = 'z'::regclass AND NOT granted";
+        while reader.query_one(waits, &[]).await.unwrap().get::<_, i64>(0) == 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
+        app.batch_execute("SET lock_timeout TO '1ms'; INSERT INTO a VALUES (1)")
+            .await
+            .unwrap();
+        reader.batch_execute("COMMIT").await.unwrap();
+    };
+    let (done, ()) = tokio::join!(shop.db.uninstall(), work);
+    done.unwrap();
+}

@@ -124,7 +124,11 @@ pub struct Shop {
 }
 
 pub async fn shop(sql: &str) -> Shop {
-    let url = office().await.url;
+    shop_at(office().await.url, sql).await
+}
+
+/// The same, in this database, which is new.
+pub async fn shop_at(url: String, sql: &str) -> Shop {
     let app = client(&url).await;
     app.batch_execute(sql).await.unwrap();
     let mut db = PostgresDatabase::connect(&url).await.unwrap();

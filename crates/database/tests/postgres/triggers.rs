@@ -1,7 +1,7 @@
 //! What only PostgreSQL's capture has.
 
 use branchline_core::change::Effect;
-use branchline_core::port::{Database, First};
+use branchline_core::port::{Database, First, Purpose};
 use branchline_core::schema::ConflictRule;
 use branchline_core::value::Value;
 
@@ -49,6 +49,151 @@ async fn writes_to_partitions_are_captured_wherever_they_are_made() {
     );
     shop.db.install(&shop.schema).await.unwrap();
     shop.db.uninstall().await.unwrap();
+}
+
+/// All rows of a new partition are captured by its parent's triggers, but for `TRUNCATE`.
+#[tokio::test]
+async fn a_partition_made_after_the_installation_is_captured() {
+    let mut shop = shop(
+        "CREATE TABLE p (id bigint PRIMARY KEY, name text) PARTITION BY RANGE (id);
+         CREATE TABLE p1 PARTITION OF p FOR VALUES FROM (0) TO (100)",
+    )
+    .await;
+    let look = async |shop: &mut super::office::Shop| {
+        shop.db.begin(Purpose::Take).await.unwrap();
+        let shape = shop.db.shape(&shop.schema).await.unwrap();
+        shop.db.commit().await.unwrap();
+        shape
+    };
+    let before = look(&mut shop).await;
+    // Whoever fills it keeps nobody waiting.
+    let filling = client(&shop.url).await;
+    shop.sql(
+        "CREATE TABLE p2 PARTITION OF p FOR VALUES FROM (100) TO (200) PARTITION BY RANGE (id);
+              CREATE TABLE p3 PARTITION OF p2 FOR VALUES FROM (100) TO (150)",
+    )
+    .await;
+    filling
+        .batch_execute("BEGIN; INSERT INTO p3 VALUES (101, 'a'), (102, 'b')")
+        .await
+        .unwrap();
+    assert_ne!(look(&mut shop).await, before, "the tables are looked at");
+    let missing = shop.db.missing_capture(&shop.schema).await.unwrap();
+    assert!(missing.is_empty(), "its rows are captured: {missing:?}");
+    look(&mut shop).await;
+    filling.batch_execute("COMMIT").await.unwrap();
+    let covered = "SELECT count(*) FROM pg_trigger WHERE tgname = 'branchline_truncate' AND tgrelid IN ('p2'::regclass, 'p3'::regclass)";
+    let since = std::time::Instant::now();
+    loop {
+        look(&mut shop).await;
+        let count: i64 = shop.app.query_one(covered, &[]).await.unwrap().get(0);
+        if count == 2 {
+            break;
+        }
+        assert!(since.elapsed().as_secs() < 20, "{count} partitions covered");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(shop.taken().await.len(), 2);
+    shop.sql("TRUNCATE p3").await;
+    assert_eq!(shop.taken().await.len(), 2);
+    shop.sql("ALTER TABLE p3 DISABLE TRIGGER branchline_truncate")
+        .await;
+    let missing = shop.db.missing_capture(&shop.schema).await.unwrap();
+    assert_eq!(missing, [1], "what it had and has no more is told");
+    shop.db.install(&shop.schema).await.unwrap();
+    shop.sql("INSERT INTO p3 VALUES (101, 'a'); TRUNCATE p2")
+        .await;
+    assert_eq!(shop.taken().await.len(), 1);
+}
+
+#[tokio::test]
+async fn columns_may_be_called_as_a_triggers_rows_are() {
+    for partitions in [
+        "",
+        " PARTITION BY LIST (id); CREATE TABLE t1 PARTITION OF t DEFAULT",
+    ] {
+        for merged in [false, true] {
+            let mut shop = shop(&format!(
+                "CREATE TABLE t (id int, old text, new text, o text, n text, r text, key text, old_rows text, new_rows text,
+                     PRIMARY KEY (id, old, new)){partitions}"
+            ))
+            .await;
+            if merged {
+                shop.schema.tables[0].conflict = ConflictRule::Merge;
+                shop.db.install(&shop.schema).await.unwrap();
+            }
+            shop.sql(
+                "INSERT INTO t (id, old, new, o) VALUES (1, 'a', 'b', 'c'), (2, 'a', 'b', 'c')",
+            )
+            .await;
+            assert_eq!(shop.taken().await.len(), 2);
+            shop.sql("UPDATE t SET o = 'd'; UPDATE t SET new = 'e' WHERE id = 1; DELETE FROM t WHERE id = 2").await;
+            let taken = shop.taken().await;
+            assert_eq!(taken.len(), 3);
+            for one in &taken {
+                let before = one.before.as_ref().map(|row| row.0[3].clone());
+                let kept = merged && one.first == First::Existing;
+                assert_eq!(before, kept.then(|| Value::Text("c".into())), "{one:?}");
+            }
+            shop.sql("TRUNCATE t").await;
+            assert_eq!(shop.taken().await.len(), 1);
+            // Where the table has another name whole rows may be noted, until the new name is known.
+            shop.sql("ALTER TABLE t RENAME TO t2; INSERT INTO t2 (id, old, new) VALUES (3, 'a', 'b'); UPDATE t2 SET o = 'c'; DELETE FROM t2")
+                .await;
+            let told = "SELECT count(*), bool_and(key[1] IS NOT NULL OR old[2] LIKE '{%\"id\": 3,%') FROM branchline.capture";
+            let told = shop.app.query_one(told, &[]).await.unwrap();
+            assert!(
+                told.get::<_, i64>(0) >= 3 && told.get::<_, bool>(1),
+                "{partitions}"
+            );
+        }
+    }
+}
+
+/// What Branchline may no longer read keeps it from taking, and the application from nothing.
+#[tokio::test]
+async fn the_application_may_give_its_table_to_another_owner() {
+    for partitions in [
+        "",
+        " PARTITION BY LIST (id); CREATE TABLE t1 PARTITION OF t DEFAULT",
+    ] {
+        let url = super::office::office().await.url;
+        let app = client(&url).await;
+        let role = format!("sync_{}", url.rsplit('/').next().unwrap());
+        app.batch_execute(&format!(
+            "CREATE TABLE t (id int PRIMARY KEY, name text){partitions};
+             CREATE ROLE {role} LOGIN PASSWORD 'x';
+             DO $$ BEGIN EXECUTE 'GRANT CREATE ON DATABASE ' || current_database() || ' TO {role}'; END $$;
+             ALTER TABLE t OWNER TO {role}; ALTER TABLE IF EXISTS t1 OWNER TO {role}"
+        ))
+        .await
+        .unwrap();
+        let (_, place) = url.split_once('@').unwrap();
+        let mut shop =
+            super::office::shop_at(format!("postgresql://{role}:x@{place}"), "SELECT").await;
+        app.batch_execute("INSERT INTO t VALUES (1, 'a')")
+            .await
+            .unwrap();
+        assert_eq!(shop.taken().await.len(), 1);
+        app.batch_execute("ALTER TABLE t OWNER TO postgres")
+            .await
+            .unwrap();
+        for _ in 0..7 {
+            app.batch_execute("INSERT INTO t VALUES (2, 'b'); UPDATE t SET name = 'c'; DELETE FROM t WHERE id = 2")
+                .await
+                .unwrap();
+        }
+        app.batch_execute(&format!("ALTER TABLE t OWNER TO {role}"))
+            .await
+            .unwrap();
+        assert_eq!(shop.taken().await.len(), 2);
+        shop.db.uninstall().await.unwrap();
+        app.batch_execute(&format!(
+            "REASSIGN OWNED BY {role} TO postgres; DROP OWNED BY {role}; DROP ROLE {role}"
+        ))
+        .await
+        .unwrap();
+    }
 }
 
 #[tokio::test]

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use branchline_core::port::Database;
 use branchline_database::postgres::watch;
+use branchline_testkit::servers::Postgres;
 
-use super::office::{client, shop};
+use super::office::{client, shop, shop_at};
 
 /// How long a test waits for what must come.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -99,4 +100,37 @@ async fn a_watcher_returns_after_its_connection_broke() {
         .unwrap();
     let mut db = shop.db;
     db.uninstall().await.unwrap();
+}
+
+/// A transaction that notifies cannot be prepared.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_may_commit_in_two_phases() {
+    let server = Postgres::start_with(&[("max_prepared_transactions", "5"), ("fsync", "off")]);
+    let mut shop = shop_at(
+        server.fresh_database(),
+        "CREATE TABLE t (id bigint PRIMARY KEY)",
+    )
+    .await;
+    let told = shop.db.inspect().await.unwrap().findings;
+    let told = told
+        .iter()
+        .any(|finding| !finding.fatal && finding.problem.contains("prepared transactions"));
+    assert!(told, "doctor tells it");
+    let mut watcher = watch(&shop.url).await.unwrap();
+    watcher.wake.recv().await.unwrap();
+    for id in 0..8 {
+        // Longer than it stays awake while nothing is written.
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        while watcher.wake.try_recv().is_ok() {}
+        shop.sql(&format!(
+            "BEGIN; INSERT INTO t VALUES ({id}); PREPARE TRANSACTION 'p'"
+        ))
+        .await;
+        shop.sql("COMMIT PREPARED 'p'").await;
+        tokio::time::timeout(PATIENCE, watcher.wake.recv())
+            .await
+            .unwrap()
+            .unwrap();
+        assert_eq!(shop.taken().await.len(), 1);
+    }
 }

@@ -380,3 +380,140 @@ async fn many_rows_wait_for_an_insert_that_is_not_committed() {
     assert_eq!(captured.into_iter().collect::<Vec<_>>(), [int(50)]);
     shop.db.rollback().await.unwrap();
 }
+
+/// A table that is not shared may begin to refer to one that is, at any time.
+#[tokio::test]
+async fn a_delete_never_follows_a_foreign_key_that_came_later() {
+    for action in ["CASCADE", "SET NULL"] {
+        let mut shop = shop(
+            "CREATE TABLE t (id bigint PRIMARY KEY, name text); INSERT INTO t VALUES (1, 'a'), (2, 'b'), (3, 'c')",
+        )
+        .await;
+        let table = shop.table("t");
+        let delete = |id| [(table.id, Effect::Delete(int(id)))];
+        shop.db.begin(Purpose::Apply).await.unwrap();
+        shop.db.write(&shop.schema, &delete(3)).await.unwrap();
+        shop.db.commit().await.unwrap();
+        shop.sql(&format!(
+            "CREATE TABLE own (t bigint REFERENCES t ON DELETE {action}); INSERT INTO own VALUES (1)"
+        ))
+        .await;
+        shop.db.begin(Purpose::Apply).await.unwrap();
+        let refused = shop.db.write(&shop.schema, &delete(1)).await;
+        assert!(
+            matches!(
+                refused,
+                Err(DatabaseError::Constraint {
+                    foreign_key: true,
+                    ..
+                })
+            ),
+            "{action}: {refused:?}"
+        );
+        shop.db.rollback().await.unwrap();
+        shop.db.begin(Purpose::Apply).await.unwrap();
+        shop.db.write(&shop.schema, &delete(2)).await.unwrap();
+        shop.db.commit().await.unwrap();
+        let kept = shop.app.query_one("SELECT t FROM own", &[]).await.unwrap();
+        assert_eq!(kept.get::<_, i64>(0), 1);
+    }
+}
+
+/// So may what changes with a value that it refers to; that is looked up again when the tables are looked at.
+#[tokio::test]
+async fn an_update_never_follows_a_foreign_key_that_was_seen() {
+    let mut shop = shop(
+        "CREATE TABLE t (id bigint PRIMARY KEY, name text UNIQUE); INSERT INTO t VALUES (1, 'a'), (2, 'b')",
+    )
+    .await;
+    let table = shop.table("t");
+    let put = |id, name| [(table.id, Effect::Put(row(id, name)))];
+    shop.sql("CREATE TABLE own (t text); INSERT INTO own VALUES ('a')")
+        .await;
+    shop.db.begin(Purpose::Take).await.unwrap();
+    shop.db.shape(&shop.schema).await.unwrap();
+    shop.db.commit().await.unwrap();
+    shop.db.begin(Purpose::Apply).await.unwrap();
+    shop.db.write(&shop.schema, &put(2, "c")).await.unwrap();
+    shop.db.commit().await.unwrap();
+    shop.sql("ALTER TABLE own ADD FOREIGN KEY (t) REFERENCES t (name) ON UPDATE CASCADE")
+        .await;
+    shop.db.begin(Purpose::Take).await.unwrap();
+    shop.db.shape(&shop.schema).await.unwrap();
+    shop.db.commit().await.unwrap();
+    shop.db.begin(Purpose::Apply).await.unwrap();
+    let refused = shop.db.write(&shop.schema, &put(1, "z")).await;
+    assert!(
+        matches!(
+            refused,
+            Err(DatabaseError::Constraint {
+                foreign_key: true,
+                ..
+            })
+        ),
+        "{refused:?}"
+    );
+    shop.db.rollback().await.unwrap();
+}
+
+/// PostgreSQL lets no update set such a column, so rows that leave it alone must pass, and others must say why not.
+#[tokio::test]
+async fn a_column_that_is_always_generated_takes_rows_from_elsewhere() {
+    for more in ["name text", "name text UNIQUE"] {
+        let mut shop = shop(&format!(
+            "CREATE TABLE t (id bigint PRIMARY KEY, {more}, seq bigint GENERATED ALWAYS AS IDENTITY UNIQUE)"
+        ))
+        .await;
+        let table = shop.table("t");
+        let put = |id, name: &str, seq| {
+            let mut row = row(id, name);
+            row.0.push(Value::Int(seq));
+            (table.id, Effect::Put(row))
+        };
+        for effects in [
+            [put(1, "a", 70), put(2, "b", 71)],
+            [put(1, "b", 70), put(2, "a", 71)],
+        ] {
+            shop.db.begin(Purpose::Apply).await.unwrap();
+            shop.db.write(&shop.schema, &effects).await.unwrap();
+            shop.db.commit().await.unwrap();
+        }
+        shop.db.begin(Purpose::Apply).await.unwrap();
+        let refused = shop.db.write(&shop.schema, &[put(1, "c", 72)]).await;
+        let told = refused.unwrap_err();
+        assert!(
+            matches!(&told, DatabaseError::Constraint { message, foreign_key: false, .. } if message.contains("\"seq\"")),
+            "{told}"
+        );
+        shop.db.rollback().await.unwrap();
+        let rows = shop
+            .app
+            .query("SELECT name || seq FROM t ORDER BY id", &[])
+            .await
+            .unwrap();
+        let rows: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        assert_eq!(rows, ["b70", "a71"]);
+    }
+}
+
+#[tokio::test]
+async fn a_table_of_a_key_and_an_always_generated_column_takes_its_rows_again() {
+    let mut shop =
+        shop("CREATE TABLE t (id bigint PRIMARY KEY, seq bigint GENERATED ALWAYS AS IDENTITY)")
+            .await;
+    let table = shop.table("t");
+    let put = |seq| {
+        [(
+            table.id,
+            Effect::Put(Row(vec![Value::Int(1), Value::Int(seq)])),
+        )]
+    };
+    for _ in 0..2 {
+        shop.db.begin(Purpose::Apply).await.unwrap();
+        shop.db.write(&shop.schema, &put(7)).await.unwrap();
+        shop.db.commit().await.unwrap();
+    }
+    shop.db.begin(Purpose::Apply).await.unwrap();
+    assert!(shop.db.write(&shop.schema, &put(8)).await.is_err());
+    shop.db.rollback().await.unwrap();
+}
