@@ -185,6 +185,10 @@ pub struct BranchBook {
     /// Columns of the plan that tables here lacked, whose values are still to come from the head.
     #[n(16)]
     pub lacked: Option<Vec<(TableId, ColumnId)>>,
+    /// Foreign keys may be missing: of a table that could be made only later, or that rows or the database refused at the
+    /// end of a copy.
+    #[n(17)]
+    pub unbound: Option<bool>,
 }
 
 impl BranchBook {

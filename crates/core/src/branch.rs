@@ -109,6 +109,7 @@ pub struct Branch {
     /// The log answers batches of this incarnation that this database does not have: it was restored.
     reused: bool,
     unfit_tried: Micros,
+    bound_tried: Micros,
     /// The last row of each table that the last round of trying again came to, where it left some out.
     unfit_after: BTreeMap<TableId, Key>,
     store_and_forward: bool,
@@ -269,6 +270,7 @@ impl Branch {
                 refused: Vec::new(),
                 succession: None,
                 lacked: None,
+                unbound: None,
             };
             books::store(db, IDENTITY, &enrolment.identity).await?;
             books::store(db, BRANCH, &book).await
@@ -330,6 +332,7 @@ impl Branch {
             reused: false,
             unfit_after: BTreeMap::new(),
             unfit_tried: Micros(0),
+            bound_tried: Micros(0),
             store_and_forward: false,
             retention: Retention::default(),
             upkept: None,

@@ -469,13 +469,25 @@ fn a_branch_on_mariadb_goes_on_without_what_its_server_refuses() {
     let narrow: Vec<String> = (0..12).map(|at| format!("c{at} varchar(100)")).collect();
     company.migrate(
         &format!(
-            "CREATE TABLE new__wide (id integer PRIMARY KEY, {}); INSERT INTO new__wide SELECT * FROM wide; \
+            "CREATE TABLE new__wide (id integer PRIMARY KEY, {}, page integer REFERENCES page (id)); \
+             INSERT INTO new__wide SELECT *, NULL FROM wide; \
              DROP TABLE wide; ALTER TABLE new__wide RENAME TO wide",
             narrow.join(", ")
         ),
         &["b-m"],
     );
     company.sell("b-m");
+    wait_until("the late table is bound", SOON, || {
+        let found = at_branch.rows(
+            "SELECT REFERENCED_TABLE_NAME FROM information_schema.REFERENTIAL_CONSTRAINTS
+             WHERE CONSTRAINT_SCHEMA = DATABASE() AND TABLE_NAME = 'wide'",
+        );
+        if found == [["page"]] {
+            Ok(())
+        } else {
+            Err(format!("{found:?}"))
+        }
+    });
     let found = company.close("SELECT id, c0 FROM wide");
     assert_eq!(found, [["1", "here"]]);
 }

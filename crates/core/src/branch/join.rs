@@ -237,6 +237,7 @@ impl Branch {
     }
 
     async fn complete<D: Database>(&mut self, db: &mut D) -> OfficeResult<bool> {
+        let mut unbound = None;
         match db
             .add_foreign_keys(&self.schema)
             .await
@@ -246,10 +247,12 @@ impl Branch {
             Err(error) if is_unfit(&error) => {
                 let why = format!("a foreign key could not be added: {error}");
                 self.notice(Notice::Trouble(why));
+                unbound = Some(true);
             }
             outcome => outcome?,
         }
         let mut book = self.book.clone();
+        book.unbound = unbound;
         let joining = book.joining.take().unwrap_or_default();
         let rows = joining.rows;
         if joining.again_from.is_some() {

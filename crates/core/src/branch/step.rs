@@ -140,8 +140,13 @@ impl Branch {
             } else {
                 Evolution::default()
             };
+            let before = book.refused.len();
             book.refused
                 .retain(|table| done.refused.iter().any(|(id, _)| *id == table.id));
+            if prepared && book.refused.len() < before {
+                // One that could be made only now has no foreign keys yet.
+                book.unbound = Some(true);
+            }
             for (id, problem) in &done.refused {
                 let known = book.refused.iter().any(|table| table.id == *id);
                 // A new one, which could not be made, has no other shape than this.
@@ -202,6 +207,9 @@ impl Branch {
         let outcome: OfficeResult<Unanswered> = outcome.await;
         let unanswered = conclude(db, outcome).await?;
         let known = book.refused.len() == self.book.refused.len();
+        if book.refused.len() < self.book.refused.len() {
+            self.bound_tried = Micros(0);
+        }
         self.book = book;
         self.differing = differing;
         for what in refused {

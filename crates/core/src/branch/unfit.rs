@@ -1,8 +1,8 @@
 //! Rows of the log that the tables here do not take: set aside with a note, tried again now and then (P6).
 
-use super::Branch;
 use super::land::Aside;
-use crate::books::{self, Note, Pages, RowNames, STAGED};
+use super::{BRANCH, Branch};
+use crate::books::{self, BranchBook, Note, Pages, RowNames, STAGED};
 use crate::change::{Effect, Key, Row};
 use crate::failure::{OfficeError, OfficeResult};
 use crate::head::own_entry;
@@ -15,6 +15,8 @@ use crate::unfit::{self, is_unfit};
 
 /// How often rows that did not fit are tried again, in milliseconds.
 const RETRY_MS: i64 = 5_000;
+/// How often foreign keys are tried again, in milliseconds: each time the database looks through their tables.
+const BIND_AGAIN_MS: i64 = 3_600_000;
 /// How many rows of a table are tried in one round.
 const RETRIED: usize = 100;
 
@@ -98,7 +100,11 @@ impl Branch {
         }
         self.unfit_tried = now;
         self.retry_refused(db).await?;
-        if self.stepped || !self.any_notes {
+        if self.stepped {
+            return Ok(());
+        }
+        self.bind_again(db, now).await?;
+        if !self.any_notes {
             return Ok(());
         }
         let mut left = std::mem::take(&mut self.unfit_after);
@@ -122,6 +128,30 @@ impl Branch {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Adds foreign keys that their tables could not get so far, once the rows are here.
+    async fn bind_again<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<()> {
+        let waits = self.book.joining.is_some() || self.book.compare == Some(true);
+        if self.book.unbound.is_none() || waits || !now.has_passed(BIND_AGAIN_MS, self.bound_tried)
+        {
+            return Ok(());
+        }
+        self.bound_tried = now;
+        let done = db.add_foreign_keys(&self.schema).await;
+        match done.map_err(OfficeError::from) {
+            Err(error) if is_unfit(&error) => return Ok(()),
+            outcome => outcome?,
+        }
+        let book = BranchBook {
+            unbound: None,
+            ..self.book.clone()
+        };
+        db.begin(Purpose::Apply).await?;
+        let outcome = books::store(db, BRANCH, &book).await;
+        conclude(db, outcome).await?;
+        self.book = book;
         Ok(())
     }
 

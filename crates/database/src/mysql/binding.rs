@@ -103,7 +103,7 @@ pub(super) async fn add_foreign_keys(db: &mut MysqlDatabase, schema: &Schema) ->
     }
     db.forget_layouts();
     if !coming.is_empty() {
-        captured(db, schema, &keys).await?;
+        captured(db, schema, &keys, None).await?;
     }
     let mut refused: Option<DatabaseError> = None;
     let mut bound: BTreeSet<&str> = created.iter().map(|table| table.name.as_str()).collect();
@@ -131,19 +131,47 @@ pub(super) async fn add_foreign_keys(db: &mut MysqlDatabase, schema: &Schema) ->
     }
     if refused.is_some() {
         let keys = catalog::foreign_keys(db).await?;
-        captured(db, schema, &keys).await?;
+        captured(db, schema, &keys, None).await?;
     }
     db.forget_layouts();
     refused.map_or(Ok(()), Err)
 }
 
-/// Captures what these foreign keys' actions do to children: before they are there, so that nothing goes unseen. Where
-/// tables are not what the plan says that is left to the next look at the capture.
-async fn captured(db: &mut MysqlDatabase, schema: &Schema, keys: &[Reference]) -> DbResult<()> {
-    match capture::follow_actions(db, schema, keys).await {
+/// Captures what these foreign keys' actions do to children: before they are there, so that nothing goes unseen; and the
+/// writes to a table that has `changed`. Where tables are not what the plan says that is left to the next look at the
+/// capture.
+pub(super) async fn captured(
+    db: &mut MysqlDatabase,
+    schema: &Schema,
+    keys: &[Reference],
+    changed: Option<&Table>,
+) -> DbResult<()> {
+    let done = capture::follow_actions(db, schema, keys, changed).await;
+    db.forget_layouts();
+    match done {
         Err(DatabaseError::Mismatch { .. }) => Ok(()),
         other => other,
     }
+}
+
+/// As [`captured`], before a table gets these foreign keys with the rest of a step. They are not there before its columns
+/// have their new names; the triggers have the former ones. In the moment between they note that they missed something.
+pub(super) async fn captured_before<'k>(
+    db: &mut MysqlDatabase,
+    now: &Schema,
+    standing: &[Reference],
+    table: &Table,
+    coming: impl Iterator<Item = (&'k ForeignKey, Vec<String>)>,
+) -> DbResult<()> {
+    let reference = |(key, columns)| Reference {
+        columns,
+        ..expected(table, key)
+    };
+    let acting: Vec<Reference> = coming.map(reference).filter(Reference::acts).collect();
+    if acting.is_empty() {
+        return Ok(());
+    }
+    captured(db, now, &[standing, &acting].concat(), None).await
 }
 
 /// A foreign key that its table could not get with the rest of a step: its other end may have changed only afterwards.
@@ -160,6 +188,11 @@ pub(super) async fn add_late(
     late: &[Late<'_>],
 ) -> DbResult<Vec<String>> {
     let mut unbound = Vec::new();
+    if !late.is_empty() {
+        let mut keys = catalog::foreign_keys(db).await?;
+        keys.extend(late.iter().map(|late| expected(late.table, late.key)));
+        captured(db, goal, &keys, None).await?;
+    }
     for Late { table, key } in late.iter().filter(|late| !refused(late.table.id)) {
         let parent = goal.table_named(&key.parent);
         let made = if parent.is_some_and(|parent| !refused(parent.id)) {

@@ -42,7 +42,7 @@ pub(super) async fn loosen(db: &mut MysqlDatabase, steps: &[Step<'_>]) -> DbResu
 /// The indexes and foreign keys of all tables; each look reads the catalogue from end to end.
 pub(super) struct Bonds {
     pub(super) indexes: BTreeMap<String, Vec<Index>>,
-    references: Vec<Reference>,
+    pub(super) references: Vec<Reference>,
 }
 
 impl Bonds {

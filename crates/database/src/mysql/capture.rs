@@ -188,6 +188,7 @@ pub(super) async fn missing(db: &mut MysqlDatabase, schema: &Schema) -> DbResult
             .iter()
             .filter_map(|row| row.number(0))
             .collect();
+        db.missed = noted.iter().copied().collect();
         missing.extend(noted.into_iter().filter(|id| schema.table(*id).is_some()));
     }
     let found = found(db).await?;
@@ -222,24 +223,44 @@ pub(super) async fn install_on_fitting(db: &mut MysqlDatabase, schema: &Schema) 
             patiently(db, table, &sql).await?;
         }
     }
-    // The caller looks through the tables that were named as missing.
-    db.execute("DELETE FROM branchline_missed").await?;
+    // The caller looks through the tables that were named as missing. What was missed only since is for the next look.
+    let named = std::mem::take(&mut db.missed);
+    let others = schema
+        .tables
+        .iter()
+        .filter(|table| !named.contains(&table.id));
+    let others: Vec<String> = others.map(|table| table.id.to_string()).collect();
+    let others = match others.as_slice() {
+        [] => String::new(),
+        others => format!(" WHERE tbl NOT IN ({})", others.join(", ")),
+    };
+    db.execute(format!("DELETE FROM branchline_missed{others}"))
+        .await?;
     db.forget_layouts();
     Ok(())
 }
 
-/// Captures what the actions of these foreign keys do to children, where anything is captured at all.
+/// Captures what the actions of these foreign keys do to children, where anything is captured at all; and the writes to a
+/// table that has just changed.
 pub(super) async fn follow_actions(
     db: &mut MysqlDatabase,
     schema: &Schema,
     keys: &[Reference],
+    changed: Option<&Table>,
 ) -> DbResult<()> {
     let found = found(db).await?;
     if found.is_empty() {
         return Ok(());
     }
     db.learn_layouts().await?;
-    for Cascade { trigger, .. } in cascade::triggers_of(db, schema, keys).await? {
+    let mut wanted = Vec::new();
+    if let Some(table) = changed {
+        let layout = db.layout(&table.name).await?;
+        wanted.extend(triggers(db.flavour, table, &layout)?);
+    }
+    let cascades = cascade::triggers_of(db, schema, keys).await?;
+    wanted.extend(cascades.into_iter().map(|Cascade { trigger, .. }| trigger));
+    for trigger in wanted {
         if !stands(&found, &trigger) {
             create(db, &trigger).await?;
         }

@@ -3,6 +3,9 @@
 //! Before a parent is deleted, the keys of all rows that its deletion will reach are noted, down every path of cascades
 //! to a shared table. Where a parent's referenced value changes, its children are noted before (as they were) and, where
 //! their own key changes with it, after. The children are read under lock: none comes or goes in between.
+//!
+//! They are noted one by one: `INSERT ... SELECT` would keep the capture's counter, and with it every other writer,
+//! waiting to the end of the application's statement.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +16,7 @@ use super::capture::{INTO, Trigger, or_missed, stamp};
 use super::catalog::{Reference, foreign_keys};
 use super::connection::MysqlDatabase;
 use super::ddl::ident;
-use super::encoding::{key_expression, row_expression};
+use super::encoding::{KEY_BYTES, key_expression, row_expression};
 
 /// A trigger on a parent, and the shared tables whose rows it notes.
 pub(super) struct Cascade {
@@ -98,7 +101,7 @@ pub(super) fn escapes(keys: &[Reference], table: &str) -> bool {
     })
 }
 
-fn acts(action: &str) -> bool {
+pub(super) fn acts(action: &str) -> bool {
     matches!(action, "CASCADE" | "SET NULL")
 }
 
@@ -167,9 +170,22 @@ fn rows_on(path: &[&Reference], parent: &str) -> String {
         }
     }
     format!(
-        "FROM {} WHERE {} LOCK IN SHARE MODE",
+        "FROM {} WHERE {}",
         tables.join(" JOIN "),
         conditions.join(" AND ")
+    )
+}
+
+/// A block of a trigger that does something with `branchline_key` and `branchline_before` of each selected row. It may not
+/// ask for more than a shared lock: in a table that the application's own statement names the server refuses that (1442).
+fn for_each(selected: &str, work: &str) -> String {
+    format!(
+        "BEGIN DECLARE branchline_end BOOLEAN DEFAULT FALSE; \
+         DECLARE branchline_key VARBINARY({KEY_BYTES}); DECLARE branchline_before LONGBLOB; \
+         DECLARE branchline_rows CURSOR FOR SELECT {selected} LOCK IN SHARE MODE; \
+         DECLARE CONTINUE HANDLER FOR NOT FOUND SET branchline_end = TRUE; \
+         OPEN branchline_rows; branchline_each: LOOP FETCH branchline_rows INTO branchline_key, branchline_before; \
+         IF branchline_end THEN LEAVE branchline_each; END IF; {work}; END LOOP; CLOSE branchline_rows; END; "
     )
 }
 
@@ -202,12 +218,14 @@ impl Work {
         } else {
             "NULL".to_owned()
         };
-        self.statements.push_str(&format!(
-            "{INTO} SELECT {}, {op}, {}, {}, {image} {rows}; ",
+        let noted = format!(
+            "{INTO} VALUES ({}, {op}, {}, branchline_key, branchline_before)",
             table.id,
-            stamp(db.flavour),
-            key_expression(table, &layout, alias)?,
-        ));
+            stamp(db.flavour)
+        );
+        let key = key_expression(table, &layout, alias)?;
+        self.statements
+            .push_str(&for_each(&format!("{key}, {image} {rows}"), &noted));
         self.reaches.insert(table.id);
         Ok(())
     }

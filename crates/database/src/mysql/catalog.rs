@@ -27,6 +27,15 @@ pub(super) struct Reference {
     pub(super) on_update: String,
 }
 
+impl Reference {
+    /// Whether an action of it changes children.
+    pub(super) fn acts(&self) -> bool {
+        [&self.on_delete, &self.on_update]
+            .iter()
+            .any(|action| cascade::acts(action))
+    }
+}
+
 /// What a foreign key does: its actions, and the parent's index that it uses where the catalogue names it.
 pub(super) struct Rule {
     pub(super) on_delete: String,

@@ -3,12 +3,13 @@
 //! Statements go as text: any number of rows in one round trip, nothing to prepare again after an `ALTER`, and dates
 //! and decimals come back as text, exactly as stored. Every value passes through [`super::literal`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use branchline_core::identity::Digest;
 use branchline_core::port::{DatabaseError, DbResult, Purpose};
+use branchline_core::schema::TableId;
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Row, Value};
 
@@ -107,6 +108,12 @@ pub struct MysqlDatabase {
     layouts: HashMap<String, Arc<Layout>>,
     /// How the shared tables were defined when they were last looked at.
     shape: Option<Digest>,
+    /// Which foreign keys there were when they were last looked at.
+    foreign_keys: Option<Digest>,
+    /// They were looked at in this transaction.
+    heeded: bool,
+    /// The tables that the last look at the capture named because of what their triggers missed.
+    pub(super) missed: BTreeSet<TableId>,
     open: Option<Purpose>,
     /// The open transaction can only be rolled back.
     spoilt: bool,
@@ -130,6 +137,9 @@ impl MysqlDatabase {
             version: session.version,
             layouts: HashMap::new(),
             shape: None,
+            foreign_keys: None,
+            heeded: false,
+            missed: BTreeSet::new(),
             open: None,
             spoilt: false,
             whole_rollback: session.whole_rollback,
@@ -333,6 +343,30 @@ impl MysqlDatabase {
         }
     }
 
+    /// Looks whether other foreign keys are there than before, and if so forgets what was looked up about tables. A table
+    /// that is not shared may have got one: nothing else tells of it. Once in a transaction, or `again` where a parent is
+    /// locked now: from here on it gets no other children.
+    pub(super) async fn heed_foreign_keys(&mut self, again: bool) -> DbResult<()> {
+        if self.heeded && !again {
+            return Ok(());
+        }
+        let sql = "SELECT TABLE_NAME, CONSTRAINT_NAME, REFERENCED_TABLE_NAME, UNIQUE_CONSTRAINT_NAME, UPDATE_RULE, DELETE_RULE
+             FROM information_schema.REFERENTIAL_CONSTRAINTS
+             WHERE CONSTRAINT_SCHEMA = DATABASE() AND UNIQUE_CONSTRAINT_SCHEMA = DATABASE()";
+        let rows = self.rows(sql).await?;
+        let mut told: Vec<Vec<String>> = rows
+            .iter()
+            .map(|row| (0..6).map(|at| row.text(at)).collect())
+            .collect();
+        told.sort_unstable();
+        let now = Digest::of(format!("{told:?}").as_bytes());
+        if self.foreign_keys.replace(now) != Some(now) {
+            self.forget_layouts();
+        }
+        self.heeded = true;
+        Ok(())
+    }
+
     /// Begins the taking transaction anew, so that it holds the definitions of these tables before it has a snapshot.
     pub(super) async fn touch(&mut self, tables: &[&String]) -> DbResult<()> {
         let mut sql = String::from(
@@ -374,6 +408,7 @@ impl MysqlDatabase {
         let before = if self.open.is_some() { "ROLLBACK;" } else { "" };
         // Set before the statement is sent: a dropped future may leave the transaction open.
         self.open = Some(purpose);
+        self.heeded = false;
         let begin = match purpose {
             Purpose::Take => {
                 "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; START TRANSACTION WITH CONSISTENT SNAPSHOT"

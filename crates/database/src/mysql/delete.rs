@@ -26,6 +26,8 @@ pub(super) async fn delete(db: &mut MysqlDatabase, table: &Table, keys: &[Key]) 
     if keys.is_empty() {
         return Ok(());
     }
+    db.heed_foreign_keys(true).await?;
+    let layout = db.layout(&table.name).await?;
     for child in layout.children.iter().filter(|child| child.follows_delete) {
         refuse_orphans(db, table, &layout, child, &keys).await?;
     }

@@ -9,7 +9,7 @@ use branchline_core::port::{DatabaseError, DbResult, Evolution, Purpose};
 use branchline_core::schema::{Column, Schema, Table, TableId};
 use branchline_core::value::Type;
 
-use super::binding::{Late, add_late, addition, drop_key, unless_refused};
+use super::binding::{Late, add_late, addition, captured_before, drop_key, unless_refused};
 use super::bonds::{Bonds, fasten_again, keys, loosen, references};
 use super::books;
 use super::capture::{self, patiently};
@@ -20,7 +20,7 @@ use super::layout::Declared;
 use super::literal::text_literal;
 use super::retype::{check, whole};
 use super::types::serves;
-use super::{rekey, shape};
+use super::{binding, rekey, shape};
 use crate::lineage::{self, Columns, Known, Stop, Tried, filling, in_order, names_of, stop};
 
 /// A shared table on its way.
@@ -115,13 +115,18 @@ async fn follow<'s>(
     loosen(db, &steps).await?;
     let (mut left, mut late) = (Vec::new(), Vec::new());
     let mut bonds = Bonds::look(db).await?;
+    let mut now = under_way(from, &steps);
     for step in steps {
-        let done = alter(db, &bonds, (from, &goal), &step).await;
+        let done = alter(db, &bonds, (from, &goal), &step, &now).await;
         if !matches!(done, Ok((false, _))) {
             bonds = Bonds::look(db).await?;
         }
         match done {
-            Ok((_, keys)) => {
+            Ok((changed, keys)) => {
+                put(&mut now, step.to.clone());
+                if changed {
+                    binding::captured(db, &now, &bonds.references, Some(step.to)).await?;
+                }
                 late.extend(keys);
                 left.push(step);
             }
@@ -132,6 +137,9 @@ async fn follow<'s>(
                     let sql = format!("RENAME TABLE {} TO {}", ident(&step.to.name), ident(was));
                     let back = patiently(db, was, &sql).await;
                     unless_refused(back, was, "a table could not get its former name back")?;
+                    if let Some(former) = from.table(id) {
+                        put(&mut now, former.clone());
+                    }
                 }
                 refused.insert(id, reason);
             }
@@ -146,17 +154,17 @@ async fn follow<'s>(
     goal.tables.retain(|table| !refused.contains_key(&table.id));
     left.retain(|step| !refused.contains_key(&step.to.id));
     // A table that is left out keeps its capture.
-    let mut captured = goal.clone();
+    let mut rest = goal.clone();
     let kept = from
         .tables
         .iter()
         .filter(|table| refused.contains_key(&table.id));
-    captured.tables.extend(kept.cloned());
-    let misfits = here.misfits(&captured).into_iter();
+    rest.tables.extend(kept.cloned());
+    let misfits = here.misfits(&rest).into_iter();
     let misfits: BTreeSet<TableId> = misfits.map(|(id, _)| id).collect();
-    captured.tables.retain(|table| !misfits.contains(&table.id));
+    rest.tables.retain(|table| !misfits.contains(&table.id));
     fasten_again(db, from, &refused).await?;
-    capture::install_on_fitting(db, &captured).await?;
+    capture::install_on_fitting(db, &rest).await?;
     let found = left.iter().flat_map(|step| {
         step.columns
             .found
@@ -171,6 +179,26 @@ async fn follow<'s>(
         unbound,
     };
     Ok((left, told))
+}
+
+/// The tables as the capture names them in the midst of a step: renamed already, and else as they were.
+fn under_way(from: &Schema, steps: &[Step<'_>]) -> Schema {
+    let mut now = from.clone();
+    for step in steps {
+        let former = step.former.map(|former| Table {
+            name: step.to.name.clone(),
+            ..former.clone()
+        });
+        if let Some(former) = former {
+            put(&mut now, former);
+        }
+    }
+    now
+}
+
+fn put(schema: &mut Schema, table: Table) {
+    schema.tables.retain(|other| other.id != table.id);
+    schema.tables.push(table);
 }
 
 async fn step<'s>(
@@ -376,6 +404,7 @@ async fn alter<'s>(
     bonds: &Bonds,
     versions: (&Schema, &Schema),
     step: &Step<'s>,
+    now: &Schema,
 ) -> Tried<(bool, Vec<Late<'s>>)> {
     let (to, id) = (step.to, step.to.id);
     let (mut parts, mut afterwards) = (Vec::new(), Vec::new());
@@ -413,6 +442,16 @@ async fn alter<'s>(
     for key in &coming {
         additions.push(addition(db, to, key).await?);
     }
+    let named = coming.iter().map(|&key| {
+        let columns = key.columns.iter().zip(names_of(to, &key.columns));
+        let present = columns.map(|(&at, name)| match step.source(usize::from(at)) {
+            Some((live, _)) => live.name.clone(),
+            None => name,
+        });
+        (key, present.collect())
+    });
+    let prepared = captured_before(db, now, &bonds.references, to, named).await;
+    prepared.map_err(Stop::Failed)?;
     // What it is like now, for a run that finds it after this one was cut off.
     let mut noted = step.marked.clone();
     noted.extend_from_slice(shape::written(db, &to.name).await?.as_bytes());

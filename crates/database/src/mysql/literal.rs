@@ -82,6 +82,10 @@ fn unfit(table: &Table, column: &Column, why: &str) -> DatabaseError {
 fn literal(kind: &Type, here: &Declared, value: &Value) -> Result<String, String> {
     Ok(match value {
         Value::Bool(truth) => u8::from(*truth).to_string(),
+        // Of other numbers the server makes years: 2005 of 5, 1970 of 70.
+        Value::Int(number) if here.base == "year" && !matches!(number, 0 | 1901..=2155) => {
+            return Err(format!("{number} is no year from 1901 to 2155, and not 0"));
+        }
         Value::Int(number) => number.to_string(),
         Value::Float(number) => float(here, *number)?,
         Value::Text(_) => match canonical(kind, value).as_ref() {

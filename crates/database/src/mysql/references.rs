@@ -127,6 +127,7 @@ pub(super) async fn free_followers(
     if rows.is_empty() {
         return Ok(());
     }
+    db.heed_foreign_keys(false).await?;
     let layout = db.layout(&table.name).await?;
     for child in &layout.children {
         let names: Vec<&String> = child.columns.iter().map(|(_, parent)| parent).collect();

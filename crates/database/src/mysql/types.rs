@@ -14,6 +14,7 @@ pub(super) fn logical(here: &Declared) -> Result<Type, &'static str> {
     let length = || here.length.and_then(|length| u32::try_from(length).ok());
     Ok(match here.base.as_str() {
         "tinyint" if here.whole.starts_with("tinyint(1)") && !here.unsigned() => Type::Bool,
+        "year" if here.whole == "year(2)" => return Err("a year of two digits has no century"),
         "tinyint" | "year" => Type::Int16,
         "smallint" if !here.unsigned() => Type::Int16,
         "smallint" | "mediumint" => Type::Int32,

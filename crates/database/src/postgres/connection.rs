@@ -79,7 +79,7 @@ pub struct PostgresDatabase {
     /// This process owns the office: so must each connection that replaces a broken one.
     owner: bool,
     pub(super) taking: Taking,
-    /// In which order the captured writes are taken. Forgotten with each transaction that is undone.
+    /// In which order the captured writes are taken. Forgotten with each taking that is undone.
     pub(super) plan: Option<Plan>,
     /// Captured writes removed since the capture was last swept, and those of the open transaction.
     removed: u64,
@@ -360,6 +360,8 @@ impl PostgresDatabase {
                 self.execute("ROLLBACK").await?;
             }
             self.open = None;
+            // Only taking makes a plan tell of what is not so once it is undone.
+            self.plan = plan.filter(|_| purpose != Purpose::Take);
             return Ok(());
         }
         // COMMIT of a failed transaction rolls back without an error; the SELECT before it makes it one.

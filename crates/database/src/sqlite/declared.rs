@@ -161,6 +161,8 @@ pub(super) enum Form {
     Micros,
     /// A decimal in a column of NUMERIC affinity.
     Number,
+    /// A document in a column of NUMERIC affinity, in which a number alone becomes one.
+    Document,
 }
 
 /// How a column declared so spells values of the plan's type.
@@ -191,6 +193,7 @@ pub(super) fn form(plan: &Type, declared: &str) -> Form {
             }
         }
         (Type::Interval, Ok(Type::Int64)) => Form::Micros,
+        (Type::Json | Type::Jsonb, Ok(Type::Json | Type::Jsonb)) if !ours => Form::Document,
         (Type::Decimal { .. }, _) if matches!(words.as_str(), "DECIMAL" | "NUMERIC" | "DEC") => {
             Form::Number
         }

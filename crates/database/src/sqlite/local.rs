@@ -99,6 +99,10 @@ impl Spelling {
         if self.form == Form::AsItTravels && !self.key {
             return Ok(Cow::Borrowed(value));
         }
+        let number = |text: &str| text.starts_with(|c: char| c == '-' || c.is_ascii_digit());
+        if self.form == Form::Document && !number(sent.trim_start()) {
+            return Ok(Cow::Borrowed(value));
+        }
         let one = canonical(&column.kind, value);
         let Value::Text(text) = one.as_ref() else {
             return Ok(one);
@@ -117,6 +121,7 @@ impl Spelling {
                 Some(micros) => return Ok(Cow::Owned(Value::Int(micros))),
                 None => None,
             },
+            Form::Document => survives_as_a_number(text).then(|| sent.clone()),
             Form::Number => (significant(text) <= usize::from(EXACT_DIGITS)).then(|| sent.clone()),
         };
         spelled
@@ -168,6 +173,14 @@ fn with_scale(text: &str, scale: i16) -> String {
         Some((whole, fraction)) => format!("{whole}.{fraction:0<scale$}"),
         None => format!("{text}.{}", "0".repeat(scale)),
     }
+}
+
+/// Whether SQLite's integers or floats hold this canonical number.
+fn survives_as_a_number(text: &str) -> bool {
+    let float: f64 = text.parse().unwrap_or(f64::NAN);
+    let plain = text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'.' | b'-'));
+    let rounded = plain && significant(text) <= usize::from(EXACT_DIGITS);
+    text.parse::<i64>().is_ok() || (rounded && float.is_normal())
 }
 
 fn significant(text: &str) -> usize {

@@ -3,8 +3,10 @@
 use branchline_core::port::{Database, DatabaseError};
 use branchline_core::schema::ConflictRule;
 use branchline_core::value::Value;
+use mysql_async::prelude::Queryable;
+use tokio::task::JoinHandle;
 
-use crate::shop::{gone, shop};
+use crate::shop::{connect, gone, put, shop, text};
 
 const FAMILY: &str = "
 CREATE TABLE grand (id INT PRIMARY KEY, code VARCHAR(9) NOT NULL UNIQUE);
@@ -86,6 +88,73 @@ async fn a_changed_parent_key_is_captured_with_its_children() {
     assert_eq!(shop.taken_names().await, ["+grand 1 Existing"]);
 }
 
+/// The capture's numbers keep nobody waiting: the two transactions wait for no lock that they would not want anyhow.
+#[tokio::test]
+async fn a_cascade_that_waits_keeps_no_other_writer_waiting() {
+    let mut shop = shop(&format!(
+        "{FAMILY}; CREATE TABLE other (id INT PRIMARY KEY)"
+    ))
+    .await;
+    shop.app("DELETE FROM named").await;
+    shop.take().await;
+    shop.app("BEGIN; UPDATE grand SET code = 'zwei' WHERE id = 2")
+        .await;
+    let deleting = beside(&shop.url, "DELETE FROM grand WHERE id IN (1, 2)").await;
+    shop.app("INSERT INTO other VALUES (1)").await;
+    shop.app("COMMIT").await;
+    deleting.await.unwrap().unwrap();
+    assert_eq!(shop.take().await.len(), 12);
+}
+
+/// A trigger may lock no row for change in a table that its statement names.
+#[tokio::test]
+async fn statements_that_name_the_children_too_are_captured() {
+    let mut shop = shop(FAMILY).await;
+    shop.app(
+        "DELETE parent, friend FROM parent JOIN friend ON friend.parent_id = parent.id WHERE parent.id = 10",
+    )
+    .await;
+    assert_eq!(shop.see("SHOW WARNINGS").await, []);
+    assert_eq!(
+        shop.taken_names().await,
+        [
+            "-child [10,1] Existing",
+            "-child [10,2] Existing",
+            "-friend 5 Existing",
+            "-parent 10 Existing",
+        ]
+    );
+    shop.app("UPDATE parent SET id = 12 WHERE id = (SELECT parent_id FROM child WHERE n = 1 AND parent_id = 11)")
+        .await;
+    assert_eq!(
+        shop.taken_names().await,
+        [
+            "+child [12,1] Inserted",
+            "+parent 12 Inserted",
+            "-child [11,1] Existing",
+            "-parent 11 Existing",
+        ]
+    );
+}
+
+/// Starts a statement of another connection, and waits until it waits for a lock.
+async fn beside(url: &str, sql: &'static str) -> JoinHandle<mysql_async::Result<()>> {
+    let (mut other, mut watcher) = (connect(url).await, connect(url).await);
+    let id = other.id();
+    let running = tokio::spawn(async move { other.query_drop(sql).await });
+    let state = format!(
+        "SELECT COUNT(*) FROM information_schema.INNODB_TRX WHERE trx_mysql_thread_id = {id} AND trx_state = 'LOCK WAIT'"
+    );
+    while watcher.query_first::<u64, _>(&state).await.unwrap() != Some(1) {
+        if running.is_finished() {
+            panic!("it did not wait: {:?}", running.await);
+        }
+        // The server tells nothing new to who asks ten times a second.
+        tokio::time::sleep(std::time::Duration::from_millis(150)).await;
+    }
+    running
+}
+
 /// A delete that would reach rows that its maker had not seen does not happen (SETTLED 8).
 #[tokio::test]
 async fn an_applied_delete_reaches_no_row_besides() {
@@ -113,6 +182,42 @@ async fn an_applied_delete_reaches_no_row_besides() {
     shop.apply(&together).await.unwrap();
     assert_eq!(shop.take().await, []);
     assert_eq!(shop.rows("friend").await.len(), 2);
+}
+
+/// A foreign key of a table that is not shared comes while the office runs: it is seen before anything is written.
+#[tokio::test]
+async fn a_foreign_key_that_comes_later_is_obeyed() {
+    let mut shop = shop(
+        "CREATE TABLE parent (id INT PRIMARY KEY, code VARCHAR(9) NOT NULL UNIQUE);
+         INSERT INTO parent VALUES (1, 'a'), (2, 'b'), (3, 'c')",
+    )
+    .await;
+    shop.schema.tables.retain(|table| table.name == "parent");
+    shop.apply(&[gone(1, vec![Value::Int(3)])]).await.unwrap();
+    let coded = |code: &str| put(1, vec![Value::Int(2), text(code)]);
+    shop.apply(&[coded("bb")]).await.unwrap();
+    shop.app(
+        "CREATE TABLE local (id INT PRIMARY KEY, parent_id INT, code VARCHAR(9)); INSERT INTO local VALUES (7, 1, 'bb');
+         ALTER TABLE local ADD CONSTRAINT by_id FOREIGN KEY (parent_id) REFERENCES parent (id) ON DELETE CASCADE,
+                           ADD CONSTRAINT by_code FOREIGN KEY (code) REFERENCES parent (code) ON UPDATE CASCADE",
+    )
+    .await;
+    for change in [gone(1, vec![Value::Int(1)]), coded("b")] {
+        let refused = shop.apply(&[change]).await;
+        assert!(
+            matches!(&refused, Err(DatabaseError::Constraint { foreign_key: true, message, .. }) if message.contains("local")),
+            "{refused:?}"
+        );
+    }
+    assert_eq!(
+        shop.see("SELECT code FROM local").await,
+        [Some("bb".into())]
+    );
+    shop.app("ALTER TABLE local DROP FOREIGN KEY by_id, DROP FOREIGN KEY by_code")
+        .await;
+    shop.apply(&[gone(1, vec![Value::Int(1)]), coded("b")])
+        .await
+        .unwrap();
 }
 
 #[tokio::test]

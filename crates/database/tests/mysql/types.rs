@@ -174,3 +174,40 @@ async fn floats_come_back_bit_by_bit() {
         assert_eq!(found.0, wanted);
     }
 }
+
+/// The server takes 5 for 2005 and 70 for 1970.
+#[tokio::test]
+async fn a_year_is_not_guessed() {
+    let mut shop = shop("CREATE TABLE cars (id INT PRIMARY KEY, built YEAR)").await;
+    for year in [1, 5, 70, 99, 100, 1900, 2156, -1] {
+        let refused = shop
+            .apply(&[put(1, vec![Value::Int(1), Value::Int(year)])])
+            .await;
+        assert!(
+            matches!(&refused, Err(DatabaseError::Mismatch { message, .. }) if message.contains("1901")),
+            "{year}: {refused:?}"
+        );
+    }
+    let kept = [0, 1901, 2155];
+    let effects = (1..)
+        .zip(kept)
+        .map(|(id, year)| put(1, vec![Value::Int(id), Value::Int(year)]));
+    shop.apply(&effects.collect::<Vec<_>>()).await.unwrap();
+    let rows = shop.rows("cars").await;
+    let found: Vec<_> = rows.iter().map(|row| row.0[1].clone()).collect();
+    assert_eq!(found, kept.map(Value::Int));
+}
+
+#[tokio::test]
+async fn a_year_of_two_digits_is_not_shared() {
+    let mut shop = unshared("CREATE TABLE cars (id INT PRIMARY KEY, built YEAR(2))").await;
+    let found = shop.db.inspect().await.unwrap();
+    assert!(
+        found
+            .findings
+            .iter()
+            .any(|finding| finding.fatal && finding.problem.contains("two digits")),
+        "{:?}",
+        found.findings
+    );
+}

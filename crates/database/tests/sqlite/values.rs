@@ -7,7 +7,7 @@ use branchline_core::value::{Type, Value};
 use branchline_database::sqlite::SqliteDatabase;
 use tempfile::TempDir;
 
-use super::office::{column, plain, text};
+use super::office::{Office, column, plain, text};
 
 fn extremes() -> Vec<(&'static str, Type, Vec<Value>)> {
     let planes: String = [
@@ -222,5 +222,57 @@ async fn values_at_the_extremes_come_back_as_they_went_in() {
             planned.name
         );
         assert_eq!(found.name, planned.name);
+    }
+}
+
+/// A column declared `JSON` has NUMERIC affinity: what is nothing but a number becomes one, and a long one is rounded.
+#[tokio::test]
+async fn a_number_alone_is_not_rounded_in_a_json_column() {
+    let mut office =
+        Office::new("CREATE TABLE d (id INTEGER PRIMARY KEY, a JSON, b JSONB, c JSON_TEXT)").await;
+    let id = office.id("d");
+    let row = |a: &str, b: &str, c: &str| {
+        Effect::Put(Row(vec![Value::Int(1), text(a), text(b), text(c)]))
+    };
+    for number in [
+        "12345678901234567890",
+        " 12345678901234567890 ",
+        "-0.1234567890123456",
+        "1e400",
+        "1e-400",
+        "123456789012345e-330",
+    ] {
+        for effect in [row(number, "1", "1"), row("1", number, "1")] {
+            let refused = office.apply(&[(id, effect)]).await;
+            assert!(
+                matches!(&refused, Err(DatabaseError::Mismatch { message, .. }) if message.contains("15 digits")),
+                "{number}: {refused:?}"
+            );
+        }
+    }
+    let long = "12345678901234567890";
+    let nested = format!("[{long}]");
+    for kept in [
+        "9223372036854775807",
+        "-9223372036854775808",
+        "1.50",
+        "1e300",
+        "0",
+        "-0.0",
+        "1e20",
+        "-0.00123456789012345",
+        "null",
+        "\"1\"",
+        &nested,
+    ] {
+        let effect = row(kept, kept, long);
+        office.apply(&[(id, effect.clone())]).await.unwrap();
+        let table = office.table("d");
+        let found = office.ours.chunk(&table, None, 10).await.unwrap();
+        let Effect::Put(sent) = effect else { continue };
+        for ((found, sent), column) in found[0].0.iter().zip(&sent.0).zip(&table.columns) {
+            let canonical = |value| branchline_core::value::canonical(&column.kind, value);
+            assert_eq!(canonical(found), canonical(sent), "{kept}");
+        }
     }
 }
