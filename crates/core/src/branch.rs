@@ -207,6 +207,7 @@ impl Branch {
                 refused: Vec::new(),
                 succession: None,
                 lacked: None,
+                lineages: None,
             };
             books::store(db, IDENTITY, &enrolment.identity).await?;
             books::store(db, BRANCH, &book).await

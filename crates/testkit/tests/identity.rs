@@ -6,6 +6,7 @@
 mod company;
 
 mod identity {
+    mod apart;
     mod clones;
     mod horizon;
     mod hot_counters;
@@ -13,6 +14,7 @@ mod identity {
     mod promoted_across_steps;
     mod restored_branch;
     mod restored_head;
+    mod restored_holds;
     mod schema_forks;
     mod schema_steps;
 }

@@ -27,6 +27,7 @@ struct Relogged {
     fresh: Vec<Fresh>,
     seats: BTreeMap<OfficeName, SeatBook>,
     lineage: Lineage,
+    numbers: BTreeMap<u64, u64>,
 }
 
 impl Head {
@@ -50,6 +51,7 @@ impl Head {
             match outcome {
                 Ok(Some(done)) => {
                     anew.lineage.clone_from(&done.lineage);
+                    anew.numbers.clone_from(&done.numbers);
                     self.adopt_relogged(now, done);
                     return Ok(true);
                 }
@@ -143,6 +145,7 @@ impl Head {
             seats: BTreeMap::new(),
             pile: Pile::default(),
             lineage,
+            numbers: anew.numbers.clone(),
             tried,
         };
         let mut noted = Vec::new();
@@ -174,6 +177,7 @@ impl Head {
             fresh: piece.writer.fresh,
             seats: piece.seats,
             lineage: piece.lineage,
+            numbers: piece.numbers,
         }))
     }
 
