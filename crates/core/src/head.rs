@@ -354,10 +354,12 @@ impl Head {
     }
 
     /// Whether arrivals can be taken in. A branch whose changes cannot be applied does not keep the others out, and none
-    /// does while nothing is judged: what more it sends is dropped, and asked for again later.
+    /// that is there to send it again does while nothing is judged: what more it sends is dropped, and asked for later.
+    /// What waits in a broker stays there: its branch may be away.
     pub fn has_room(&self) -> bool {
         let free = |seat: &Seat| seat.inbox.has_room() || seat.resting_since.is_some();
-        !self.judging || self.seats.values().all(free)
+        let drops = !self.judging && !self.lanes.is_fanout();
+        drops || self.seats.values().all(free)
     }
 
     /// Sends a message to one branch.

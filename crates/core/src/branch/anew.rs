@@ -120,6 +120,7 @@ impl Branch {
         self.book = conclude(db, outcome).await?;
         self.staged = false;
         self.drop_chunk();
+        self.link.known_last = self.book.cursor;
         let dropped = self.inbox.restart(self.book.cursor.0);
         self.outputs.extend(dropped.into_iter().map(Output::Settle));
         self.notice(Notice::CopiedAnew(former));

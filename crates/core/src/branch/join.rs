@@ -287,7 +287,7 @@ impl Branch {
         conclude(db, outcome).await?;
         self.book = book;
         self.notice(Notice::Joined { rows });
-        if joining.again_from.is_some() {
+        if self.book.compare == Some(true) {
             // What the head deleted while nobody told us is here only; a repair finds it.
             self.verify(true)?;
         }

@@ -172,6 +172,7 @@ impl Branch {
         self.book = conclude(db, outcome).await?;
         self.staged = false;
         self.drop_chunk();
+        self.link.known_last = place;
         let dropped = self.inbox.restart(place.0);
         self.outputs.extend(dropped.into_iter().map(Output::Settle));
         self.notice(Notice::Rewound(place));

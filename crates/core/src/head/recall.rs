@@ -13,7 +13,6 @@ use crate::books::{self, CONFLICTS, HeadBook, LOG, RowNames};
 use crate::change::Effect;
 use crate::conflict::ConflictRecord;
 use crate::envelope;
-use crate::evolution::LostPart;
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{Digest, LogPosition, Micros, OfficeName};
 use crate::message::{Batch, Hello, LogBody, LogEntry, Message, Position, Recall, Recalled};
@@ -22,7 +21,6 @@ use crate::output::{Notice, Output, Token};
 use crate::port::{Database, Entry, Purpose};
 use crate::schema::TableId;
 use crate::succession::sealed_by;
-use std::collections::BTreeMap;
 
 mod adopt;
 mod anew;
@@ -32,7 +30,6 @@ mod sums;
 mod taken;
 
 use lost::Anew;
-use sums::Lineage;
 pub(super) use taken::trim_lost;
 
 /// The name of the record that lists where the log ended at the last starts: a restored log goes on from one of them.
@@ -374,12 +371,7 @@ impl Head {
                 None
             }
             Some((first, _)) => {
-                let mut anew = begun.unwrap_or_else(|| Anew {
-                    agreed,
-                    part: LostPart::new(first.schema),
-                    lineage: Lineage::default(),
-                    numbers: BTreeMap::new(),
-                });
+                let mut anew = begun.unwrap_or_else(|| Anew::new(agreed, first.schema));
                 if !self.log_all_anew(db, now, &lost, &mut anew).await? {
                     // The application was in the way; the branch greets again.
                     return Ok(());

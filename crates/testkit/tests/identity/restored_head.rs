@@ -677,3 +677,34 @@ fn a_head_that_was_restored_to_where_a_branch_joined_gets_back_what_it_lost() {
         assert_eq!(company.names_at(0), names);
     }
 }
+
+/// The places that its chunks name are the lost log's.
+#[test]
+fn a_branch_that_goes_back_in_the_midst_of_its_first_copy_completes_it() {
+    let mut company = shop(1);
+    let long = "x".repeat(200_000);
+    for id in 100..140 {
+        company.write_head(&[insert(id, &long)]);
+    }
+    company.settle();
+    company.join_in_part(2);
+    let image = company.head_image();
+    company.cut(0);
+    for id in 0..6 {
+        company.write_head(&[update(1, &format!("lost {id}"))]);
+        company.step();
+    }
+    let state = company.branches[1].branch.state();
+    assert!(state.joining.is_some_and(|joining| joining.rows > 0));
+    company.cut(1);
+    company.restore_head(&image);
+    company.write_head(&[update(1, "since the restore")]);
+    company.settle();
+    company.connect(0);
+    company.connect(1);
+    company.settle();
+    company.settle();
+    assert!(company.was_noticed(1, |notice| matches!(notice, Notice::Rewound(_))));
+    company.assert_even();
+    take_part_again(&mut company);
+}

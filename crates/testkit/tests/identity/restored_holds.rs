@@ -101,6 +101,26 @@ fn what_was_held_again_waits_for_a_person_at_a_promoted_head() {
     assert_decided_by_a_person(&mut company, 0, "b2's, again");
 }
 
+/// A hold that could end adds nothing to the log before the branches have said what the head lost.
+#[test]
+fn no_hold_is_tried_again_before_the_branches_were_heard() {
+    let (mut company, _) = shop_with_a_hold("b2's");
+    company.write_head(&[delete(25)]);
+    company.step();
+    let image = company.head_image();
+    company.settle();
+    company.assert_even();
+    assert_eq!(company.head_names()[&25], "b2's");
+    let last = company.head.last();
+    company.restore_head(&image);
+    company.settle();
+    company.assert_even();
+    assert_eq!(company.head.last(), last, "just as it was");
+    for at in 0..2 {
+        assert!(!company.was_noticed(at, |notice| matches!(notice, Notice::Rewound(_))));
+    }
+}
+
 /// Records of large rows travel without them: a restored head has nothing to try again.
 #[test]
 fn a_large_row_that_is_held_stays_at_its_branch_after_a_restore() {

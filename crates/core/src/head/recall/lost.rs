@@ -4,7 +4,7 @@ use super::super::Head;
 use super::super::recent::own_entry;
 use super::ATTEMPTS;
 use super::sums::Lineage;
-use super::taken::{relogged, taken_stream};
+use super::taken::{Known, relogged, taken_stream};
 use crate::books::{self, LOG, Pages, SeatBook, TakenBack, seat_name};
 use crate::change::Key;
 use crate::conflict::{ConflictRecord, LOST, Reason, Resolution};
@@ -18,7 +18,7 @@ use crate::message::{
 use crate::office::conclude;
 use crate::output::{Notice, Output};
 use crate::port::{Database, Purpose};
-use crate::schema::{Schema, Table, TableId};
+use crate::schema::{Schema, SchemaVersion, Table, TableId};
 use crate::unfit::is_unfit;
 use std::collections::BTreeMap;
 
@@ -36,6 +36,20 @@ pub(super) struct Anew {
     pub lineage: Lineage,
     /// Under which numbers its decisions are listed here, by the numbers that they had.
     pub numbers: BTreeMap<u64, u64>,
+    /// What this log says of batches and lost entries, as far as it was read.
+    pub known: Known,
+}
+
+impl Anew {
+    pub fn new(agreed: (LogPosition, Digest), schema: SchemaVersion) -> Self {
+        Self {
+            agreed,
+            part: LostPart::new(schema),
+            lineage: Lineage::default(),
+            numbers: BTreeMap::new(),
+            known: Known::default(),
+        }
+    }
 }
 
 /// A lost entry with its rows as the present tables have them.

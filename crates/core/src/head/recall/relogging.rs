@@ -7,12 +7,13 @@ use super::adopt::hold_of;
 use super::list;
 use super::lost::{LostEntry, Unplaced};
 use super::sums::Lineage;
+use super::taken::Judged;
 use crate::books::{RowNames, SeatBook};
 use crate::change::{Effect, Key, Row};
 use crate::conflict::{self, ConflictRecord, Decision, Reason, Resolution};
 use crate::evolution::fill_row;
 use crate::failure::OfficeResult;
-use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
+use crate::identity::{BatchNumber, Digest, LogPosition, Micros, OfficeName};
 use crate::message::{
     Answer, LogBody, Logged, LoggedChanges, Outcome, Settled, Settlement, Source, Verdict,
 };
@@ -23,8 +24,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// What is known of the rows of a piece, gathered for all of it at once.
 pub(super) struct Facts {
-    /// Entries of this log that were logged anew before.
-    pub relogged: BTreeSet<LogPosition>,
     /// The newest version of each row since the two continuations parted.
     pub newest: BTreeMap<Digest, Newest>,
     pub present: BTreeMap<(TableId, Key), Row>,
@@ -40,6 +39,8 @@ pub(super) struct Relogging<'a> {
     pub facts: Facts,
     /// The last place that both continuations share.
     pub agreed: (LogPosition, Digest),
+    /// Entries of this log that were logged anew before.
+    pub relogged: &'a BTreeSet<LogPosition>,
     pub writer: LogWriter<'a>,
     pub seats: BTreeMap<OfficeName, SeatBook>,
     pub pile: Pile,
@@ -144,7 +145,7 @@ impl Relogging<'_> {
         &mut self,
         db: &mut D,
         entry: LostEntry,
-        judged: &BTreeMap<(OfficeName, Incarnation, BatchNumber), Digest>,
+        judged: &Judged,
     ) -> OfficeResult<bool> {
         let LostEntry {
             position,
@@ -238,7 +239,7 @@ impl Relogging<'_> {
         let same = digest(ours.as_ref()) == digest(logged.effect.row());
         // What a lost entry follows that won is no rival of it.
         // Nor does it matter when the head took what its application had written: also after this had begun.
-        let relogged = &self.facts.relogged;
+        let relogged = self.relogged;
         let rival = newest
             .as_ref()
             .is_some_and(|newest| !relogged.contains(&newest.position));
