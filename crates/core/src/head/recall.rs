@@ -458,11 +458,15 @@ impl Head {
 /// Keeps the starts that lie furthest apart.
 fn thin_out(starts: &mut Vec<LogPosition>) {
     while starts.len() > STARTS_KEPT {
-        let gap = |at: usize| starts[at + 1].0.saturating_sub(starts[at - 1].0);
-        let Some(closest) = (1..starts.len() - 1).min_by_key(|at| gap(*at)) else {
+        let gap = |around: &[LogPosition]| match around {
+            [before, _, after] => after.0.saturating_sub(before.0),
+            _ => u64::MAX,
+        };
+        let around = starts.windows(3).enumerate();
+        let Some((before, _)) = around.min_by_key(|(_, around)| gap(around)) else {
             return;
         };
-        starts.remove(closest);
+        starts.remove(before + 1);
     }
 }
 

@@ -38,8 +38,8 @@ fn assert_held(company: &mut Company, at: usize, row: &str) {
 
 fn assert_decided_by_a_person(company: &mut Company, at: usize, row: &str) {
     let records = company.conflicts().into_iter();
-    let newest = records.filter(|record| record.key == key(25)).last();
-    let newest = newest.unwrap().id;
+    let mut records = records.filter(|record| record.key == key(25));
+    let newest = records.next_back().unwrap().id;
     company.settle_conflict(newest, Keep::Branch).unwrap();
     company.settle();
     company.assert_even();
