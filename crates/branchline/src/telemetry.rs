@@ -50,7 +50,7 @@ pub fn log(notice: &Notice) {
             tracing::info!("the shared tables are at schema version {version} now: {what}");
         }
         Notice::CopiedAnew(place) => tracing::warn!(
-            "this branch was away for longer than the head's log goes back (it followed it up to {place}): the tables are copied anew; what was not sent yet is kept"
+            "the head's log does not have what this branch followed (up to {place}): the tables are copied anew; what was not sent yet is kept"
         ),
         Notice::Warned(warning) => tracing::warn!("the head warns: {warning}"),
         Notice::TakenBack(from, last) => tracing::warn!(

@@ -97,6 +97,9 @@ pub struct SeatBook {
     /// of the entry at that end, and the place from which the branch is to follow the head's own continuation.
     #[n(11)]
     pub taken_back: Option<TakenBack>,
+    /// What was taken back from this branch before that, as long as the log has the places to which it went back.
+    #[n(12)]
+    pub taken_before: Option<Vec<TakenBack>>,
 }
 
 /// A lost continuation of the log that was taken back.
@@ -112,6 +115,9 @@ pub struct TakenBack {
     /// what it has no answer to.
     #[n(2)]
     pub came: Option<(Incarnation, BatchNumber)>,
+    /// Nothing that the branch keeps of the log is in this one: it begins again from the head's tables.
+    #[n(3)]
+    pub apart: Option<bool>,
 }
 
 /// Secret bytes that do not show in debug output.
@@ -189,13 +195,31 @@ pub struct BranchBook {
     /// end of a copy.
     #[n(17)]
     pub unbound: Option<bool>,
+    /// Earlier streams of entries followed, in their order, with the place from which the branch went back in each: up to
+    /// there its entries are the log's.
+    #[n(18)]
+    pub lineages: Option<Vec<(u64, LogPosition)>>,
 }
 
 impl BranchBook {
     /// The stream of the log entries that this branch followed, for a head that is restored (SETTLED 10).
     pub fn followed(&self) -> String {
-        format!("followed:{}", self.lineage)
+        followed_in(self.lineage)
     }
+
+    /// The stream that keeps the entry at this place, with the last place that counts in it.
+    pub fn followed_at(&self, place: LogPosition) -> (String, LogPosition) {
+        let mut earlier = self.lineages.iter().flatten();
+        match earlier.find(|(_, through)| *through >= place) {
+            Some((lineage, through)) => (followed_in(*lineage), *through),
+            None => (self.followed(), self.cursor),
+        }
+    }
+}
+
+/// The stream of log entries followed in a lineage.
+pub fn followed_in(lineage: u64) -> String {
+    format!("followed:{lineage}")
 }
 
 /// How far a joining branch's first copy of the tables is.

@@ -271,6 +271,7 @@ impl Branch {
                 succession: None,
                 lacked: None,
                 unbound: None,
+                lineages: None,
             };
             books::store(db, IDENTITY, &enrolment.identity).await?;
             books::store(db, BRANCH, &book).await

@@ -315,6 +315,11 @@ impl ConflictRecord {
         document
     }
 
+    /// Whether it came without its rows, since they are large: a head that was restored or promoted does not have them.
+    pub fn lacks_rows(&self) -> bool {
+        self.ours.is_none() && self.theirs.is_none()
+    }
+
     /// The record without its rows where they are large; the head keeps it whole.
     #[must_use]
     pub fn fit_to_travel(self) -> Self {

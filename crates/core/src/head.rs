@@ -63,7 +63,7 @@ const CLOCK_OFF_MS: i64 = 5_000;
 
 /// How long after its start the head waits for its branches before it adds to the log, in milliseconds.
 const SETTLE_IN_MS: i64 = 2_000;
-/// The same, while a branch gives back what the log lost.
+/// How long it waits, while branches give back what the log lost, for the next piece, in milliseconds.
 const RECALL_MS: i64 = 60_000;
 /// How many questions of branches wait at the most.
 const QUESTIONS: usize = 64;
@@ -97,6 +97,8 @@ pub struct Head {
     appended: Micros,
     /// When the head was started, until it adds to its log.
     started: Option<Micros>,
+    /// What branches send is judged: not while the head waits for a lost part of its log, or for a person.
+    judging: bool,
     retention: Retention,
     upkept: Option<Micros>,
     /// The oldest entry that the log still has.
@@ -278,6 +280,7 @@ impl Head {
             announced: (LogPosition::NONE, Micros(0)),
             appended: now,
             started: Some(now),
+            judging: false,
             retention: Retention::default(),
             upkept: None,
             log_first,
@@ -300,10 +303,13 @@ impl Head {
             return false;
         };
         let silent = |seat: &Seat| seat.is_enrolled() && seat.sessions.present == [0; 16];
-        let asked = self.seats.values().any(|seat| seat.asking.is_some());
-        let patience = if asked { RECALL_MS } else { SETTLE_IN_MS };
-        let waits = asked || self.seats.values().any(silent);
-        if self.book.last > LogPosition::NONE && waits && !now.has_passed(patience, since) {
+        let asked = |seat: &Seat| {
+            let asking = seat.asking.as_ref();
+            asking.is_some_and(|asking| asking.is_awaited(now))
+        };
+        let mut seats = self.seats.values();
+        let waits = !now.has_passed(SETTLE_IN_MS, since) && self.seats.values().any(silent);
+        if self.book.last > LogPosition::NONE && (waits || seats.any(asked)) {
             return true;
         }
         self.started = None;
@@ -363,11 +369,13 @@ impl Head {
         self.captured |= moving;
     }
 
-    /// Whether arrivals can be taken in. A branch whose changes cannot be applied does not keep the others out: what
-    /// more it sends is dropped, and asked for again later.
+    /// Whether arrivals can be taken in. A branch whose changes cannot be applied does not keep the others out, and none
+    /// that is there to send it again does while nothing is judged: what more it sends is dropped, and asked for later.
+    /// What waits in a broker stays there: its branch may be away.
     pub fn has_room(&self) -> bool {
         let free = |seat: &Seat| seat.inbox.has_room() || seat.resting_since.is_some();
-        self.seats.values().all(free)
+        let drops = !self.judging && !self.lanes.is_fanout();
+        drops || self.seats.values().all(free)
     }
 
     /// Sends a message to one branch.
@@ -405,6 +413,7 @@ impl Head {
             true => unchanged(self.reconcile(db, now).await)?,
             false => false,
         };
+        self.judging = reconciled;
         if reconciled {
             let waiting: Vec<OfficeName> = self
                 .seats

@@ -92,8 +92,11 @@ impl<T> Inbox<T> {
         Admission::Kept
     }
 
-    /// The number to ask from, unless that was asked a moment ago.
+    /// The number to ask from, unless that was asked a moment ago, or what comes has no room.
     pub fn ask(&mut self, now: Micros) -> Option<u64> {
+        if !self.has_room() {
+            return None;
+        }
         let expected = self.expected();
         let recently = self
             .asked

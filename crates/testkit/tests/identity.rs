@@ -6,6 +6,7 @@
 mod company;
 
 mod identity {
+    mod apart;
     mod between_steps;
     mod clones;
     mod horizon;
@@ -15,6 +16,7 @@ mod identity {
     mod reports;
     mod restored_branch;
     mod restored_head;
+    mod restored_holds;
     mod schema_forks;
     mod schema_steps;
     mod settling;

@@ -1,10 +1,10 @@
 //! A branch that was away for longer than the head's log goes back copies the tables anew, with its own unsent changes
-//! kept (trap 16); and how much a branch keeps of what it sent and followed.
+//! kept (trap 16), and one that has nothing in common with the head's log begins again; and how much a branch keeps of what it sent and followed.
 
 use super::{BRANCH, Branch};
-use crate::books::{self, BranchBook, Joining, Note, OUTBOX, STAGED};
+use crate::books::{self, BranchBook, Joining, Note, OUTBOX, STAGED, followed_in};
 use crate::failure::OfficeResult;
-use crate::identity::Micros;
+use crate::identity::{Digest, LogPosition, Micros};
 use crate::message::Welcome;
 use crate::office::conclude;
 use crate::output::{Notice, Output};
@@ -30,6 +30,7 @@ impl Branch {
             log_chain: welcome.log_chain,
             answered,
             lineage: self.book.lineage + 1,
+            lineages: None,
             joining: Some(Joining {
                 prepared: true,
                 frozen: true,
@@ -57,18 +58,82 @@ impl Branch {
                     db.set_notes(table, &gone).await?;
                 }
             }
-            db.trim(&self.book.followed(), u64::MAX >> 1).await?;
-            db.trim(STAGED, u64::MAX >> 1).await?;
+            self.forget_followed(db).await?;
             books::store(db, BRANCH, &book).await
         };
         let outcome = outcome.await;
         conclude(db, outcome).await?;
         self.staged = false;
+        self.drop_chunk();
         let dropped = self.inbox.restart(book.cursor.0);
         self.outputs.extend(dropped.into_iter().map(Output::Settle));
         self.book = book;
         self.notice(Notice::CopiedAnew(again_from));
         Ok(())
+    }
+
+    /// Begins again from the head's tables: the head's log has nothing of what this branch keeps of it, so that the places
+    /// that it names mean something else there. What is not answered yet is issued again as made on nothing, and the rows
+    /// are uploaded as at a join.
+    pub(super) async fn begin_again<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Micros,
+        welcome: Welcome,
+    ) -> OfficeResult<()> {
+        if !self.take_all(db).await? {
+            // The tables changed here; it greets again.
+            return Ok(());
+        }
+        if let Some(schema) = &welcome.schema {
+            let book = self.book.clone();
+            self.evolve(db, schema, &[], book, None).await?;
+        }
+        let former = self.book.cursor;
+        let incarnation = self.fresh_incarnation(now);
+        db.begin(Purpose::Apply).await?;
+        let outcome = async {
+            let nothing = (LogPosition::NONE, Digest::default());
+            let known = welcome.cursor;
+            let book = self.reissue(db, incarnation, Some(nothing), known).await?;
+            for table in &self.schema.tables {
+                let notes = db.notes(table, None).await?.into_keys();
+                let gone: Vec<_> = notes.map(|key| (key, None)).collect();
+                if !gone.is_empty() {
+                    db.set_notes(table, &gone).await?;
+                }
+            }
+            self.forget_followed(db).await?;
+            let book = BranchBook {
+                cursor: welcome.last,
+                log_chain: welcome.log_chain,
+                lineage: book.lineage + 1,
+                lineages: None,
+                compare: Some(true),
+                joining: Some(Joining::default()),
+                ..book
+            };
+            books::store(db, BRANCH, &book).await?;
+            Ok(book)
+        };
+        let outcome = outcome.await;
+        self.book = conclude(db, outcome).await?;
+        self.staged = false;
+        self.drop_chunk();
+        self.link.known_last = self.book.cursor;
+        let dropped = self.inbox.restart(self.book.cursor.0);
+        self.outputs.extend(dropped.into_iter().map(Output::Settle));
+        self.notice(Notice::CopiedAnew(former));
+        self.begin_anew(db, now).await
+    }
+
+    /// Nothing that was followed so far can be given back any more.
+    async fn forget_followed<D: Database>(&self, db: &mut D) -> OfficeResult<()> {
+        for (lineage, _) in self.book.lineages.iter().flatten() {
+            db.trim(&followed_in(*lineage), u64::MAX >> 1).await?;
+        }
+        db.trim(&self.book.followed(), u64::MAX >> 1).await?;
+        Ok(db.trim(STAGED, u64::MAX >> 1).await?)
     }
 
     /// Removes what no restored head can ask for any more.
@@ -104,6 +169,22 @@ impl Branch {
             if followed > 0 {
                 db.trim(&stream, followed).await?;
             }
+            let mut kept = Vec::new();
+            for (lineage, through) in self.book.lineages.iter().flatten() {
+                let past = surplus > 0 || through.0 <= followed;
+                let end = if past { u64::MAX >> 1 } else { followed };
+                db.trim(&followed_in(*lineage), end).await?;
+                if !past {
+                    kept.push((*lineage, *through));
+                }
+            }
+            let book = BranchBook {
+                lineages: (!kept.is_empty()).then_some(kept),
+                ..self.book.clone()
+            };
+            if book != self.book {
+                books::store(db, BRANCH, &book).await?;
+            }
             let surplus = beyond_bytes(db, OUTBOX, self.retention.bytes).await?;
             let sent = sent
                 .max(surplus)
@@ -111,9 +192,10 @@ impl Branch {
             if sent > 0 {
                 db.trim(OUTBOX, sent).await?;
             }
-            Ok(())
+            Ok(book)
         };
         let outcome = outcome.await;
-        conclude(db, outcome).await
+        self.book = conclude(db, outcome).await?;
+        Ok(())
     }
 }

@@ -67,6 +67,9 @@ impl Branch {
         if !self.agrees(db, &welcome).await? {
             return self.reincarnate(db, now).await;
         }
+        if welcome.beyond_horizon && welcome.rewind.is_some() {
+            return self.begin_again(db, now, welcome).await;
+        }
         // A welcome that comes twice, or late, must not take back what was followed since.
         if welcome.beyond_horizon && welcome.last > self.book.cursor {
             if let Some(schema) = welcome.schema.clone() {

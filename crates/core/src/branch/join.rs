@@ -20,6 +20,8 @@ use crate::unfit::{self, is_unfit};
 
 /// How soon a chunk that does not come is asked for again, in milliseconds.
 const ASK_AGAIN_MS: i64 = 5_000;
+/// How many rows are captured at a time.
+const RECAPTURED: usize = 500;
 
 impl Branch {
     /// Whether log entries for this table are landed already.
@@ -52,7 +54,11 @@ impl Branch {
         db.begin(Purpose::Apply).await?;
         let outcome = async {
             for table in &self.schema.tables {
-                db.recapture(table, None).await?;
+                if self.claims.is_empty() {
+                    db.recapture(table, None).await?;
+                } else {
+                    self.recapture_unclaimed(db, table).await?;
+                }
             }
             books::store(db, BRANCH, &book).await
         };
@@ -61,6 +67,27 @@ impl Branch {
         self.book = book;
         self.captured = true;
         Ok(true)
+    }
+
+    /// Captures the rows of which nothing is on its way: a branch that begins again has issued the others already.
+    async fn recapture_unclaimed<D: Database>(
+        &self,
+        db: &mut D,
+        table: &Table,
+    ) -> OfficeResult<()> {
+        let mut after = None;
+        loop {
+            let rows = db.chunk(table, after.as_ref(), RECAPTURED).await?;
+            after = rows.last().map(|row| table.key_of(row));
+            if after.is_none() {
+                return Ok(());
+            }
+            let mut keys: Vec<Key> = rows.iter().map(|row| table.key_of(row)).collect();
+            keys.retain(|key| !self.claims.contains_key(&key.digest(table)));
+            if !keys.is_empty() {
+                db.recapture(table, Some(&keys)).await?;
+            }
+        }
     }
 
     pub(super) fn chunk_arrived(&mut self, chunk: Chunk, token: Token) {
@@ -263,7 +290,7 @@ impl Branch {
         conclude(db, outcome).await?;
         self.book = book;
         self.notice(Notice::Joined { rows });
-        if joining.again_from.is_some() {
+        if self.book.compare == Some(true) {
             // What the head deleted while nobody told us is here only; a repair finds it.
             self.verify(true)?;
         }

@@ -294,7 +294,8 @@ impl Branch {
         let held = self.held_records(db, &notes).await?;
         for (row, note) in notes {
             match note {
-                Note::Held(batch, _) => match held.get(&row) {
+                // Of a large row the record does not tell what the head had.
+                Note::Held(batch, _) => match held.get(&row).filter(|one| !one.lacks_rows()) {
                     Some(record) => self.part_with(&mut gathered, row, batch, record),
                     None => drop(gathered.own.insert(row)),
                 },
@@ -341,7 +342,7 @@ impl Branch {
         let hold = Hold {
             branch: self.identity.name.clone(),
             conflict: record.id,
-            reason: reason_to_hold(record),
+            reason: reason_to_hold(record, None),
             batch: (self.book.incarnation, batch),
         };
         gathered.holds.push((row.0, row.1, hold));

@@ -2,7 +2,7 @@
 //! where the head went on without them, it goes back to the last place that both know (SETTLED 10).
 
 use super::{BRANCH, Branch};
-use crate::books::{self, BranchBook, Note, STAGED};
+use crate::books::{self, BranchBook, Joining, Note, STAGED, followed_in};
 use crate::envelope;
 use crate::failure::OfficeResult;
 use crate::head::own_entry;
@@ -10,10 +10,12 @@ use crate::identity::{BatchNumber, Digest, LogPosition, Micros};
 use crate::message::{Message, Recall, Recalled};
 use crate::office::conclude;
 use crate::output::{Notice, Output};
-use crate::port::{Database, Purpose};
+use crate::port::{Database, Entry, Purpose};
 
 /// Bytes of entries given back in one message.
 const PIECE_BYTES: usize = 512 * 1024;
+/// How many streams of entries followed are kept.
+const LINEAGES: usize = 16;
 
 impl Branch {
     /// Answers with the next entries after the last place on which head and branch agree.
@@ -31,20 +33,19 @@ impl Branch {
     }
 
     async fn read_kept<D: Database>(&self, db: &mut D, recall: &Recall) -> OfficeResult<Recalled> {
-        let stream = self.book.followed();
         let mut agreed = None;
         for (place, chain) in &recall.points {
             let here = if *place == self.book.cursor {
                 Some(self.book.log_chain)
             } else {
-                let kept = db.entries(&stream, place.0, 1).await?;
-                match kept.first() {
-                    Some(entry) if entry.number == place.0 => Some(envelope::chain(&entry.bytes)),
+                match (
+                    self.kept(db, *place).await?,
+                    self.kept(db, place.next()).await?,
+                ) {
+                    (Some(entry), _) => Some(envelope::chain(&entry.bytes)),
                     // The first one that it keeps names the one before: the branch joined there.
-                    Some(entry) if entry.number == place.next().0 => {
-                        Some(own_entry(&entry.bytes)?.previous)
-                    }
-                    _ => None,
+                    (None, Some(entry)) => Some(own_entry(&entry.bytes)?.previous),
+                    (None, None) => None,
                 }
             };
             if here == Some(*chain) {
@@ -61,14 +62,62 @@ impl Branch {
         };
         let from = agreed.max(recall.after).next();
         let mut last = from.previous();
+        let (stream, through) = self.book.followed_at(from);
         for entry in db.entries(&stream, from.0, PIECE_BYTES).await? {
-            if entry.number != last.next().0 || entry.number > self.book.cursor.0 {
+            if entry.number != last.next().0 || entry.number > through.0 {
                 break;
             }
             last = LogPosition(entry.number);
             recalled.entries.push(entry.bytes.into());
         }
         Ok(recalled)
+    }
+
+    /// The entry at a place, where it is kept.
+    async fn kept<D: Database>(
+        &self,
+        db: &mut D,
+        place: LogPosition,
+    ) -> OfficeResult<Option<Entry>> {
+        let (stream, through) = self.book.followed_at(place);
+        if place > through {
+            return Ok(None);
+        }
+        let mut entries = db.entries(&stream, place.0, 1).await?.into_iter();
+        Ok(entries.find(|entry| entry.number == place.0))
+    }
+
+    /// What is kept of the log when the branch goes back to a place: all up to there.
+    async fn lineages_through<D: Database>(
+        &self,
+        db: &mut D,
+        place: LogPosition,
+    ) -> OfficeResult<Option<Vec<(u64, LogPosition)>>> {
+        let mut kept = Vec::new();
+        let present = (self.book.lineage, place);
+        for (lineage, through) in self.book.lineages.iter().flatten().chain([&present]) {
+            let through = (*through).min(place);
+            let stream = followed_in(*lineage);
+            let extent = db.extent(&stream).await?;
+            if extent.entries > 0 && extent.first <= through.0 {
+                kept.push((*lineage, through));
+            } else {
+                db.trim(&stream, u64::MAX >> 1).await?;
+            }
+        }
+        let surplus = kept.len().saturating_sub(LINEAGES);
+        for (lineage, _) in kept.drain(..surplus) {
+            db.trim(&followed_in(lineage), u64::MAX >> 1).await?;
+        }
+        Ok((!kept.is_empty()).then_some(kept))
+    }
+
+    /// What was sent of the first copy stands at another log's places.
+    pub(super) fn drop_chunk(&mut self) {
+        if let Some((_, token)) = self.chunk.take() {
+            self.outputs.push_back(Output::Settle(token));
+        }
+        self.chunk_asked = None;
     }
 
     /// Goes back to a place from which the head's log went on otherwise than this branch followed it. The rows stay as
@@ -102,13 +151,18 @@ impl Branch {
                     db.set_notes(table, &changed).await?;
                 }
             }
-            db.trim(&self.book.followed(), u64::MAX >> 1).await?;
             db.trim(STAGED, u64::MAX >> 1).await?;
+            let joining = book.joining.clone().map(|joining| Joining {
+                settled: joining.settled.min(place),
+                ..joining
+            });
             let book = BranchBook {
                 cursor: place,
                 log_chain: chain,
+                lineages: self.lineages_through(db, place).await?,
                 lineage: book.lineage + 1,
                 compare: Some(true),
+                joining,
                 ..book
             };
             books::store(db, BRANCH, &book).await?;
@@ -117,6 +171,8 @@ impl Branch {
         let outcome = outcome.await;
         self.book = conclude(db, outcome).await?;
         self.staged = false;
+        self.drop_chunk();
+        self.link.known_last = place;
         let dropped = self.inbox.restart(place.0);
         self.outputs.extend(dropped.into_iter().map(Output::Settle));
         self.notice(Notice::Rewound(place));

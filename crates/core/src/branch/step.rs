@@ -97,7 +97,7 @@ impl Branch {
         self.evolve(db, &schema, &[], book, None).await
     }
 
-    async fn evolve<D: Database>(
+    pub(super) async fn evolve<D: Database>(
         &mut self,
         db: &mut D,
         to: &Schema,

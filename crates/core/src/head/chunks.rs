@@ -21,6 +21,9 @@ impl Head {
         db: &mut D,
         now: Micros,
     ) -> OfficeResult<bool> {
+        if self.settling_in(now) {
+            return Ok(false);
+        }
         let asking: Vec<OfficeName> = self
             .seats
             .iter()

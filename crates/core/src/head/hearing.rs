@@ -8,7 +8,7 @@ use crate::conflict::rfc3339;
 use crate::envelope::{self, EnvelopeError};
 use crate::evolution::Versions;
 use crate::failure::OfficeResult;
-use crate::identity::{BatchNumber, LogPosition, Micros, OfficeName};
+use crate::identity::{BatchNumber, Digest, LogPosition, Micros, OfficeName};
 use crate::inbox::{Admission, Slot};
 use crate::message::{
     Batch, Hello, HistoryRequest, Message, Position, Refusal, Reply, SettleRequest, Welcome,
@@ -210,15 +210,17 @@ impl Head {
                     .get(origin)
                     .is_some_and(|seat| seat.recalled.is_none())
                 {
-                    self.recall(db, origin, hello.applied).await?;
+                    let ended = (hello.applied, hello.chain);
+                    self.recall(db, now, origin, ended).await?;
                 }
                 self.outputs.push_back(Output::Settle(token));
                 return Ok(());
             }
             Standing::GoBack(place, chain) => Some((place, chain)),
+            Standing::Apart => Some((LogPosition::NONE, Digest::default())),
             Standing::Agrees | Standing::BeyondHorizon => None,
         };
-        let beyond_horizon = matches!(standing, Standing::BeyondHorizon);
+        let beyond_horizon = matches!(standing, Standing::BeyondHorizon | Standing::Apart);
         let from = if joining || beyond_horizon {
             self.book.last
         } else {
@@ -262,7 +264,7 @@ impl Head {
         };
         seat.clock_offset_ms = position
             .offset
-            .map_or_else(|| offset_ms(position.clock, now), |offset| -offset / 1000);
+            .map_or_else(|| offset_ms(position.clock, now), |offset| -(offset / 1000));
         self.listen_for_clones(origin, position.session)?;
         let Some(seat) = self.seats.get_mut(origin) else {
             return Ok(());

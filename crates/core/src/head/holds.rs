@@ -246,10 +246,19 @@ impl Head {
             let digest = |row: &Option<Row>| row.as_ref().map(|row| row.digest(table));
             digest(one) == digest(other)
         };
+        let equal = same(&present, &record.theirs);
         let wanted = match keep {
             Keep::Retry if held.is_none() => {
                 return Ok(Err(format!("conflict {} is not held", record.id)));
             }
+            keep if record.lacks_rows() && stand.standing != Some(keep) => {
+                return Ok(Err(format!(
+                    "the rows of conflict {} are too large to travel, and this head does not have them since it was restored or promoted; write the row at {} again, or keep the head's",
+                    record.id, record.origin
+                )));
+            }
+            // Another way led to the same row.
+            Keep::Retry if equal => present.clone(),
             Keep::Retry if same(&present, &record.ours) || present.is_none() => {
                 record.theirs.clone()
             }
@@ -268,7 +277,7 @@ impl Head {
             },
         };
         let key_was_taken = held.is_some_and(|hold| hold.reason == Reason::InsertedTwice);
-        if keep == Keep::Retry && key_was_taken && present.is_some() {
+        if keep == Keep::Retry && key_was_taken && present.is_some() && !equal {
             return Ok(Err("the key is still taken at the head".into()));
         }
         if wanted.as_ref().is_some_and(|row| !table.fits(row)) {
@@ -408,6 +417,9 @@ impl Head {
         now: Micros,
     ) -> OfficeResult<()> {
         if !self.any_held || !self.moving || !now.has_passed(RETRY_MS, self.retries.tried) {
+            return Ok(());
+        }
+        if self.settling_in(now) {
             return Ok(());
         }
         self.retries.tried = now;

@@ -90,6 +90,7 @@ pub(super) fn empty_seat(secret: [u8; 32], expires: Micros) -> SeatBook {
         holds: 0,
         former: Vec::new(),
         taken_back: None,
+        taken_before: None,
     }
 }
 
@@ -175,13 +176,13 @@ impl<'a> Retold<'a> {
                 if verdict.outcome == Outcome::Held
                     && let Some(key) = lifted(verdict.table, &verdict.key)
                 {
+                    let place = (verdict.table, key, answer.branch.clone());
                     let hold = Hold {
                         branch: answer.branch.clone(),
                         conflict: record.id,
-                        reason: reason_to_hold(&record),
+                        reason: reason_to_hold(&record, self.holds.get(&place)),
                         batch: (answer.incarnation, answer.batch),
                     };
-                    let place = (verdict.table, key, answer.branch.clone());
                     self.holds.insert(place, hold);
                 }
                 self.list(db, &record).await?;
@@ -196,7 +197,10 @@ impl<'a> Retold<'a> {
                 let name = books::settled_name(settled.conflict);
                 books::store(db, &name, settled).await?;
             }
-            if let Some(key) = lifted(settlement.table, &settlement.key) {
+            // That a branch was told of a hold ends none.
+            if settlement.held.is_none()
+                && let Some(key) = lifted(settlement.table, &settlement.key)
+            {
                 let place = (settlement.table, key, settlement.branch);
                 self.holds.remove(&place);
             }
@@ -215,13 +219,13 @@ impl<'a> Retold<'a> {
 }
 
 /// Why a change is held at a head that has only the log's word on it: what did not travel whole is a person's matter,
-/// since there is nothing to be tried again.
-pub(crate) fn reason_to_hold(record: &ConflictRecord) -> Reason {
-    let travelled = record.ours.is_some() || record.theirs.is_some();
-    if travelled {
-        record.reason
-    } else {
-        Reason::AskedFor
+/// since there is nothing to be tried again. A row that was held already is held for the first reason.
+pub(crate) fn reason_to_hold(record: &ConflictRecord, before: Option<&Hold>) -> Reason {
+    match (record.reason, before) {
+        _ if record.lacks_rows() => Reason::AskedFor,
+        (_, Some(hold)) => hold.reason,
+        (Reason::AlreadyHeld, None) => Reason::AskedFor,
+        (reason, None) => reason,
     }
 }
 
@@ -247,10 +251,19 @@ pub(crate) async fn found<D: Database>(
     }
     retold.conflicts = retold.conflicts.max(last_listed(db).await?);
     let me = &estate.branch.name;
-    retold.holds.retain(|(.., branch), _| branch != me);
+    let (own, others) = std::mem::take(&mut retold.holds)
+        .into_iter()
+        .partition(|((.., branch), _)| branch == me);
+    retold.holds = others;
+    let own: BTreeMap<_, Hold> = own;
     for (table, key, hold) in estate.holds {
         let place = (*table, key.clone(), me.clone());
-        retold.holds.insert(place, hold.clone());
+        let told = own.get(&place).map(|told| told.reason);
+        let hold = Hold {
+            reason: told.unwrap_or(hold.reason),
+            ..hold.clone()
+        };
+        retold.holds.insert(place, hold);
     }
     let seat = retold.seat(me);
     if seat.incarnation != book.incarnation {

@@ -8,17 +8,14 @@
 use ed25519_dalek::VerifyingKey;
 
 use super::recent::own_entry;
-use super::{Head, Seat, holds};
+use super::{Head, RECALL_MS, holds};
 use crate::books::{self, CONFLICTS, HeadBook, LOG, RowNames};
 use crate::change::Effect;
 use crate::conflict::ConflictRecord;
 use crate::envelope;
-use crate::evolution::LostPart;
 use crate::failure::{OfficeError, OfficeResult};
-use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
-use crate::message::{
-    Batch, Hello, LogBody, LogEntry, Message, Position, Recall, Recalled, Refusal,
-};
+use crate::identity::{Digest, LogPosition, Micros, OfficeName};
+use crate::message::{Batch, Hello, LogBody, LogEntry, Message, Position, Recall, Recalled};
 use crate::office::conclude;
 use crate::output::{Notice, Output, Token};
 use crate::port::{Database, Entry, Purpose};
@@ -33,7 +30,6 @@ mod sums;
 mod taken;
 
 use lost::Anew;
-use sums::Lineage;
 pub(super) use taken::trim_lost;
 
 /// The name of the record that lists where the log ended at the last starts: a restored log goes on from one of them.
@@ -56,14 +52,36 @@ pub(super) enum Standing {
     GoBack(LogPosition, Digest),
     /// The log no longer goes back so far.
     BeyondHorizon,
+    /// It followed something that this log does not have, and keeps nothing that this log has: it is to begin again.
+    Apart,
 }
 
 /// What a branch is asked for.
 #[derive(Debug)]
 pub(super) struct Asking {
+    /// How far the branch has come, and so where the lost part ends.
+    end: (LogPosition, Digest),
     points: Vec<(LogPosition, Digest)>,
+    /// The last lost entry that was given back.
+    after: LogPosition,
+    /// When it was asked, or gave something back.
+    heard: Micros,
     /// Where lost entries are being logged anew.
     anew: Option<Anew>,
+}
+
+impl Asking {
+    /// Whether the branch's next piece may still come soon.
+    pub fn is_awaited(&self, now: Micros) -> bool {
+        !now.has_passed(RECALL_MS, self.heard)
+    }
+
+    fn question(&self) -> Message {
+        Message::Recall(Recall {
+            points: self.points.clone(),
+            after: self.after,
+        })
+    }
 }
 
 impl Head {
@@ -74,8 +92,7 @@ impl Head {
             let mut starts: Vec<LogPosition> = books::load(db, STARTS).await?.unwrap_or_default();
             if starts.last() != Some(&self.book.last) {
                 starts.push(self.book.last);
-                let surplus = starts.len().saturating_sub(STARTS_KEPT);
-                starts.drain(..surplus);
+                thin_out(&mut starts);
                 books::store(db, STARTS, &starts).await?;
             }
             Ok(())
@@ -127,6 +144,7 @@ impl Head {
                 let taken = self.seats.get(origin);
                 let taken = taken.and_then(|seat| seat.book.taken_back.as_ref());
                 match taken.filter(|taken| taken.end == ended) {
+                    Some(taken) if taken.apart == Some(true) => Standing::Apart,
                     Some(taken) => Standing::GoBack(taken.agreed.0, taken.agreed.1),
                     None => Standing::Ahead,
                 }
@@ -193,24 +211,43 @@ impl Head {
         self.tell(branch, &Message::Position(position))
     }
 
-    /// Asks a branch for what this log lost.
+    /// Asks a branch for what this log lost after it had come to `end`. A branch that greets again while it gives that back
+    /// is asked once more for the piece that is to come next.
     pub(super) async fn recall<D: Database>(
         &mut self,
         db: &mut D,
+        now: Micros,
         branch: &OfficeName,
-        applied: LogPosition,
+        end: (LogPosition, Digest),
     ) -> OfficeResult<()> {
-        db.begin(Purpose::Read).await?;
-        let outcome = self.points(db, applied).await;
-        let points = conclude(db, outcome).await?;
-        if let Some(seat) = self.seats.get_mut(branch) {
-            seat.asking = Some(Asking {
-                points: points.clone(),
-                anew: None,
-            });
+        let asked = self.seats.get(branch).and_then(|seat| seat.asking.as_ref());
+        if let Some(asked) = asked.filter(|asked| asked.end == end) {
+            let question = asked.question();
+            return self.tell(branch, &question);
         }
-        let after = LogPosition::NONE;
-        self.tell(branch, &Message::Recall(Recall { points, after }))
+        db.begin(Purpose::Read).await?;
+        let outcome = self.points(db, end.0).await;
+        let points = conclude(db, outcome).await?;
+        let asking = Asking {
+            end,
+            points,
+            after: LogPosition::NONE,
+            heard: now,
+            anew: None,
+        };
+        self.ask_for(branch, asking)
+    }
+
+    fn ask_for(&mut self, branch: &OfficeName, asking: Asking) -> OfficeResult<()> {
+        let question = asking.question();
+        self.wait_for(branch, asking);
+        self.tell(branch, &question)
+    }
+
+    fn wait_for(&mut self, branch: &OfficeName, asking: Asking) {
+        if let Some(seat) = self.seats.get_mut(branch) {
+            seat.asking = Some(asking);
+        }
     }
 
     /// Places to compare: where the log ended at the last starts, and from its end backwards in growing steps.
@@ -247,38 +284,76 @@ impl Head {
         branch: &OfficeName,
         recalled: Recalled,
     ) -> OfficeResult<bool> {
-        let Some(asking) = self
-            .seats
-            .get_mut(branch)
-            .and_then(|seat| seat.asking.take())
-        else {
+        let asking = self.seats.get_mut(branch);
+        let Some(asking) = asking.and_then(|seat| seat.asking.take()) else {
             return Ok(false);
         };
-        let agreed = recalled
-            .agreed
-            .and_then(|agreed| asking.points.iter().find(|(place, _)| *place == agreed));
-        let Some(agreed) = agreed.copied() else {
-            let seat = self.seats.get(branch);
-            let refusal = Refusal {
-                session: seat.map_or([0; 16], |seat| seat.sessions.present),
-                reason: "the head was restored from a backup, and this branch keeps nothing so old as that backup; \
-                         run `branchline leave` here, and join again with a new code: what was not sent yet is \
-                         uploaded then"
-                    .into(),
-                reincarnate: false,
-                incarnation: books_incarnation(seat),
-                cursor: BatchNumber::NONE,
-                copied: false,
-            };
-            self.tell(branch, &Message::Refusal(refusal))?;
-            return Ok(true);
+        let Some(place) = recalled.agreed else {
+            return self.part_from(db, branch, recalled.end).await;
         };
-        let mut lost = self.read_lost(branch, &recalled)?;
+        let mut points = asking.points.iter();
+        let Some(agreed) = points.find(|(point, _)| *point == place).copied() else {
+            // The answer to an earlier question, which came late or twice.
+            self.wait_for(branch, asking);
+            return Ok(false);
+        };
+        let first = agreed.0.max(asking.after).next();
+        if recalled.entries.is_empty() && first <= recalled.end.0 {
+            return self.part_from(db, branch, recalled.end).await;
+        }
+        let lost = self.read_lost(branch, &recalled)?;
+        match lost.first() {
+            None => Ok(true),
+            Some((entry, _)) if entry.position != first => {
+                self.wait_for(branch, asking);
+                Ok(false)
+            }
+            Some(_) => {
+                let end = recalled.end;
+                self.take_piece_back(db, now, branch, asking, agreed, end, lost)
+                    .await?;
+                Ok(true)
+            }
+        }
+    }
+
+    /// The branch keeps nothing of the log that this head knows, or not all that follows: it begins again from the head's
+    /// tables, and uploads what it has.
+    async fn part_from<D: Database>(
+        &mut self,
+        db: &mut D,
+        branch: &OfficeName,
+        end: (LogPosition, Digest),
+    ) -> OfficeResult<bool> {
+        self.let_go_back(db, branch, end, None).await?;
+        let why = format!(
+            "{branch} keeps nothing of the log that this head, which was restored or promoted, knows: it copies the tables anew, and its rows are uploaded"
+        );
+        self.outputs.push_back(Output::Notice(Notice::Trouble(why)));
+        Ok(true)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    async fn take_piece_back<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Micros,
+        branch: &OfficeName,
+        asking: Asking,
+        agreed: (LogPosition, Digest),
+        end: (LogPosition, Digest),
+        mut lost: Vec<(LogEntry, Vec<u8>)>,
+    ) -> OfficeResult<()> {
         let Some(last) = lost.last().map(|(entry, _)| entry.position) else {
-            return Ok(true);
+            return Ok(());
         };
+        let Asking {
+            points,
+            anew: begun,
+            ..
+        } = asking;
         self.seat_strangers(db, &lost).await?;
-        let mut agreed = asking.anew.as_ref().map_or(agreed, |anew| anew.agreed);
+        let mut agreed = begun.as_ref().map_or(agreed, |anew| anew.agreed);
         db.begin(Purpose::Read).await?;
         let outcome = self.skip_known(db, &mut agreed, &mut lost).await;
         conclude(db, outcome).await?;
@@ -286,51 +361,41 @@ impl Head {
             entry.position == self.book.last.next() && entry.previous == self.book.chain
         });
         let anew = match lost.first() {
-            None => asking.anew,
-            Some(_) if follows && asking.anew.is_none() => {
+            None => begun,
+            Some(_) if follows && begun.is_none() => {
                 self.adopt_all(db, now, &lost).await?;
                 if self.book.last < last {
-                    return Ok(true);
+                    return Ok(());
                 }
                 agreed = (self.book.last, self.book.chain);
                 None
             }
             Some((first, _)) => {
-                let mut anew = asking.anew.unwrap_or_else(|| Anew {
-                    agreed,
-                    part: LostPart::new(first.schema),
-                    lineage: Lineage::default(),
-                });
+                let mut anew = begun.unwrap_or_else(|| Anew::new(agreed, first.schema));
                 if !self.log_all_anew(db, now, &lost, &mut anew).await? {
                     // The application was in the way; the branch greets again.
-                    return Ok(true);
+                    return Ok(());
                 }
-                if last == recalled.end.0 {
-                    self.let_go_back(db, branch, recalled.end, anew.agreed)
-                        .await?;
+                if last == end.0 {
+                    self.let_go_back(db, branch, end, Some(anew.agreed)).await?;
                 }
                 Some(anew)
             }
         };
-        if last < recalled.end.0 {
-            let points = if anew.is_some() {
-                asking.points
-            } else {
-                vec![agreed]
-            };
-            if let Some(seat) = self.seats.get_mut(branch) {
-                seat.asking = Some(Asking {
-                    points: points.clone(),
-                    anew,
-                });
-            }
-            let after = last;
-            self.tell(branch, &Message::Recall(Recall { points, after }))?;
-        } else {
+        if last >= end.0 {
             let notice = Notice::TakenBack(branch.clone(), last);
             self.outputs.push_back(Output::Notice(notice));
+            return Ok(());
         }
-        Ok(true)
+        let points = if anew.is_some() { points } else { vec![agreed] };
+        let asking = Asking {
+            end,
+            points,
+            after: last,
+            heard: now,
+            anew,
+        };
+        self.ask_for(branch, asking)
     }
 
     /// Leaves out what this log has by now, since another branch gave it back.
@@ -390,8 +455,19 @@ impl Head {
     }
 }
 
-fn books_incarnation(seat: Option<&Seat>) -> Incarnation {
-    seat.map_or(Incarnation([0; 16]), |seat| seat.book.incarnation)
+/// Keeps the starts that lie furthest apart.
+fn thin_out(starts: &mut Vec<LogPosition>) {
+    while starts.len() > STARTS_KEPT {
+        let gap = |around: &[LogPosition]| match around {
+            [before, _, after] => after.0.saturating_sub(before.0),
+            _ => u64::MAX,
+        };
+        let around = starts.windows(3).enumerate();
+        let Some((before, _)) = around.min_by_key(|(_, around)| gap(around)) else {
+            return;
+        };
+        starts.remove(before + 1);
+    }
 }
 
 /// Lists a decision under its number, or under the next one where that is taken. Returns the number.

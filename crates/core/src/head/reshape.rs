@@ -438,7 +438,7 @@ impl Head {
     ) -> OfficeResult<Option<Schema>> {
         let wanted = match standing {
             Standing::GoBack(place, _) => self.version_at(db, *place).await?,
-            Standing::BeyondHorizon => self.schema.version,
+            Standing::BeyondHorizon | Standing::Apart => self.schema.version,
             _ if hello.schema == 0 => self.schema.version,
             _ => return Ok(None),
         };

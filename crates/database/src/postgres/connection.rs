@@ -56,7 +56,10 @@ struct Sent {
     answer: Mutex<Answer>,
 }
 
-type Answer = Pin<Box<dyn Future<Output = DbResult<()>> + Send>>;
+type Answer = Started<'static, DbResult<()>>;
+
+/// What a statement that was sent will answer.
+pub(super) type Started<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What an apply wrote shows as soon as it is committed, before the disk has it: it shows a disk's turn earlier, and the
 /// locks on its rows go as early. This writes to the same journal and does wait for the disk, and so for all before it.
@@ -422,7 +425,7 @@ impl PostgresDatabase {
 /// A statement on its way to the server, which a future is once it was polled.
 pub(super) async fn started<'a, T: Send + 'a>(
     statement: impl Future<Output = T> + Send + 'a,
-) -> Pin<Box<dyn Future<Output = T> + Send + 'a>> {
+) -> Started<'a, T> {
     let mut statement = Box::pin(statement);
     match poll_fn(|cx| Poll::Ready(statement.as_mut().poll(cx))).await {
         Poll::Ready(answer) => Box::pin(ready(answer)),

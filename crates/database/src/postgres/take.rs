@@ -6,7 +6,6 @@
 //! The transaction's snapshot stands still, so a cursor over it stays right while writes are removed behind it.
 
 use std::collections::VecDeque;
-use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
 
 use branchline_core::port::{DatabaseError, DbResult, Portion, Purpose};
@@ -16,7 +15,7 @@ use tokio_postgres::types::{ToSql, Type as Wire};
 
 use super::books::get;
 use super::capture::Moment;
-use super::connection::{PostgresDatabase, started};
+use super::connection::{PostgresDatabase, Started, started};
 use super::error::failed;
 use super::net::{Net, Place, Write, net};
 use super::plan::{End, Plan, Planned};
@@ -60,7 +59,7 @@ struct Staged {
 /// The next portion's writes, on their way. The lock is never taken: it makes the future `Sync`.
 struct Ahead {
     count: usize,
-    rows: Mutex<Pin<Box<dyn Future<Output = DbResult<Vec<Row>>> + Send>>>,
+    rows: Mutex<Started<'static, DbResult<Vec<Row>>>>,
 }
 
 pub(super) async fn take(

@@ -286,7 +286,7 @@ async fn many_rows_are_put_whether_they_are_new_or_not() {
             .map(|at| {
                 let turn = at + shift;
                 let or_null = |value: Value, every: usize| {
-                    if turn % every == 0 {
+                    if turn.is_multiple_of(every) {
                         Value::Null
                     } else {
                         value
@@ -294,7 +294,7 @@ async fn many_rows_are_put_whether_they_are_new_or_not() {
                 };
                 Row(vec![
                     Value::Int(at as i64 - 100),
-                    or_null(Value::Bool(turn % 2 == 0), 7),
+                    or_null(Value::Bool(turn.is_multiple_of(2)), 7),
                     or_null(Value::Float(floats[turn % floats.len()]), 11),
                     or_null(
                         Value::Float([0.5, 0.1, f64::NAN, f64::INFINITY][turn % 4]),

@@ -12,9 +12,9 @@ use branchline_core::ed25519_dalek::SigningKey;
 use branchline_core::envelope;
 use branchline_core::evolution::Plan as Sharing;
 use branchline_core::failure::OfficeResult;
-use branchline_core::head::{Head, Wiring, seats};
+use branchline_core::head::{Head, Wiring, holds, seats};
 use branchline_core::identity::{Digest, Incarnation, LogPosition, Micros, OfficeName};
-use branchline_core::message::{Keep, Message};
+use branchline_core::message::{Keep, Message, Settled};
 use branchline_core::output::{Notice, Output, To};
 use branchline_core::port::{Database, Extent, Purpose};
 use branchline_core::retention::Retention;
@@ -195,7 +195,7 @@ impl Company {
         company
     }
 
-    fn join(&mut self, number: u8) {
+    pub fn join(&mut self, number: u8) {
         let at = self.begin_to_join(number);
         self.settle();
         let state = self.branches[at].branch.state();
@@ -590,6 +590,15 @@ impl Company {
 
     /// One step of all, and everything on the wire delivered. Returns whether anything moved.
     pub fn step(&mut self) -> bool {
+        self.step_with(false)
+    }
+
+    /// The same, where the head works after each envelope.
+    pub fn step_one_by_one(&mut self) -> bool {
+        self.step_with(true)
+    }
+
+    fn step_with(&mut self, one_by_one: bool) -> bool {
         let now = self.now;
         let mut moved = on!(self.at_head, db => self.head.work(db, now)).unwrap();
         for office in &mut self.branches {
@@ -602,6 +611,9 @@ impl Company {
                 End::Head => {
                     on!(self.at_head, db => self.head.arrived(db, now, &bytes, 1)).unwrap();
                     self.heard.push((now, bytes));
+                    if one_by_one {
+                        on!(self.at_head, db => self.head.work(db, now)).unwrap();
+                    }
                 }
                 End::Branch(at) => {
                     let office = &mut self.branches[at];
@@ -722,6 +734,16 @@ impl Company {
         on!(self.at_head, db => self.head.settle(db, now, conflict, keep, None))
             .unwrap()
             .map(drop)
+    }
+
+    /// How a listed conflict was settled, at the head.
+    pub fn settled(&mut self, conflict: u64) -> Option<Settled> {
+        on!(self.at_head, db => async {
+            db.begin(Purpose::Read).await.unwrap();
+            let settled = holds::settled(db, conflict).await.unwrap();
+            db.rollback().await.unwrap();
+            settled
+        })
     }
 
     /// All offices hold the same rows, and nothing is on the way.

@@ -201,6 +201,51 @@ fn a_long_lost_part_adds_up() {
     assert_eq!(company.conflicts(), []);
 }
 
+/// The head is restored from one backup twice, and goes on each time: what was lost first comes from two branches.
+#[test]
+fn what_two_restores_from_one_backup_lost_adds_up_once() {
+    let (mut company, image) = backed_up(4);
+    company.cut(3);
+    sell(&mut company, None, 10);
+    company.settle();
+    company.cut(1);
+    company.cut(2);
+    company.restore_head(&image);
+    company.connect(3);
+    company.settle();
+    sell(&mut company, None, 20);
+    company.settle();
+    fork(&mut company, &image);
+    for at in [3, 1, 2] {
+        company.connect(at);
+        company.settle();
+    }
+    company.assert_even();
+    assert_eq!(company.head_amount(1), Value::Int(1000 - 7 - 10 - 20));
+}
+
+/// So slowly that the branch greets again between two pieces.
+#[test]
+fn a_lost_part_that_is_given_back_slowly_adds_up() {
+    let (mut company, image) = backed_up(2);
+    let long = "x".repeat(200_000);
+    for id in 0..8 {
+        company.write(1, &[insert(100 + id, &long)]);
+        sell(&mut company, Some(1), 10);
+        company.settle();
+    }
+    fork(&mut company, &image);
+    company.connect(1);
+    for _ in 0..20 {
+        company.step_one_by_one();
+        company.tick(6_000);
+    }
+    company.settle();
+    company.assert_even();
+    assert_eq!(company.head_amount(1), Value::Int(1000 - 7 - 80));
+    assert_eq!(company.conflicts(), []);
+}
+
 /// A batch that the lost part answers was sent again, and was judged since the restore.
 #[test]
 fn a_batch_on_both_sides_of_a_fork_counts_once() {

@@ -149,6 +149,114 @@ fn a_long_part_of_the_log_comes_back_in_pieces() {
     }
 }
 
+/// So slowly that the branch greets again between two pieces, and that it takes longer than the head would wait for one.
+#[test]
+fn a_long_part_of_the_log_comes_back_slowly_just_as_it_was() {
+    for pause in [6_000, 25_000] {
+        let mut company = shop(2);
+        let image = company.head_image();
+        let long = "x".repeat(200_000);
+        for id in 0..14 {
+            company.write(1, &[insert(100 + id, &long)]);
+            company.settle();
+        }
+        company.cut(0);
+        company.cut(1);
+        let last = company.head.last();
+        company.restore_head(&image);
+        company.write_head(&[insert(50, "since the restore")]);
+        company.connect(1);
+        for _ in 0..20 {
+            company.step_one_by_one();
+            company.tick(pause);
+        }
+        company.connect(0);
+        company.settle();
+        company.assert_even();
+        assert_eq!(company.head.last(), last.next(), "just as it was");
+        assert_eq!(company.conflicts(), []);
+        for at in 0..2 {
+            assert!(!company.was_noticed(at, |notice| matches!(notice, Notice::Rewound(_))));
+        }
+        take_part_again(&mut company);
+    }
+}
+
+/// One branch that follows sends more than may wait, while the head waits for what another may give back.
+#[test]
+fn a_branch_that_sends_much_keeps_no_other_from_giving_back() {
+    let mut company = shop(2);
+    company.cut(1);
+    let image = company.head_image();
+    company.restore_head(&image);
+    for id in 0..30 {
+        company.write(0, &[insert(100 + id, "b1's")]);
+        company.step();
+    }
+    assert!(!company.head_names().contains_key(&100), "it waits");
+    assert!(company.head.has_room());
+    company.settle();
+    company.connect(1);
+    company.settle();
+    company.assert_even();
+    take_part_again(&mut company);
+}
+
+/// A branch was restored too and used a number twice, and counts its batches anew by now.
+#[test]
+fn a_number_that_was_used_twice_is_answered_once() {
+    let mut company = shop(2);
+    company.write(1, &[insert(70, "b2's")]);
+    company.settle();
+    let (image, at_branch) = (company.head_image(), company.branches[1].disk.image());
+    company.write(1, &[insert(71, "b2's, lost")]);
+    company.settle();
+    company.cut(0);
+    company.cut(1);
+    company.restore_branch(1, &at_branch);
+    company.restore_head(&image);
+    company.write(1, &[insert(72, "b2's, since")]);
+    company.connect(1);
+    company.settle();
+    company.restore_branch(1, &at_branch);
+    company.settle();
+    assert!(company.was_noticed(1, |notice| matches!(notice, Notice::Reincarnated)));
+    company.connect(0);
+    company.settle();
+    company.assert_even();
+    let names = company.head_names();
+    assert_eq!((&*names[&71], &*names[&72]), ("b2's, lost", "b2's, since"));
+    take_part_again(&mut company);
+}
+
+/// A branch that went back keeps what it had followed up to there.
+#[test]
+fn a_head_may_be_restored_to_before_the_place_to_which_a_branch_went_back() {
+    let mut company = shop(2);
+    let older = company.head_image();
+    company.write_head(&[update(5, "five")]);
+    company.settle();
+    company.write_head(&[update(6, "six")]);
+    company.settle();
+    let image = company.head_image();
+    company.cut(0);
+    company.write_head(&[update(7, "lost")]);
+    company.settle();
+    fork(&mut company, &image, &[1]);
+    company.assert_even();
+    assert!(company.was_noticed(1, |notice| matches!(notice, Notice::Rewound(_))));
+    company.cut(0);
+    let (last, names) = (company.head.last(), company.head_names());
+    company.restore_head(&older);
+    company.settle();
+    assert_eq!(company.head.last(), last);
+    company.connect(0);
+    company.settle();
+    company.assert_even();
+    assert_eq!((company.head.last(), company.head_names()), (last, names));
+    take_part_again(&mut company);
+}
+
 /// The head's application writes after the restore, before any branch is heard.
 #[test]
 fn what_the_application_wrote_since_the_restore_stands_beside_what_comes_back() {
@@ -568,4 +676,35 @@ fn a_head_that_was_restored_to_where_a_branch_joined_gets_back_what_it_lost() {
         );
         assert_eq!(company.names_at(0), names);
     }
+}
+
+/// The places that its chunks name are the lost log's.
+#[test]
+fn a_branch_that_goes_back_in_the_midst_of_its_first_copy_completes_it() {
+    let mut company = shop(1);
+    let long = "x".repeat(200_000);
+    for id in 100..140 {
+        company.write_head(&[insert(id, &long)]);
+    }
+    company.settle();
+    company.join_in_part(2);
+    let image = company.head_image();
+    company.cut(0);
+    for id in 0..6 {
+        company.write_head(&[update(1, &format!("lost {id}"))]);
+        company.step();
+    }
+    let state = company.branches[1].branch.state();
+    assert!(state.joining.is_some_and(|joining| joining.rows > 0));
+    company.cut(1);
+    company.restore_head(&image);
+    company.write_head(&[update(1, "since the restore")]);
+    company.settle();
+    company.connect(0);
+    company.connect(1);
+    company.settle();
+    company.settle();
+    assert!(company.was_noticed(1, |notice| matches!(notice, Notice::Rewound(_))));
+    company.assert_even();
+    take_part_again(&mut company);
 }

@@ -1,5 +1,6 @@
 //! Taking lost entries back just as they were, where the restored head has written nothing since.
 
+use super::super::promote::reason_to_hold;
 use super::super::recent::{Recent, names_of, rows_of};
 use super::super::writer::{HEAD, Tail};
 use super::super::{Head, holds};
@@ -12,7 +13,7 @@ use crate::conflict::{ConflictRecord, Reason, Resolution};
 use crate::envelope;
 use crate::failure::OfficeResult;
 use crate::identity::{Micros, OfficeName};
-use crate::message::{Answer, LogBody, LogEntry, Logged, LoggedChanges, Outcome, Verdict};
+use crate::message::{Answer, LogBody, LogEntry, Logged, Outcome, Settlement, Verdict};
 use crate::office::conclude;
 use crate::output::Output;
 use crate::pile::Pile;
@@ -145,7 +146,7 @@ impl Head {
                     .take_verdicts(db, &mut book, &mut seats, answer, &body.verdicts)
                     .await?;
             }
-            self.take_settlements(db, &mut book, &mut seats, body)
+            self.take_settlements(db, &mut book, &mut seats, &body.settlements)
                 .await?;
         }
         let clashes = pile.write(db, &self.schema).await?;
@@ -221,7 +222,8 @@ impl Head {
                 (&verdict.outcome, self.schema.table(verdict.table))
             {
                 held = true;
-                if !is_held(db, table, &verdict.key, &answer.branch).await?
+                let before = hold_of(db, table, &verdict.key, &answer.branch).await?;
+                if before.is_none()
                     && let Some(seat) = self.seat_of(seats, &answer.branch)
                 {
                     seat.holds += 1;
@@ -229,7 +231,7 @@ impl Head {
                 let hold = Hold {
                     branch: answer.branch.clone(),
                     conflict: listed,
-                    reason: record.reason,
+                    reason: reason_to_hold(record, before.as_ref()),
                     batch: (answer.incarnation, answer.batch),
                 };
                 holds::set(db, table, &verdict.key, &answer.branch, Some(hold)).await?;
@@ -238,14 +240,15 @@ impl Head {
         Ok(held)
     }
 
+    /// Holds that ended in the part that was lost end again. That a branch was told of a hold ends none.
     pub(super) async fn take_settlements<D: Database>(
         &self,
         db: &mut D,
         book: &mut HeadBook,
         seats: &mut BTreeMap<OfficeName, SeatBook>,
-        body: &LoggedChanges,
+        settlements: &[Settlement],
     ) -> OfficeResult<()> {
-        for settlement in &body.settlements {
+        for settlement in settlements.iter().filter(|one| one.held.is_none()) {
             if let Some(record) = &settlement.record {
                 list(db, book, record).await?;
             }
@@ -254,7 +257,8 @@ impl Head {
                 books::store(db, &name, settled).await?;
             }
             if let Some(table) = self.schema.table(settlement.table) {
-                if is_held(db, table, &settlement.key, &settlement.branch).await?
+                let held = hold_of(db, table, &settlement.key, &settlement.branch).await?;
+                if held.is_some()
                     && let Some(seat) = self.seat_of(seats, &settlement.branch)
                 {
                     seat.holds = seat.holds.saturating_sub(1);
@@ -325,15 +329,14 @@ impl Head {
     }
 }
 
-async fn is_held<D: Database>(
+/// What is held of a branch under a key.
+pub(super) async fn hold_of<D: Database>(
     db: &mut D,
     table: &Table,
     key: &Key,
     branch: &OfficeName,
-) -> OfficeResult<bool> {
+) -> OfficeResult<Option<Hold>> {
     let notes = db.notes(table, Some(std::slice::from_ref(key))).await?;
     let note = notes.get(key).map(|note| books::decode::<HeldAtHead>(note));
-    Ok(note
-        .transpose()?
-        .is_some_and(|note| note.of(branch).is_some()))
+    Ok(note.transpose()?.and_then(|note| note.of(branch).cloned()))
 }

@@ -1,18 +1,17 @@
 //! Logging lost entries anew, behind what the restored head has written since.
 
 use super::super::Head;
-use super::super::recent::own_entry;
 use super::super::writer::{Fresh, LogWriter};
 use super::ATTEMPTS;
 use super::lost::{Anew, LostEntry};
 use super::relogging::{Facts, Relogging};
 use super::sums::Lineage;
-use super::taken::{note_taken, taken_before, taken_stream};
-use crate::books::{self, HeadBook, LOG, Pages, RowNames, SeatBook, seat_name};
+use super::taken::{Known, TakenBefore, note_taken};
+use crate::books::{self, HeadBook, RowNames, SeatBook, seat_name};
 use crate::change::{Effect, Key};
 use crate::failure::OfficeResult;
-use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
-use crate::message::{LogBody, LogEntry};
+use crate::identity::{Digest, LogPosition, Micros, OfficeName};
+use crate::message::LogEntry;
 use crate::office::conclude;
 use crate::output::Output;
 use crate::pile::Pile;
@@ -27,6 +26,8 @@ struct Relogged {
     fresh: Vec<Fresh>,
     seats: BTreeMap<OfficeName, SeatBook>,
     lineage: Lineage,
+    numbers: BTreeMap<u64, u64>,
+    noted: TakenBefore,
 }
 
 impl Head {
@@ -43,13 +44,19 @@ impl Head {
         for _ in 0..ATTEMPTS {
             let mut tried = Vec::new();
             db.begin(Purpose::Apply).await?;
-            let outcome = match self.try_anew(db, now, lost, anew, &unfit, &mut tried).await {
+            let outcome = match anew.known.read_on(db, anew.agreed).await {
+                Ok(()) => self.try_anew(db, now, lost, anew, &unfit, &mut tried).await,
+                Err(error) => Err(error),
+            };
+            let outcome = match outcome {
                 Ok(Some(done)) => conclude(db, Ok(Some(done))).await,
                 other => other,
             };
             match outcome {
-                Ok(Some(done)) => {
+                Ok(Some(mut done)) => {
+                    anew.known.note(std::mem::take(&mut done.noted));
                     anew.lineage.clone_from(&done.lineage);
+                    anew.numbers.clone_from(&done.numbers);
                     self.adopt_relogged(now, done);
                     return Ok(true);
                 }
@@ -91,27 +98,6 @@ impl Head {
         }
     }
 
-    /// The batches that this log answers after a place, with the hashes of their envelopes.
-    async fn judged_since<D: Database>(
-        &self,
-        db: &mut D,
-        agreed: LogPosition,
-    ) -> OfficeResult<BTreeMap<(OfficeName, Incarnation, BatchNumber), Digest>> {
-        let mut judged = BTreeMap::new();
-        let mut pages = Pages::from(LOG, agreed.next().0);
-        while let Some(entries) = pages.next(db).await? {
-            for entry in &entries {
-                if let LogBody::Changes(body) = own_entry(&entry.bytes)?.body
-                    && let Some(answer) = body.answers
-                {
-                    let place = (answer.branch, answer.incarnation, answer.batch);
-                    judged.insert(place, answer.chain);
-                }
-            }
-        }
-        Ok(judged)
-    }
-
     async fn try_anew<D: Database>(
         &self,
         db: &mut D,
@@ -121,47 +107,43 @@ impl Head {
         unfit: &RowNames,
         tried: &mut Vec<(TableId, Effect)>,
     ) -> OfficeResult<Option<Relogged>> {
-        let (agreed, chain) = anew.agreed;
-        let stream = taken_stream(&chain);
-        let taken = taken_before(db, &stream).await?;
-        let judged = self.judged_since(db, agreed).await?;
+        let (agreed, _) = anew.agreed;
+        let Known { judged, taken, .. } = &anew.known;
         let mut entries = Vec::with_capacity(lost.len());
         for (entry, bytes) in lost {
             entries.extend(self.read_by_present(&anew.part, entry, bytes)?);
         }
-        let relogged = taken.values().map(|(_, place)| *place).collect();
         let mut lineage = anew.lineage.clone();
         lineage.enter(self.schema.version);
-        let facts = self.facts(db, &entries, agreed, relogged, &lineage).await?;
+        let facts = self.facts(db, &entries, agreed, &lineage).await?;
         let mut piece = Relogging {
             head: self,
             now,
             unfit,
             facts,
             agreed: anew.agreed,
+            relogged: &anew.known.relogged,
             writer: LogWriter::new(&self.identity, &self.schema, self.book.clone()),
             seats: BTreeMap::new(),
             pile: Pile::default(),
             lineage,
+            numbers: anew.numbers.clone(),
             tried,
         };
-        let mut noted = Vec::new();
+        let mut noted = TakenBefore::new();
         for entry in entries {
             let place = piece.writer.next();
-            let (position, chain) = (entry.position, entry.chain);
-            if taken
-                .get(&position)
-                .is_some_and(|(known, _)| *known == chain)
-            {
+            let chain = entry.chain;
+            if taken.contains_key(&chain) {
                 // Another branch gave it back before.
                 piece.lineage.follow(&entry.body, &self.schema);
                 continue;
             }
-            if piece.hear(db, entry, &judged).await? {
-                noted.push((position, chain, place));
+            if piece.hear(db, entry, judged).await? {
+                noted.insert(chain, place);
             }
         }
-        note_taken(db, anew.agreed, &taken, noted).await?;
+        note_taken(db, anew.agreed, &noted).await?;
         if !piece.pile.write(db, &self.schema).await?.is_empty() {
             return Ok(None);
         }
@@ -174,6 +156,8 @@ impl Head {
             fresh: piece.writer.fresh,
             seats: piece.seats,
             lineage: piece.lineage,
+            numbers: piece.numbers,
+            noted,
         }))
     }
 
@@ -183,7 +167,6 @@ impl Head {
         db: &mut D,
         entries: &[LostEntry],
         agreed: LogPosition,
-        relogged: BTreeSet<LogPosition>,
         lineage: &Lineage,
     ) -> OfficeResult<Facts> {
         let mut counting = BTreeMap::new();
@@ -229,7 +212,6 @@ impl Head {
         let shared = self.shared_rows(db, counting, lineage, &newest, agreed);
         Ok(Facts {
             shared: shared.await?,
-            relogged,
             newest,
             present,
         })

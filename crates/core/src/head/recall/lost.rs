@@ -4,7 +4,7 @@ use super::super::Head;
 use super::super::recent::own_entry;
 use super::ATTEMPTS;
 use super::sums::Lineage;
-use super::taken::{relogged, taken_stream};
+use super::taken::{Known, relogged, taken_stream};
 use crate::books::{self, LOG, Pages, SeatBook, TakenBack, seat_name};
 use crate::change::Key;
 use crate::conflict::{ConflictRecord, LOST, Reason, Resolution};
@@ -18,8 +18,12 @@ use crate::message::{
 use crate::office::conclude;
 use crate::output::{Notice, Output};
 use crate::port::{Database, Purpose};
-use crate::schema::{Schema, Table, TableId};
+use crate::schema::{Schema, SchemaVersion, Table, TableId};
 use crate::unfit::is_unfit;
+use std::collections::BTreeMap;
+
+/// Of how many returns of a branch is remembered how far it had come.
+const RETURNS_KEPT: usize = 16;
 
 /// Lost entries that are logged anew, behind what the head has written since it was restored.
 #[derive(Clone, Debug)]
@@ -30,6 +34,22 @@ pub(super) struct Anew {
     pub part: LostPart,
     /// What it said of counters so far.
     pub lineage: Lineage,
+    /// Under which numbers its decisions are listed here, by the numbers that they had.
+    pub numbers: BTreeMap<u64, u64>,
+    /// What this log says of batches and lost entries, as far as it was read.
+    pub known: Known,
+}
+
+impl Anew {
+    pub fn new(agreed: (LogPosition, Digest), schema: SchemaVersion) -> Self {
+        Self {
+            agreed,
+            part: LostPart::new(schema),
+            lineage: Lineage::default(),
+            numbers: BTreeMap::new(),
+            known: Known::default(),
+        }
+    }
 }
 
 /// A lost entry with its rows as the present tables have them.
@@ -350,20 +370,31 @@ impl Head {
         conclude(db, outcome).await
     }
 
-    /// From here on the branch is to follow this log, from the last place that both share.
+    /// From here on the branch is to follow this log, from the last place that both share; where there is none, from its
+    /// end.
     pub(super) async fn let_go_back<D: Database>(
         &mut self,
         db: &mut D,
         branch: &OfficeName,
         end: (LogPosition, Digest),
-        agreed: (LogPosition, Digest),
+        agreed: Option<(LogPosition, Digest)>,
     ) -> OfficeResult<()> {
         let Some(seat) = self.seats.get(branch) else {
             return Ok(());
         };
-        let came = seat.produced.map(|frozen| (seat.book.incarnation, frozen));
+        let mut before = seat.book.taken_before.clone().unwrap_or_default();
+        before.extend(seat.book.taken_back.clone());
+        before.retain(|one| one.apart != Some(true) && one.agreed.0.next() >= self.log_first);
+        before.drain(..before.len().saturating_sub(RETURNS_KEPT));
+        let taken = TakenBack {
+            end,
+            agreed: agreed.unwrap_or_default(),
+            came: seat.produced.map(|frozen| (seat.book.incarnation, frozen)),
+            apart: agreed.is_none().then_some(true),
+        };
         let book = SeatBook {
-            taken_back: Some(TakenBack { end, agreed, came }),
+            taken_back: Some(taken),
+            taken_before: (!before.is_empty()).then_some(before),
             ..seat.book.clone()
         };
         db.begin(Purpose::Apply).await?;

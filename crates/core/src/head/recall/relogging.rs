@@ -1,19 +1,21 @@
 //! One lost entry after the other: what of it still counts beside what the head has written since.
 
-use super::super::Head;
 use super::super::recent::Newest;
 use super::super::writer::LogWriter;
+use super::super::{Head, holds};
+use super::adopt::hold_of;
 use super::list;
 use super::lost::{LostEntry, Unplaced};
 use super::sums::Lineage;
+use super::taken::Judged;
 use crate::books::{RowNames, SeatBook};
 use crate::change::{Effect, Key, Row};
 use crate::conflict::{self, ConflictRecord, Decision, Reason, Resolution};
 use crate::evolution::fill_row;
 use crate::failure::OfficeResult;
-use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
+use crate::identity::{BatchNumber, Digest, LogPosition, Micros, OfficeName};
 use crate::message::{
-    Answer, LogBody, Logged, LoggedChanges, Outcome, Settlement, Source, Verdict,
+    Answer, LogBody, Logged, LoggedChanges, Outcome, Settled, Settlement, Source, Verdict,
 };
 use crate::pile::Pile;
 use crate::port::Database;
@@ -22,8 +24,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// What is known of the rows of a piece, gathered for all of it at once.
 pub(super) struct Facts {
-    /// Entries of this log that were logged anew before.
-    pub relogged: BTreeSet<LogPosition>,
     /// The newest version of each row since the two continuations parted.
     pub newest: BTreeMap<Digest, Newest>,
     pub present: BTreeMap<(TableId, Key), Row>,
@@ -39,10 +39,14 @@ pub(super) struct Relogging<'a> {
     pub facts: Facts,
     /// The last place that both continuations share.
     pub agreed: (LogPosition, Digest),
+    /// Entries of this log that were logged anew before.
+    pub relogged: &'a BTreeSet<LogPosition>,
     pub writer: LogWriter<'a>,
     pub seats: BTreeMap<OfficeName, SeatBook>,
     pub pile: Pile,
     pub lineage: Lineage,
+    /// Under which numbers lost decisions are listed here, by the numbers that they had.
+    pub numbers: BTreeMap<u64, u64>,
     /// What is written, for finding what of it does not fit.
     pub tried: &'a mut Vec<(TableId, Effect)>,
 }
@@ -77,12 +81,63 @@ impl Relogging<'_> {
     /// back from an earlier place of the lost part.
     fn comes_again(&self, answer: &Answer, position: LogPosition) -> bool {
         let seat = self.head.seats.get(&answer.branch);
-        let back = seat.and_then(|seat| seat.book.taken_back.as_ref());
-        let back = back.filter(|back| back.agreed == self.agreed && back.end.0 < position);
-        back.and_then(|back| back.came)
-            .is_some_and(|(incarnation, frozen)| {
+        let Some(seat) = seat.map(|seat| &seat.book) else {
+            return false;
+        };
+        let returns = seat.taken_before.iter().flatten().chain(&seat.taken_back);
+        let mut here = returns.filter(|back| {
+            back.apart != Some(true) && back.agreed == self.agreed && back.end.0 < position
+        });
+        here.any(|back| {
+            back.came.is_some_and(|(incarnation, frozen)| {
                 incarnation == answer.incarnation && frozen >= answer.batch
             })
+        })
+    }
+
+    /// The settlements of an entry that count here, with the numbers that their decisions have here.
+    async fn settlements<D: Database>(
+        &self,
+        db: &mut D,
+        body: &LoggedChanges,
+    ) -> OfficeResult<Vec<Settlement>> {
+        let mut settlements = Vec::new();
+        for settlement in body.settlements.iter().filter(|one| one.held.is_none()) {
+            let mut settlement = settlement.clone();
+            if let Some(settled) = settlement.settled.take() {
+                let number = self.number_of(db, &settlement, settled.conflict).await?;
+                settlement.settled = number.map(|conflict| Settled {
+                    conflict,
+                    ..settled
+                });
+            }
+            settlements.push(settlement);
+        }
+        Ok(settlements)
+    }
+
+    /// The number under which a decision that was settled in the lost part is listed here, if it is known.
+    async fn number_of<D: Database>(
+        &self,
+        db: &mut D,
+        settlement: &Settlement,
+        former: u64,
+    ) -> OfficeResult<Option<u64>> {
+        if let Some(number) = self.numbers.get(&former) {
+            return Ok(Some(*number));
+        }
+        let Some(table) = self.head.schema.table(settlement.table) else {
+            return Ok(None);
+        };
+        let (key, branch) = (&settlement.key, &settlement.branch);
+        if let Some(hold) = hold_of(db, table, key, branch).await? {
+            return Ok(Some(hold.conflict));
+        }
+        let listed = holds::record(db, former).await?;
+        let same = listed.is_some_and(|record| {
+            record.shape.1 == table.id && record.key == *key && record.origin == *branch
+        });
+        Ok(same.then_some(former))
     }
 
     /// Logs one entry anew. Returns whether there was anything to log.
@@ -90,7 +145,7 @@ impl Relogging<'_> {
         &mut self,
         db: &mut D,
         entry: LostEntry,
-        judged: &BTreeMap<(OfficeName, Incarnation, BatchNumber), Digest>,
+        judged: &Judged,
     ) -> OfficeResult<bool> {
         let LostEntry {
             position,
@@ -116,7 +171,11 @@ impl Relogging<'_> {
                 self.lineage.follow(&body, &self.head.schema);
                 return Ok(false);
             }
-            if again {
+            let last = BatchNumber(u64::MAX);
+            let place = (answer.branch.clone(), answer.incarnation, answer.batch);
+            let later = (answer.branch.clone(), answer.incarnation, last);
+            let used = judged.range(place..=later).next().is_some();
+            if again || used {
                 // The branch was restored too, and sent another batch under this number.
                 answers = None;
             }
@@ -138,13 +197,14 @@ impl Relogging<'_> {
         }
         self.verdicts(db, &body, &mut anew).await?;
         let head = self.head;
-        head.take_settlements(db, &mut self.writer.book, &mut self.seats, &body)
+        let settlements = self.settlements(db, &body).await?;
+        head.take_settlements(db, &mut self.writer.book, &mut self.seats, &settlements)
             .await?;
-        for settlement in &body.settlements {
+        for settlement in settlements {
             if head.schema.table(settlement.table).is_some() {
                 anew.settlements.push(Settlement {
                     row: self.ours(settlement.table, &settlement.key),
-                    ..settlement.clone()
+                    ..settlement
                 });
             }
         }
@@ -179,7 +239,7 @@ impl Relogging<'_> {
         let same = digest(ours.as_ref()) == digest(logged.effect.row());
         // What a lost entry follows that won is no rival of it.
         // Nor does it matter when the head took what its application had written: also after this had begun.
-        let relogged = &self.facts.relogged;
+        let relogged = self.relogged;
         let rival = newest
             .as_ref()
             .is_some_and(|newest| !relogged.contains(&newest.position));
@@ -348,7 +408,8 @@ impl Relogging<'_> {
             if decided {
                 // What became of the row is decided already; whom it had won against stays listed.
                 if let Some(record) = &verdict.record {
-                    self.list(db, record.clone()).await?;
+                    let listed = self.list(db, record.clone()).await?;
+                    self.numbers.insert(record.id, listed.id);
                 }
                 continue;
             }
@@ -359,7 +420,9 @@ impl Relogging<'_> {
             };
             let mut record = verdict.record.clone();
             if let Some(record) = &mut record {
-                record.id = self.writer.book.conflicts + 1;
+                let number = self.writer.book.conflicts + 1;
+                self.numbers.insert(record.id, number);
+                record.id = number;
             }
             let verdict = Verdict {
                 outcome,

@@ -1,8 +1,10 @@
 //! Which lost entries were logged anew: kept as long as a branch may still give them back.
 
-use crate::books::{self, Pages};
+use super::super::recent::own_entry;
+use crate::books::{self, LOG, Pages};
 use crate::failure::OfficeResult;
-use crate::identity::{Digest, LogPosition};
+use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, OfficeName};
+use crate::message::LogBody;
 use crate::port::{Database, Entry};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,19 +17,67 @@ pub(super) fn taken_stream(agreed: &Digest) -> String {
     format!("lost:{after}")
 }
 
-/// Entries logged anew: their former place, with their hash and their present place.
-pub(super) type TakenBefore = BTreeMap<LogPosition, (Digest, LogPosition)>;
+/// Entries logged anew: the hashes that they had, with their present places. The head may have lost several continuations
+/// after one place.
+pub(super) type TakenBefore = BTreeMap<Digest, LogPosition>;
 
-pub(super) async fn taken_before<D: Database>(
-    db: &mut D,
-    stream: &str,
-) -> OfficeResult<TakenBefore> {
+/// The batches that a log answers, with the hashes of their envelopes.
+pub(super) type Judged = BTreeMap<(OfficeName, Incarnation, BatchNumber), Digest>;
+
+/// What was read of this log's own continuation: read once for all pieces of a lost part.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Known {
+    /// The batches that it answers.
+    pub judged: Judged,
+    through: LogPosition,
+    /// The lost entries that it logged anew.
+    pub taken: TakenBefore,
+    /// Where it logged them.
+    pub relogged: BTreeSet<LogPosition>,
+}
+
+impl Known {
+    /// Reads on, in the open transaction.
+    pub async fn read_on<D: Database>(
+        &mut self,
+        db: &mut D,
+        (agreed, chain): (LogPosition, Digest),
+    ) -> OfficeResult<()> {
+        let stream = taken_stream(&chain);
+        if db.extent(&stream).await?.entries != self.taken.len() as u64 {
+            // Another branch gave something back.
+            self.taken = taken_before(db, &stream).await?;
+            self.relogged = self.taken.values().copied().collect();
+        }
+        let mut pages = Pages::from(LOG, self.through.max(agreed).next().0);
+        while let Some(entries) = pages.next(db).await? {
+            for entry in &entries {
+                self.through = LogPosition(entry.number);
+                if let LogBody::Changes(body) = own_entry(&entry.bytes)?.body
+                    && let Some(answer) = body.answers
+                {
+                    let place = (answer.branch, answer.incarnation, answer.batch);
+                    self.judged.insert(place, answer.chain);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// These lost entries were logged anew.
+    pub fn note(&mut self, noted: TakenBefore) {
+        self.relogged.extend(noted.values());
+        self.taken.extend(noted);
+    }
+}
+
+async fn taken_before<D: Database>(db: &mut D, stream: &str) -> OfficeResult<TakenBefore> {
     let mut taken = TakenBefore::new();
     let mut pages = Pages::from(stream, 0);
     while let Some(entries) = pages.next(db).await? {
         for entry in entries {
-            let known = books::decode(&entry.bytes)?;
-            taken.insert(LogPosition(entry.number), known);
+            let (chain, place) = books::decode(&entry.bytes)?;
+            taken.insert(chain, place);
         }
     }
     Ok(taken)
@@ -39,28 +89,24 @@ pub(super) async fn relogged<D: Database>(
     stream: &str,
 ) -> OfficeResult<BTreeSet<LogPosition>> {
     let taken = taken_before(db, stream).await?;
-    Ok(taken.into_values().map(|(_, place)| place).collect())
+    Ok(taken.into_values().collect())
 }
 
 pub(super) async fn note_taken<D: Database>(
     db: &mut D,
     agreed: (LogPosition, Digest),
-    taken: &TakenBefore,
-    noted: Vec<(LogPosition, Digest, LogPosition)>,
+    noted: &TakenBefore,
 ) -> OfficeResult<()> {
-    // Where the head was restored to one place twice, the first loss keeps its notes.
-    let fresh = noted
-        .into_iter()
-        .filter(|(former, ..)| !taken.contains_key(former));
-    let entries: OfficeResult<Vec<Entry>> = fresh
-        .map(|(former, chain, place)| {
-            Ok(Entry {
-                number: former.0,
-                bytes: books::encode(&(chain, place))?,
-            })
-        })
-        .collect();
-    let entries = entries?;
+    let stream = taken_stream(&agreed.1);
+    let mut number = db.extent(&stream).await?.last;
+    let mut entries = Vec::with_capacity(noted.len());
+    for (chain, place) in noted {
+        number += 1;
+        entries.push(Entry {
+            number,
+            bytes: books::encode(&(*chain, *place))?,
+        });
+    }
     if entries.is_empty() {
         return Ok(());
     }
@@ -69,7 +115,7 @@ pub(super) async fn note_taken<D: Database>(
         streams.push(agreed);
         books::store(db, LOST_STREAMS, &streams).await?;
     }
-    Ok(db.append(&taken_stream(&agreed.1), &entries).await?)
+    Ok(db.append(&stream, &entries).await?)
 }
 
 async fn lost_streams<D: Database>(db: &mut D) -> OfficeResult<Vec<(LogPosition, Digest)>> {
