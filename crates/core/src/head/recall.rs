@@ -39,6 +39,8 @@ pub(super) const STARTS: &str = "starts";
 pub(super) const LEFT: &str = "left";
 /// How many starts are remembered.
 const STARTS_KEPT: usize = 32;
+/// How soon a piece is asked for once more when the branch greets again, in milliseconds.
+const ASK_AGAIN_MS: i64 = 10_000;
 /// How often a piece is begun anew because the head's application was writing the same rows.
 const ATTEMPTS: usize = 20;
 
@@ -66,6 +68,8 @@ pub(super) struct Asking {
     after: LogPosition,
     /// When it was asked, or gave something back.
     heard: Micros,
+    /// When it was asked last.
+    asked: Micros,
     /// Where lost entries are being logged anew.
     anew: Option<Anew>,
 }
@@ -220,8 +224,14 @@ impl Head {
         branch: &OfficeName,
         end: (LogPosition, Digest),
     ) -> OfficeResult<()> {
-        let asked = self.seats.get(branch).and_then(|seat| seat.asking.as_ref());
+        let asked = self.seats.get_mut(branch);
+        let asked = asked.and_then(|seat| seat.asking.as_mut());
         if let Some(asked) = asked.filter(|asked| asked.end == end) {
+            // On a slow line the answer is on its way for longer than a branch waits before it greets again.
+            if !now.has_passed(ASK_AGAIN_MS, asked.asked) {
+                return Ok(());
+            }
+            asked.asked = now;
             let question = asked.question();
             return self.tell(branch, &question);
         }
@@ -233,6 +243,7 @@ impl Head {
             points,
             after: LogPosition::NONE,
             heard: now,
+            asked: now,
             anew: None,
         };
         self.ask_for(branch, asking)
@@ -393,6 +404,7 @@ impl Head {
             points,
             after: last,
             heard: now,
+            asked: now,
             anew,
         };
         self.ask_for(branch, asking)

@@ -96,6 +96,18 @@ pub fn key(id: i64) -> Key {
     Key(vec![Value::Int(id)])
 }
 
+/// A name of 200 kB, another for each number, that does not get much smaller on its way.
+pub fn long_name(number: i64) -> String {
+    let mut state = number.unsigned_abs() + 1;
+    let letter = |_| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        char::from(b'0' + u8::try_from(state >> 58).unwrap())
+    };
+    (0..200_000).map(letter).collect()
+}
+
 /// The application creates a row with a name.
 pub fn insert(id: i64, name: &str) -> Op {
     Op::Insert(NAMES, row(id, name))
@@ -593,7 +605,7 @@ impl Company {
         self.step_with(false)
     }
 
-    /// The same, where the head works after each envelope.
+    /// The same, where only one envelope is delivered.
     pub fn step_one_by_one(&mut self) -> bool {
         self.step_with(true)
     }
@@ -611,9 +623,6 @@ impl Company {
                 End::Head => {
                     on!(self.at_head, db => self.head.arrived(db, now, &bytes, 1)).unwrap();
                     self.heard.push((now, bytes));
-                    if one_by_one {
-                        on!(self.at_head, db => self.head.work(db, now)).unwrap();
-                    }
                 }
                 End::Branch(at) => {
                     let office = &mut self.branches[at];
@@ -621,6 +630,9 @@ impl Company {
                 }
             }
             self.flush();
+            if one_by_one {
+                break;
+            }
         }
         moved
     }

@@ -187,9 +187,8 @@ fn what_two_branches_give_back_adds_up_once() {
 #[test]
 fn a_long_lost_part_adds_up() {
     let (mut company, image) = backed_up(2);
-    let long = "x".repeat(200_000);
     for id in 0..8 {
-        company.write(1, &[insert(100 + id, &long)]);
+        company.write(1, &[insert(100 + id, &long_name(id))]);
         sell(&mut company, Some(1), 10);
         company.settle();
     }
@@ -228,17 +227,16 @@ fn what_two_restores_from_one_backup_lost_adds_up_once() {
 #[test]
 fn a_lost_part_that_is_given_back_slowly_adds_up() {
     let (mut company, image) = backed_up(2);
-    let long = "x".repeat(200_000);
     for id in 0..8 {
-        company.write(1, &[insert(100 + id, &long)]);
+        company.write(1, &[insert(100 + id, &long_name(id))]);
         sell(&mut company, Some(1), 10);
         company.settle();
     }
     fork(&mut company, &image);
     company.connect(1);
-    for _ in 0..20 {
+    for _ in 0..60 {
         company.step_one_by_one();
-        company.tick(6_000);
+        company.tick(1_000);
     }
     company.settle();
     company.assert_even();
