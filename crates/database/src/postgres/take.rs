@@ -6,16 +6,16 @@
 //! The transaction's snapshot stands still, so a cursor over it stays right while writes are removed behind it.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
 
 use branchline_core::port::{DatabaseError, DbResult, Portion, Purpose};
 use branchline_core::schema::Schema;
+use tokio::task::JoinHandle;
 use tokio_postgres::Row;
 use tokio_postgres::types::{ToSql, Type as Wire};
 
 use super::books::get;
 use super::capture::Moment;
-use super::connection::{PostgresDatabase, Started, started};
+use super::connection::{PostgresDatabase, started};
 use super::error::failed;
 use super::net::{Net, Place, Write, net};
 use super::plan::{End, Plan, Planned};
@@ -56,10 +56,11 @@ struct Staged {
     writes: usize,
 }
 
-/// The next portion's writes, on their way. The lock is never taken: it makes the future `Sync`.
+/// The next portion's writes, on their way. A task of its own receives them: the connection hands out answers in turn,
+/// and what was asked for later would wait for them.
 struct Ahead {
     count: usize,
-    rows: Mutex<Started<'static, DbResult<Vec<Row>>>>,
+    rows: JoinHandle<DbResult<Vec<Row>>>,
 }
 
 pub(super) async fn take(
@@ -182,8 +183,8 @@ async fn planned(
         Some(ahead) if ahead.count == count => ahead,
         _ => Ahead::send(db, count).await?,
     };
-    let rows = ahead.rows.into_inner();
-    let rows = rows.unwrap_or_else(PoisonError::into_inner).await?;
+    let rows = ahead.rows.await;
+    let rows = rows.map_err(|ended| DatabaseError::Other(ended.to_string()))??;
     let mut writes = rows
         .iter()
         .map(Write::with_old)
@@ -209,6 +210,10 @@ async fn planned(
     let places: Vec<Place> = writes.iter().map(|write| write.place).collect();
     db.removing += places.len() as u64;
     let reads = Reads::prepare(db, schema, net(writes)).await?;
+    // Nothing may be waited for while the rows come, not even that a statement is prepared. Preparing one may forget others.
+    for statement in [WRITES, REMOVE, WRITES] {
+        db.statement(statement, &[Wire::TID_ARRAY]).await?;
+    }
     let reads = started(reads.run(db.shared_client()?)).await;
     db.send(REMOVE, &[Wire::TID_ARRAY], vec![Box::new(places)], 0)
         .await?;
@@ -246,7 +251,7 @@ impl Ahead {
             let rows = client.query(&statement, &places).await;
             rows.map_err(|e| failed(&e))
         };
-        let rows = Mutex::new(started(rows).await);
+        let rows = tokio::spawn(started(rows).await);
         Ok(Self { count, rows })
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use branchline_core::change::Key;
-use branchline_core::port::Taken;
+use branchline_core::port::{Database, Entry, Purpose, Taken};
 use branchline_core::value::Value;
 
 use super::office::{Shop, client, shop};
@@ -283,4 +283,28 @@ async fn a_row_written_again_far_later_binds_all_between() {
     assert_eq!(sizes[5], 291, "{sizes:?}");
     assert_eq!(sizes.iter().sum::<usize>(), 610);
     assert_eq!(sizes[sizes.len() - 6], 101, "{sizes:?}");
+}
+
+#[tokio::test]
+async fn the_books_are_read_and_written_while_the_next_portion_is_on_its_way() {
+    let mut shop = shop("CREATE TABLE t (id bigint PRIMARY KEY, name text)").await;
+    shop.sql("DO $$ BEGIN FOR n IN 1..6000 LOOP INSERT INTO t VALUES (n, repeat('x', 200)); COMMIT; END LOOP; END $$")
+        .await;
+    shop.db.begin(Purpose::Take).await.unwrap();
+    let mut taken = 0;
+    for number in 1.. {
+        let portion = shop.db.take(&shop.schema, 1000).await.unwrap();
+        taken += portion.changes.len();
+        let entry = [Entry {
+            number,
+            bytes: vec![0; 10_000],
+        }];
+        shop.db.append("log", &entry).await.unwrap();
+        assert_eq!(shop.db.meta("nothing").await.unwrap(), None);
+        if !portion.more {
+            break;
+        }
+    }
+    shop.db.commit().await.unwrap();
+    assert_eq!(taken, 6000);
 }
