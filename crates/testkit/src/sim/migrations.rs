@@ -54,6 +54,8 @@ pub struct Migrations {
     pub versions: BTreeMap<u32, Schema>,
     /// What is under way: some branches may have it already, the head has not.
     pub planned: Option<Migration>,
+    /// Some branch has it.
+    pub begun: bool,
     /// The head's tables have changed, its process has not followed since this version.
     pub unfollowed: Option<u32>,
     /// Columns that some branch changed first: what was written to them meanwhile may have come late.
@@ -98,6 +100,7 @@ impl Migrations {
     /// Draws a change that the head's application could make to its tables.
     pub fn draw(&mut self, rng: &mut Xoshiro256PlusPlus, schema: &Schema, widens: bool) {
         self.counted += 1;
+        self.begun = false;
         let number = self.counted;
         let changes = |table: &&Table| {
             is_plain(table.id)

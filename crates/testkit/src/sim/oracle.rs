@@ -255,6 +255,7 @@ fn named(world: &World, row: &RowName) -> String {
 
 /// P1 and P3.
 pub fn at_rest(world: &mut World) -> Result<(), String> {
+    world.head_followed();
     read_log(world)?;
     let mut head = holdings(world, 0)?;
     let mut branches = Vec::new();

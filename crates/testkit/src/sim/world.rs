@@ -152,6 +152,8 @@ struct HeadImage {
     /// The last write before it.
     since: WriteId,
     log: LogReader,
+    /// The head's tables then.
+    schema: Schema,
     /// How often each office had been invited.
     invitations: Vec<u32>,
 }

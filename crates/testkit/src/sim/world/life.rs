@@ -265,10 +265,12 @@ impl World {
             return;
         }
         self.tell("a backup of the head is made");
+        self.head_followed();
         self.head_image = Some(HeadImage {
             image: self.offices[0].disk.image(),
             since: self.journal.last(),
             log: self.log.clone(),
+            schema: self.schema.clone(),
             invitations: self.offices.iter().map(|o| o.invitations).collect(),
         });
         let delay = self.up_to(5 * SECOND);
@@ -297,6 +299,13 @@ impl World {
         self.offices[0].disk.restore(&backup.image);
         self.offices[0].restored = true;
         self.log = backup.log;
+        // What the branches give back brings later versions again, or the head makes others under their numbers.
+        if let Some(migrations) = &mut self.migrations {
+            let last = backup.schema.version;
+            migrations.versions.retain(|version, _| *version <= last);
+            migrations.unfollowed = None;
+            self.schema = backup.schema;
+        }
         self.head_restored = true;
         self.head_restored_now = true;
         self.journal.restored(0, backup.since, &kept);

@@ -28,6 +28,10 @@ impl World {
         self.head_followed();
         let all_in = self.offices.iter().all(|office| office.founded);
         let full = self.offices[office].plan.full;
+        if self.head_restored_now {
+            // What it lost may hold steps of its own: such a fork is scripted (`tests/identity/schema_forks.rs`).
+            return;
+        }
         let sqlite = |office: &Office| matches!(office.disk.store, Store::Sqlite(_));
         let widens = !self.offices.iter().any(sqlite);
         let Some(migrations) = self.migrations.as_mut().filter(|_| all_in && !full) else {
@@ -79,6 +83,7 @@ impl World {
             return;
         }
         self.offices[office].altered = true;
+        migrations.begun |= office > 0;
         if office == 0 {
             migrations.planned = None;
             migrations.unfollowed = Some(self.schema.version);
@@ -97,20 +102,29 @@ impl World {
     /// What a branch's application did first, the head's does too before the company comes to rest.
     pub(super) fn finish_migration(&mut self) {
         self.head_followed();
+        let restored = self.head_restored_now;
+        if let Some(migrations) = &mut self.migrations
+            && restored
+            && !migrations.begun
+        {
+            migrations.planned = None;
+        }
         self.make_migration(0);
     }
 
     /// Whether the head's process has followed its tables; then theirs are the company's.
-    pub(super) fn head_followed(&mut self) {
+    pub(in super::super) fn head_followed(&mut self) {
         let Some(Machine::Head(head)) = &self.offices[0].machine else {
             return;
         };
         let Some(migrations) = &mut self.migrations else {
             return;
         };
-        if migrations
-            .unfollowed
-            .is_some_and(|since| head.schema().version > since)
+        let comes_back = self.head_restored && *head.schema() != self.schema;
+        if comes_back
+            || migrations
+                .unfollowed
+                .is_some_and(|since| head.schema().version > since)
         {
             self.schema = head.schema().clone();
             migrations.followed(&self.schema);
