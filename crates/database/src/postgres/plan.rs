@@ -32,8 +32,9 @@ const PORTIONS: usize = 128;
 const LARGE: usize = 4;
 
 /// The oldest writes. The hash stands for the key: rows that share one are taken for one row, so that a unit may be
-/// larger than it must be, never smaller.
-const OLDEST: &str = "SELECT at, tx, tbl, pg_catalog.hash_array(key), ctid FROM branchline.capture
+/// larger than it must be, never smaller. Of 64 bits, since of 32 two in a hundred thousand rows are the same.
+const OLDEST: &str =
+    "SELECT at, tx, tbl, pg_catalog.hash_array_extended(key, 0), ctid FROM branchline.capture
 ORDER BY at, ctid LIMIT $1";
 
 /// What identifies the state that a plan was made of: what its transaction saw, and the capture's file.
@@ -41,14 +42,15 @@ const STATE: &str = "SELECT pg_catalog.pg_current_snapshot()::pg_catalog.text,
     pg_catalog.pg_relation_filenode('branchline.capture'::pg_catalog.regclass)";
 
 /// Later writes of the transactions and rows that have a write until then.
-const RELATED: &str = "SELECT at, tx, tbl, pg_catalog.hash_array(key), ctid FROM branchline.capture
+const RELATED: &str = "SELECT at, tx, tbl, pg_catalog.hash_array_extended(key, 0), ctid FROM branchline.capture
 WHERE at >= $1 AND (
     tx <= (SELECT tx FROM branchline.capture WHERE at <= $1 ORDER BY tx DESC LIMIT 1)
     AND tx IN (SELECT tx FROM branchline.capture WHERE at <= $1)
-    OR pg_catalog.hash_array(key) IN (SELECT pg_catalog.hash_array(key) FROM branchline.capture WHERE at <= $1))";
+    OR pg_catalog.hash_array_extended(key, 0) IN (SELECT pg_catalog.hash_array_extended(key, 0) FROM branchline.capture WHERE at <= $1))";
 
 /// Writes that a snapshot did not show.
-const SINCE: &str = "SELECT at, tx, tbl, pg_catalog.hash_array(key), ctid FROM branchline.capture
+const SINCE: &str =
+    "SELECT at, tx, tbl, pg_catalog.hash_array_extended(key, 0), ctid FROM branchline.capture
 WHERE tx >= pg_catalog.pg_snapshot_xmin($1::pg_catalog.text::pg_catalog.pg_snapshot)
   AND NOT pg_catalog.pg_visible_in_snapshot(tx, $1::pg_catalog.text::pg_catalog.pg_snapshot)
 LIMIT $2";
@@ -61,7 +63,7 @@ pub(super) struct Planned {
     reach: Moment,
     tx: u64,
     /// Its table and the hash of its key.
-    row: (i32, i32),
+    row: (i32, i64),
     pub(super) place: Place,
 }
 
@@ -250,7 +252,7 @@ impl Plan {
 #[derive(Default)]
 struct Last {
     of_tx: HashMap<u64, Moment>,
-    of_row: HashMap<(i32, i32), Moment>,
+    of_row: HashMap<(i32, i64), Moment>,
 }
 
 impl Last {
