@@ -10,7 +10,7 @@ use crate::sql::Db;
 
 const SOON: Duration = Duration::from_secs(120);
 /// The backlog: transactions of so many rows.
-const BACKLOG: [u32; 2] = [10_000, 10];
+const BACKLOG: [u32; 2] = [40_000, 10];
 /// How long the application may wait for its lock, in 99 of 100 writes and ever, on a machine with much else to do.
 const BOUNDS: [Duration; 2] = [Duration::from_millis(600), Duration::from_secs(2)];
 
