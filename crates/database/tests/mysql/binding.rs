@@ -269,9 +269,17 @@ async fn what_went_unseen_during_a_step_is_told() {
     assert_eq!(done, Evolution::default());
     shop.schema = to;
     let child = shop.id("child");
-    assert_eq!(shop.take().await, []);
+    let taken = shop.take().await.len();
     let missing = shop.db.missing_capture(&shop.schema).await.unwrap();
-    assert_eq!(missing, [child]);
+    // Where the new triggers were quicker than the write, it is captured.
+    let captured = taken == 1 && missing.is_empty();
+    assert!(
+        captured || (taken == 0 && missing == [child]),
+        "{taken} taken, {missing:?} missing"
+    );
+    if captured {
+        return;
+    }
     shop.install().await;
     let missing = shop.db.missing_capture(&shop.schema).await.unwrap();
     assert!(missing.is_empty(), "{missing:?}");
