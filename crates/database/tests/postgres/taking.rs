@@ -107,6 +107,18 @@ impl Crowd {
     }
 }
 
+/// Two tables of 5,000 rows, all taken, and a crowd that writes to them.
+async fn crowded(seed: u64) -> (Shop, Crowd) {
+    let mut shop = shop(
+        "CREATE TABLE a (id bigint PRIMARY KEY, n int); CREATE TABLE b (id bigint PRIMARY KEY, n int);
+         INSERT INTO a SELECT n, 0 FROM generate_series(1, 5000) n; INSERT INTO b SELECT n, 0 FROM generate_series(1, 5000) n",
+    )
+    .await;
+    shop.taken().await;
+    let crowd = Crowd::new(&shop, seed).await;
+    (shop, crowd)
+}
+
 /// What was captured before and after one transaction that took: no unit of it may split a transaction or a row.
 fn assert_whole(
     units: &[BTreeSet<Name>],
@@ -136,13 +148,7 @@ fn assert_whole(
 }
 
 async fn units_stay_whole(seed: u64) {
-    let mut shop = shop(
-        "CREATE TABLE a (id bigint PRIMARY KEY, n int); CREATE TABLE b (id bigint PRIMARY KEY, n int);
-         INSERT INTO a SELECT n, 0 FROM generate_series(1, 5000) n; INSERT INTO b SELECT n, 0 FROM generate_series(1, 5000) n",
-    )
-    .await;
-    shop.taken().await;
-    let mut crowd = Crowd::new(&shop, seed).await;
+    let (mut shop, mut crowd) = crowded(seed).await;
     // Below it the plan is less than the backlog, above it all of it.
     let limit = 1 + crowd.dice.below(6) as usize;
     crowd.writes(700).await;
@@ -195,13 +201,7 @@ async fn writes_that_were_moved_in_the_heap_are_taken_all_the_same() {
 }
 
 async fn units_are_whole(seed: u64) {
-    let mut shop = shop(
-        "CREATE TABLE a (id bigint PRIMARY KEY, n int); CREATE TABLE b (id bigint PRIMARY KEY, n int);
-         INSERT INTO a SELECT n, 0 FROM generate_series(1, 5000) n; INSERT INTO b SELECT n, 0 FROM generate_series(1, 5000) n",
-    )
-    .await;
-    shop.taken().await;
-    let mut crowd = Crowd::new(&shop, seed).await;
+    let (mut shop, mut crowd) = crowded(seed).await;
     crowd.writes(600).await;
     crowd.commits().await;
     // Which rows each transaction wrote, from the capture itself.

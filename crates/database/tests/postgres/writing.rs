@@ -7,8 +7,19 @@ use branchline_core::port::{Database, DatabaseError, Purpose};
 use branchline_core::value::Value;
 use branchline_database::postgres::PostgresDatabase;
 use branchline_testkit::servers::postgres;
+use tokio_postgres::Client;
 
 use super::office::{client, int, row, shop};
+
+/// Commits once the server says that somebody waits for a row.
+async fn commits_once_waited_for(app: &Client, local: &Client) {
+    let blocked = "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'";
+    let waits = async || app.query_one(blocked, &[]).await.unwrap().get::<_, i64>(0) > 0;
+    while !waits().await {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    local.batch_execute("COMMIT").await.unwrap();
+}
 
 #[tokio::test]
 async fn an_update_that_commits_while_the_apply_waits_is_seen_afterwards() {
@@ -23,22 +34,7 @@ async fn an_update_that_commits_while_the_apply_waits_is_seen_afterwards() {
         .unwrap();
     shop.db.begin(Purpose::Apply).await.unwrap();
     let effects = [(table.id, Effect::Put(row(1, "remote")))];
-    let commit = async {
-        // The apply waits for the row's lock; the server says so.
-        let blocked =
-            "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'";
-        while shop
-            .app
-            .query_one(blocked, &[])
-            .await
-            .unwrap()
-            .get::<_, i64>(0)
-            == 0
-        {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        local.batch_execute("COMMIT").await.unwrap();
-    };
+    let commit = commits_once_waited_for(&shop.app, &local);
     let (written, ()) = tokio::join!(shop.db.write(&shop.schema, &effects), commit);
     written.unwrap();
     let captured = shop
@@ -358,21 +354,7 @@ async fn many_rows_wait_for_an_insert_that_is_not_committed() {
         .map(|id| (table.id, Effect::Put(row(id, "remote"))))
         .collect();
     shop.db.begin(Purpose::Apply).await.unwrap();
-    let commit = async {
-        let blocked =
-            "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'transactionid'";
-        while shop
-            .app
-            .query_one(blocked, &[])
-            .await
-            .unwrap()
-            .get::<_, i64>(0)
-            == 0
-        {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        local.batch_execute("COMMIT").await.unwrap();
-    };
+    let commit = commits_once_waited_for(&shop.app, &local);
     let (written, ()) = tokio::join!(shop.db.write(&shop.schema, &effects), commit);
     written.unwrap();
     let keys: Vec<_> = (1..=100).map(int).collect();
