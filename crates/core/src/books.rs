@@ -199,6 +199,13 @@ pub struct BranchBook {
     /// there its entries are the log's.
     #[n(18)]
     pub lineages: Option<Vec<(u64, LogPosition)>>,
+    /// Tables that were left out of the last comparison that was wanted, since they were not what the plan says.
+    #[n(19)]
+    pub left_out: Option<Vec<TableId>>,
+    /// The tables were copied anew, so that rows here may be ones that the head deleted while this branch did not follow
+    /// the log: until a comparison has ended (true), and then until what was captured before that is frozen (false).
+    #[n(20)]
+    pub uncompared: Option<bool>,
 }
 
 impl BranchBook {

@@ -272,6 +272,8 @@ impl Branch {
                 lacked: None,
                 unbound: None,
                 lineages: None,
+                left_out: None,
+                uncompared: None,
             };
             books::store(db, IDENTITY, &enrolment.identity).await?;
             books::store(db, BRANCH, &book).await

@@ -319,6 +319,10 @@ pub struct Batch {
     /// The tables, where the head lost the version that the rows stand in, and may have given its number to another one.
     #[n(7)]
     pub lost: Option<LostVersion>,
+    /// The branch may show rows that the head deleted while it did not follow the log: it copied the tables anew and has
+    /// not compared them yet.
+    #[n(8)]
+    pub uncompared: Option<bool>,
 }
 
 /// An entry of the head's log.

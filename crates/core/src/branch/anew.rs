@@ -31,6 +31,7 @@ impl Branch {
             answered,
             lineage: self.book.lineage + 1,
             lineages: None,
+            uncompared: Some(true),
             joining: Some(Joining {
                 prepared: true,
                 frozen: true,
@@ -110,6 +111,7 @@ impl Branch {
                 lineage: book.lineage + 1,
                 lineages: None,
                 compare: Some(true),
+                uncompared: None,
                 joining: Some(Joining::default()),
                 ..book
             };

@@ -123,7 +123,7 @@ impl Branch {
         result: String,
     ) -> OfficeResult<()> {
         let told: serde_json::Value = serde_json::from_str(&result).unwrap_or_default();
-        if self.book.compare.is_some() && told["repair"] == true {
+        if self.awaits_comparison() && told["repair"] == true {
             let book = self.book_after(&told);
             if book != self.book {
                 db.begin(Purpose::Apply).await?;
@@ -158,8 +158,13 @@ impl Branch {
             let table = self.schema.table(*id);
             table.is_some_and(|table| is_unlike(table) || !is_equal(table))
         });
+        let unlike = self.schema.tables.iter().filter(|table| is_unlike(table));
+        let left_out: Vec<_> = unlike.map(|table| table.id).collect();
         BranchBook {
             compare: self.book.compare.filter(|_| !settled),
+            uncompared: (self.book.uncompared)
+                .map(|waits| waits && !(settled && left_out.is_empty())),
+            left_out: (!left_out.is_empty()).then_some(left_out),
             lacked: (!lacked.is_empty()).then_some(lacked),
             ..self.book.clone()
         }

@@ -59,7 +59,7 @@ impl Branch {
     }
 
     /// Notes which columns are lacking. Where one came since it was noted, the rows are compared with the head's, which
-    /// has its values.
+    /// has its values; and so they are where a table that a comparison left out is what the plan says by now.
     async fn note_lacking<D: Database>(&mut self, db: &mut D) -> OfficeResult<()> {
         let lacking = self.lacking();
         let known = self.book.lacked.clone().unwrap_or_default();
@@ -74,7 +74,12 @@ impl Branch {
             lacked: (!lacked.is_empty()).then_some(lacked),
             ..self.book.clone()
         };
-        if !came.is_empty() {
+        let left_out = self.book.left_out.clone().unwrap_or_default();
+        let is_unlike = |id: &TableId| self.differing.contains_key(id);
+        let (left_out, alike): (Vec<_>, Vec<_>) = left_out.into_iter().partition(is_unlike);
+        book.left_out = (!left_out.is_empty()).then_some(left_out);
+        let compare = !came.is_empty() || !alike.is_empty();
+        if compare {
             book.compare = Some(true);
         }
         if book == self.book {
@@ -93,7 +98,7 @@ impl Branch {
         conclude(db, outcome).await?;
         self.book = book;
         self.captured |= !came.is_empty();
-        if !came.is_empty() && self.link.welcomed && self.book.joining.is_none() {
+        if compare && self.link.welcomed && self.book.joining.is_none() {
             self.verify(true)?;
         }
         Ok(())

@@ -175,6 +175,10 @@ impl Branch {
                 if let Some(joining) = &mut frozen.book.joining {
                     joining.frozen |= !portion.more;
                 }
+                if !portion.more {
+                    // What was written before the comparison ended is on its way.
+                    frozen.book.uncompared = frozen.book.uncompared.filter(|waits| *waits);
+                }
                 books::store(db, BRANCH, &frozen.book).await?;
                 return Ok(frozen);
             }
@@ -199,6 +203,7 @@ impl Branch {
             changes,
             log: Some((frozen.book.cursor, frozen.book.log_chain)),
             lost: None,
+            uncompared: frozen.book.uncompared.is_some().then_some(true),
         };
         let message = Message::Batch(batch);
         let bytes = envelope::seal(&self.identity.name, &self.identity.key, &message)?;
@@ -298,7 +303,9 @@ impl Branch {
             return None;
         }
         let unseen_from = note.map_or(LogPosition(u64::MAX), Note::first_unseen);
+        // A row that was copied anew is as the head has it; others are as they were before.
         let joining = self.book.joining.as_ref();
+        let joining = joining.filter(|_| !self.is_loaded(table));
         let again_from = joining.and_then(|joining| joining.again_from);
         let place = unseen_from
             .previous()

@@ -72,6 +72,8 @@ struct Bench<'a> {
     changes: u64,
     /// The batch in work stands in a version that this head lost: its branch has changed its tables since it wrote the rows.
     of_lost_version: bool,
+    /// Its branch may show rows that were deleted here.
+    uncompared: bool,
     now: Micros,
     /// Rows that the head's tables do not take.
     unfit: &'a RowNames,
@@ -200,6 +202,7 @@ impl Head {
             settled: Vec::new(),
             changes: 0,
             of_lost_version: false,
+            uncompared: false,
             now,
             unfit,
             tried,
@@ -286,6 +289,7 @@ impl Bench<'_> {
         bytes: &[u8],
     ) -> OfficeResult<bool> {
         self.of_lost_version = batch.lost.is_some();
+        self.uncompared = batch.uncompared == Some(true);
         let head = self.head;
         let shapes = head.versions.shapes_of(batch, &head.schema);
         let LiftedBatch { changes, unplaced } = lift_batch(batch, shapes.as_ref(), &head.schema);

@@ -186,7 +186,8 @@ impl Head {
             let Some(table) = run.first().and_then(|row| self.schema.table(row.table)) else {
                 continue;
             };
-            let present = self.still_differing(db, table, rows.position, run).await?;
+            let present = self.still_differing(db, branch, table, rows.position, run);
+            let present = present.await?;
             for (row, ours) in present {
                 writer.book.conflicts += 1;
                 let record = ConflictRecord {
@@ -252,6 +253,7 @@ impl Head {
     async fn still_differing<'r, D: Database>(
         &self,
         db: &mut D,
+        branch: &OfficeName,
         table: &Table,
         position: LogPosition,
         rows: &'r [PresentRow],
@@ -274,11 +276,16 @@ impl Head {
             .recent
             .newest(db, &self.versions, head, &names, position);
         let newest = newest.await?;
-        let held = if self.any_held {
-            db.notes(table, Some(&keys)).await?
-        } else {
-            BTreeMap::new()
-        };
+        let mut held = BTreeSet::new();
+        if self.any_held {
+            for (key, note) in db.notes(table, Some(&keys)).await? {
+                // What is held of other branches is theirs alone.
+                let note: HeldAtHead = books::decode(&note)?;
+                if note.of(branch).or(note.of(&self.identity.name)).is_some() {
+                    held.insert(key);
+                }
+            }
+        }
         let mut present = db.read(table, &keys).await?;
         // After reading: what the application wrote before that is seen here, what it writes later follows in the log.
         let captured = db.captured(table, Some(&keys)).await?;
@@ -289,7 +296,7 @@ impl Head {
                 .is_some_and(|newest| newest.position > position);
             let digest = |row: &Option<Row>| row.as_ref().map(|row| row.digest(table));
             let same = digest(&ours) == digest(&row.row);
-            let busy = moved || captured.contains(&row.key) || held.contains_key(&row.key);
+            let busy = moved || captured.contains(&row.key) || held.contains(&row.key);
             (!same && !busy).then_some((row, ours))
         });
         Ok(differing.collect())

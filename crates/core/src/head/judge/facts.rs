@@ -22,6 +22,8 @@ pub(super) struct Case<'c> {
     pub(super) on_present_version: bool,
     /// The base is so old that the log no longer tells whether the row changed since.
     pub(super) beyond: bool,
+    /// The branch may have made it on a row that the head deleted, unknown to both by now: the row must be here.
+    pub(super) doubtful: bool,
     /// An earlier change of this branch to the row is held.
     pub(super) held: Option<Hold>,
 }
@@ -69,6 +71,7 @@ impl Bench<'_> {
                 newest: None,
                 on_present_version: true,
                 beyond: false,
+                doubtful: false,
                 held: None,
             });
         }
@@ -102,6 +105,12 @@ impl Bench<'_> {
         }
         if self.head.any_held || !self.held.is_empty() {
             self.mark_held(db, &mut cases).await?;
+        }
+        for case in cases.iter_mut().filter(|_| self.uncompared) {
+            let updates = !case.change.inserted && case.change.effect.row().is_some();
+            let batch = case.newest.as_ref().and_then(|newest| newest.batch);
+            let own = batch.is_some_and(|(incarnation, _)| incarnation == self.seat.incarnation);
+            case.doubtful = updates && !own && case.held.is_none();
         }
         Ok(cases)
     }
@@ -150,6 +159,7 @@ impl Bench<'_> {
                     case.change.table == table.id
                         && (down
                             || !case.on_present_version
+                            || case.doubtful
                             || case.held.is_some()
                             || !case.change.absent.is_empty()
                             || self.unfit.contains(&(table.id, case.key.clone())))
@@ -183,6 +193,9 @@ impl Bench<'_> {
         {
             let free = !present.contains_key(&(case.change.table, case.key.clone()));
             case.on_present_version = free && case.newest.is_none();
+        }
+        for case in cases.iter_mut().filter(|case| case.doubtful) {
+            case.on_present_version &= present.contains_key(&(case.change.table, case.key.clone()));
         }
         for case in cases.iter_mut().filter(|case| case.beyond) {
             let Some(table) = self.head.schema.table(case.change.table) else {

@@ -304,6 +304,7 @@ impl World {
             let last = backup.schema.version;
             migrations.versions.retain(|version, _| *version <= last);
             migrations.unfollowed = None;
+            migrations.planned = migrations.planned.take().or(migrations.made.take());
             self.schema = backup.schema;
         }
         self.head_restored = true;

@@ -63,6 +63,10 @@ impl World {
                 .map(|table| table.name.clone())
         };
         let here = tables.table(planned.id).map(|table| table.name.clone());
+        if office > 0 && planned.change == Change::CreateTable && !self.offices[office].joined {
+            // A table that is there before the branch knows the plan is to be what the plan says already.
+            return;
+        }
         if office > 0 && planned.change != Change::CreateTable {
             // A branch's application goes ahead of the head's, not of what it has not seen.
             let first =
@@ -85,7 +89,7 @@ impl World {
         self.offices[office].altered = true;
         migrations.begun |= office > 0;
         if office == 0 {
-            migrations.planned = None;
+            migrations.made = migrations.planned.take();
             migrations.unfollowed = Some(self.schema.version);
         } else if let Some(column) = planned.column() {
             migrations.early.insert((planned.id, column.to_owned()));
@@ -99,17 +103,21 @@ impl World {
         self.at(0, Event::Wake(office));
     }
 
-    /// What a branch's application did first, the head's does too before the company comes to rest.
-    pub(super) fn finish_migration(&mut self) {
+    /// What a branch's application did first, the head's does too before the company comes to rest: a restored head's when
+    /// its log is back. Returns whether it did.
+    pub(super) fn finish_migration(&mut self) -> bool {
         self.head_followed();
-        let restored = self.head_restored_now;
-        if let Some(migrations) = &mut self.migrations
-            && restored
-            && !migrations.begun
-        {
+        let waits = self.head_restored_now && self.is_even().is_err();
+        let Some(migrations) = self.migrations.as_mut().filter(|_| !waits) else {
+            return false;
+        };
+        if migrations.begun || !self.head_restored_now {
+            self.make_migration(0);
+        } else {
             migrations.planned = None;
         }
-        self.make_migration(0);
+        let mut migrations = self.migrations.iter();
+        migrations.any(|migrations| migrations.unfollowed.is_some())
     }
 
     /// Whether the head's process has followed its tables; then theirs are the company's.

@@ -58,6 +58,8 @@ impl World {
                 self.fail(format!("stuck: {why}"));
                 return false;
             }
+            (Phase::Rest { since }, Ok(()))
+                if self.now <= since + REST_BOUND && self.finish_migration() => {}
             (Phase::Rest { .. }, Ok(())) => {
                 self.tell("the company is at rest");
                 self.head_restored_now = false;
