@@ -20,4 +20,5 @@ mod identity {
     mod schema_forks;
     mod schema_steps;
     mod settling;
+    mod uncompared;
 }
