@@ -185,9 +185,15 @@ fn two_configurations_of_one_database_never_run_together() {
         if office.name == "HO" {
             copy.edit(&listen, "127.0.0.1:0");
         }
-        copy.cmd(&["sync"])
-            .expect(2)
-            .says(&["another process", "this database"]);
+        let owned = ["another process", "this database"];
+        copy.cmd(&["sync"]).expect(2).says(&owned);
+        copy.cmd(&["leave"]).expect(2).says(&owned);
+        if office.name == "HO" {
+            let again = Office::new(folder.path(), "HO-again", "");
+            let flags = ["--name", "HO", "--database", &url, "--tables", "*"];
+            let flags = [&["init"], &flags[..], &["--listen", "127.0.0.1:0"]].concat();
+            again.cmd(&flags).expect(2).says(&owned);
+        }
         // It is free at once when its owner was killed.
         office.kill();
         copy.cmd(&["status"]).expect(0);
