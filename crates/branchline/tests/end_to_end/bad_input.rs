@@ -214,6 +214,23 @@ fn two_configurations_of_one_database_never_run_together() {
 }
 
 #[test]
+fn an_office_without_its_database_says_that_and_nothing_else() {
+    let folder = TempDir::new().unwrap();
+    let broker = rabbitmq();
+    let head = Office::sqlite(folder.path(), "HO");
+    Db::open(&head.database).run("CREATE TABLE item (id INTEGER PRIMARY KEY)");
+    let amqp = broker.admin_url_of(&broker.fresh_vhost());
+    head.init("*", &["--amqp", &amqp]);
+    let file = folder.path().join("HO.db");
+    std::fs::rename(&file, folder.path().join("elsewhere")).unwrap();
+    // It ends in the middle of dialling the broker.
+    for _ in 0..20 {
+        let said = head.cmd(&["status"]).expect(4).err;
+        assert_eq!(said.trim().lines().count(), 1, "{said}");
+    }
+}
+
+#[test]
 fn a_wrong_broker_is_told() {
     let folder = TempDir::new().unwrap();
     let broker = rabbitmq();
