@@ -435,8 +435,11 @@ impl Branch {
         self.outputs.push_back(Output::Notice(notice));
     }
 
-    /// Tells the head that this branch leaves for good.
+    /// Tells the head that this branch leaves for good. A copy of a branch goes without a word.
     pub fn leave(&mut self) -> OfficeResult<()> {
+        if self.link.copied {
+            return Ok(());
+        }
         self.tell(&Message::Leave)
     }
 
