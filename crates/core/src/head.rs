@@ -32,6 +32,7 @@ pub mod holds;
 mod judge;
 mod keep;
 mod lanes;
+mod parents;
 pub(crate) mod promote;
 mod recall;
 mod recent;

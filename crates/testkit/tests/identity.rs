@@ -9,6 +9,7 @@ mod identity {
     mod apart;
     mod between_steps;
     mod clones;
+    mod dependents;
     mod horizon;
     mod hot_counters;
     mod promoted;

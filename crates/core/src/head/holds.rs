@@ -3,6 +3,7 @@
 //! Settling is an ordinary entry of the log: the row's new content for all, and for the branch concerned a settlement
 //! that ends its hold and closes the listed conflict.
 
+use super::parents::parents;
 use super::writer::LogWriter;
 use super::{Head, LogBody, LoggedChanges};
 use crate::books::{self, CONFLICTS, HeldAtHead, Hold, seat_name, settled_name};
@@ -279,6 +280,13 @@ impl Head {
         let key_was_taken = held.is_some_and(|hold| hold.reason == Reason::InsertedTwice);
         if keep == Keep::Retry && key_was_taken && present.is_some() && !equal {
             return Ok(Err("the key is still taken at the head".into()));
+        }
+        if let Some(row) = wanted.as_ref().filter(|_| keep == Keep::Retry) {
+            let parents = parents(&self.schema, table, row).into_iter().collect();
+            let waited_for = self.waited_for(db, &record.origin, parents).await?;
+            if let Some((parent, conflict)) = waited_for.first_key_value() {
+                return Ok(Err(self.why_it_waits(parent, *conflict)));
+            }
         }
         if wanted.as_ref().is_some_and(|row| !table.fits(row)) {
             return Ok(Err(format!(

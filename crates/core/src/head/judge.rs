@@ -75,6 +75,10 @@ struct Bench<'a> {
     now: Micros,
     /// Rows that the head's tables do not take.
     unfit: &'a Reasons,
+    /// Held rows to which rows of the batch at hand refer, and the numbers of their conflicts.
+    waited_for: BTreeMap<(TableId, Key), u64>,
+    /// Why rows wait for others.
+    waiting: Reasons,
     /// Where accepted effects are noted, when the ones that do not fit are looked for.
     tried: Option<&'a mut Vec<(TableId, Effect)>>,
 }
@@ -204,6 +208,8 @@ impl Head {
             uncompared: false,
             now,
             unfit,
+            waited_for: BTreeMap::new(),
+            waiting: Reasons::new(),
             tried,
         };
         if seat.staged {
@@ -293,6 +299,7 @@ impl Bench<'_> {
         let shapes = head.versions.shapes_of(batch, &head.schema);
         let LiftedBatch { changes, unplaced } = lift_batch(batch, shapes.as_ref(), &head.schema);
         let mut cases = self.gather(db, &changes).await?;
+        self.mark_waiting(db, &mut cases).await?;
         let present = self.present_rows(db, &mut cases).await?;
         let position = self.writer.next();
         let mut body = LoggedChanges {

@@ -1,5 +1,6 @@
 //! What is known of the rows that a batch changes, gathered for all of its changes at once.
 
+use super::super::parents;
 use super::super::recent::Newest;
 use super::Bench;
 use crate::books::{self, HeldAtHead, Hold};
@@ -26,6 +27,8 @@ pub(super) struct Case<'c> {
     pub(super) doubtful: bool,
     /// An earlier change of this branch to the row is held.
     pub(super) held: Option<Hold>,
+    /// The rows to which the changed row refers, where one of them may be held.
+    pub(super) parents: Vec<(TableId, Key)>,
 }
 
 impl Case<'_> {
@@ -73,6 +76,7 @@ impl Bench<'_> {
                 beyond: false,
                 doubtful: false,
                 held: None,
+                parents: Vec::new(),
             });
         }
         let found = self
@@ -113,6 +117,56 @@ impl Bench<'_> {
             case.doubtful = updates && !own && case.held.is_none();
         }
         Ok(cases)
+    }
+
+    /// Finds out which rows wait for others that are held: those are decided first.
+    pub(super) async fn mark_waiting<D: Database>(
+        &mut self,
+        db: &mut D,
+        cases: &mut [Case<'_>],
+    ) -> OfficeResult<()> {
+        self.waited_for.clear();
+        let schema = &self.head.schema;
+        let contested = cases.iter().filter(|case| !case.on_present_version);
+        let contested: BTreeSet<(TableId, Key)> = contested
+            .map(|case| (case.change.table, case.key.clone()))
+            .collect();
+        if !self.head.any_held && self.held.is_empty() && contested.is_empty() {
+            return Ok(());
+        }
+        let mut all = BTreeSet::new();
+        for case in cases.iter_mut() {
+            let table = schema.table(case.change.table);
+            if let (Some(table), Some(row)) = (table, case.change.effect.row()) {
+                case.parents = parents::parents(schema, table, row);
+                all.extend(case.parents.iter().cloned());
+            }
+        }
+        self.waited_for = self.head.waited_for(db, self.branch, all).await?;
+        for case in cases.iter_mut() {
+            case.parents.retain(|parent| {
+                contested.contains(parent)
+                    || self.held.contains_key(parent)
+                    || self.waited_for.contains_key(parent)
+            });
+        }
+        let place = |id: TableId| schema.tables.iter().position(|table| table.id == id);
+        cases.sort_by_key(|case| place(case.change.table));
+        Ok(())
+    }
+
+    /// The number of the hold for which a row waits, with what is held.
+    pub(super) fn waits_for<'c>(&self, case: &'c Case<'_>) -> Option<(&'c (TableId, Key), u64)> {
+        case.parents.iter().find_map(|parent| {
+            let conflict = match self.held.get(parent) {
+                Some(hold) => {
+                    let hold = hold.as_ref().filter(|hold| parents::keeps_waiting(hold));
+                    hold.map(|hold| hold.conflict)
+                }
+                None => self.waited_for.get(parent).copied(),
+            };
+            Some((parent, conflict?))
+        })
     }
 
     async fn mark_held<D: Database>(&self, db: &mut D, cases: &mut [Case<'_>]) -> OfficeResult<()> {
@@ -161,6 +215,7 @@ impl Bench<'_> {
                             || !case.on_present_version
                             || case.doubtful
                             || case.held.is_some()
+                            || !case.parents.is_empty()
                             || !case.change.absent.is_empty()
                             || self.unfit.contains_key(&(table.id, case.key.clone())))
                 })

@@ -66,6 +66,16 @@ impl Bench<'_> {
             {
                 Decision::Hold(Reason::DoesNotFit)
             }
+            Decision::Accept | Decision::Win(_) | Decision::Merge(..) => {
+                match self.waits_for(case) {
+                    Some((parent, conflict)) => {
+                        let why = head.why_it_waits(parent, conflict);
+                        self.waiting.insert(place.clone(), why);
+                        Decision::Hold(Reason::DoesNotFit)
+                    }
+                    None => decision,
+                }
+            }
             decision => decision,
         };
         let theirs = case.change.effect.clone();
@@ -287,7 +297,8 @@ impl Bench<'_> {
         let table = self.head.schema.table(case.change.table);
         self.writer.book.conflicts += 1;
         let who = case.who_wrote_ours(ours.is_some());
-        let detail = match self.unfit.get(&(case.change.table, case.key.clone())) {
+        let place = (case.change.table, case.key.clone());
+        let detail = match self.unfit.get(&place).or(self.waiting.get(&place)) {
             Some(why) if reason == Reason::DoesNotFit && !why.is_empty() => {
                 let who = who.map(|who| format!("; {who}")).unwrap_or_default();
                 Some(format!("{why}{who}"))
