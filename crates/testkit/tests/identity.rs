@@ -2,13 +2,11 @@
 //! the production core: a head and its branches as values, time passed in.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-#[path = "identity/company.rs"]
-mod company;
-
 mod identity {
     mod apart;
     mod between_steps;
     mod clones;
+    pub mod company;
     mod horizon;
     mod hot_counters;
     mod promoted;
@@ -21,3 +19,5 @@ mod identity {
     mod schema_steps;
     mod settling;
 }
+
+use identity::company;
