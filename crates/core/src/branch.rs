@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use ed25519_dalek::VerifyingKey;
 
-use crate::books::{BranchBook, OUTBOX};
+use crate::books::{self, BranchBook, OUTBOX};
 use crate::change::Key;
 use crate::envelope;
 use crate::evolution::Versions;
@@ -17,9 +17,9 @@ use crate::failure::{OfficeResult, unchanged};
 use crate::identity::{BatchNumber, Digest, LogPosition, Micros, OfficeName};
 use crate::inbox::Inbox;
 use crate::message::{Barrier, Chunk, LogEntry, Message, Position};
-use crate::office::Identity;
+use crate::office::{Identity, conclude};
 use crate::output::{Notice, Output, To, Token};
-use crate::port::Database;
+use crate::port::{Database, Purpose};
 use crate::retention::Retention;
 use crate::schema::{Schema, TableId};
 use crate::succession::Predecessor;
@@ -155,6 +155,15 @@ struct LinkState {
 }
 
 impl Branch {
+    /// Makes this the branch's record, in a transaction of its own.
+    async fn keep_book<D: Database>(&mut self, db: &mut D, book: BranchBook) -> OfficeResult<()> {
+        db.begin(Purpose::Apply).await?;
+        let outcome = books::store(db, BRANCH, &book).await;
+        conclude(db, outcome).await?;
+        self.book = book;
+        Ok(())
+    }
+
     /// Takes the next output.
     pub fn output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
