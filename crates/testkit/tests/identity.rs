@@ -18,6 +18,7 @@ mod identity {
     mod schema_forks;
     mod schema_steps;
     mod settling;
+    mod uncompared;
 }
 
 use identity::company;
