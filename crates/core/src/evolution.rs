@@ -1,7 +1,8 @@
 //! How the shared tables change while offices are away (P10): the next schema version from what the head's catalogue
 //! says, and rows of one version read under another.
 //!
-//! Tables and columns are the same across versions where their numbers are; names and types come and go.
+//! Tables and columns are the same across versions where their numbers are; names and types come and go. `matching` finds
+//! them in the catalogue, `next` makes the version, `versions` keeps it, `lift` and `lost` read rows across it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

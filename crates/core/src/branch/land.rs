@@ -1,7 +1,8 @@
 //! Landing: log entries enter this database in whole units, in one transaction with the cursor (P2, P5).
 //!
 //! A row with local changes that the head has not answered is left alone until the verdict arrives; a note remembers
-//! from which entry on, since that is the base of those changes (SETTLED 3 and 4).
+//! from which entry on, since that is the base of those changes (SETTLED 3 and 4). `entry` takes one entry, `row` says what
+//! becomes of each of its rows, `record` keeps the list of decisions.
 
 use std::collections::BTreeMap;
 
@@ -28,8 +29,6 @@ pub(crate) use record::{MOVED_RECORDS, append_record};
 
 /// How often a landing is begun anew because the application was writing the same rows.
 const ATTEMPTS: usize = 50;
-/// How many entries followed are written at a time.
-const FOLLOWED_PIECE: usize = 16;
 
 /// Rows that a landing leaves alone.
 #[derive(Debug, Default)]

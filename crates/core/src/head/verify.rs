@@ -1,8 +1,8 @@
 //! Running comparisons: a barrier in the log, everyone's sums at it, narrower sums where they differ, and a second
 //! barrier at which the rows are listed that are left. Repairing is the next room's (`repair`).
 //!
-//! Branches go through the narrowing each at its own pace; lists of rows are bounded for all branches together, so that
-//! memory does not grow with their number, and what does not fit is listed in further rounds.
+//! Branches go through the narrowing each at its own pace (`compared`); lists of rows are bounded for all branches
+//! together, so that memory does not grow with their number, and what does not fit is listed in further rounds.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

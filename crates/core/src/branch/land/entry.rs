@@ -1,6 +1,6 @@
 //! Taking one entry of the log: what it answers of this branch's, and which of its rows are meant for here.
 
-use super::{FOLLOWED_PIECE, Landing};
+use super::Landing;
 use crate::books::{self, OUTBOX, RowNames};
 use crate::change::Key;
 use crate::envelope;
@@ -9,6 +9,9 @@ use crate::identity::LogPosition;
 use crate::message::{Answer, LogBody, LogEntry, LoggedChanges, Source};
 use crate::port::{Database, Entry};
 use crate::schema::{Direction, TableId};
+
+/// How many entries followed are written at a time.
+const FOLLOWED_PIECE: usize = 16;
 
 impl Landing<'_> {
     /// Takes one entry. Returns rows in whose way the application is.
