@@ -7,6 +7,7 @@ mod identity {
     mod between_steps;
     mod clones;
     pub mod company;
+    mod forks;
     mod horizon;
     mod hot_counters;
     mod promoted;
