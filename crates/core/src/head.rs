@@ -388,13 +388,23 @@ impl Head {
 
     /// Does one bounded piece of work. Returns whether there may be more.
     pub async fn work<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<bool> {
-        match self.work_on(db, now).await {
-            Err(error) if crate::unfit::is_unfit(&error) => {
-                if self.tables_changed(db).await? {
-                    return Ok(true);
-                }
-                Err(error)
-            }
+        let outcome = self.work_on(db, now).await;
+        self.unless_tables_changed(db, outcome, true).await
+    }
+
+    /// What went wrong only since the tables are no longer what the present version says is no failure: they are looked at
+    /// next.
+    async fn unless_tables_changed<D: Database, T>(
+        &mut self,
+        db: &mut D,
+        outcome: OfficeResult<T>,
+        changed: T,
+    ) -> OfficeResult<T> {
+        match outcome {
+            Err(error) if crate::unfit::is_unfit(&error) => match self.tables_changed(db).await? {
+                true => Ok(changed),
+                false => Err(error),
+            },
             outcome => outcome,
         }
     }
@@ -499,8 +509,10 @@ impl Head {
             seat.online &= now < seat.book.seen.plus_millis(4 * ANNOUNCE_MS);
             seat.note_lag(now, self.book.last);
         }
-        unchanged(self.advance_verification(db, now).await)?;
-        unchanged(self.retry_holds(db, now).await)?;
+        let compared = unchanged(self.advance_verification(db, now).await);
+        self.unless_tables_changed(db, compared, ()).await?;
+        let retried = unchanged(self.retry_holds(db, now).await);
+        self.unless_tables_changed(db, retried, ()).await?;
         unchanged(self.keep_log(db, now).await)?;
         unchanged(self.save_seen(db).await)
     }

@@ -213,7 +213,9 @@ impl Branch {
         let (mut unfit, mut unseen) = (Vec::new(), Vec::new());
         for (row, key) in chunk.rows.iter().zip(keys) {
             let place = (table.id, key.clone());
-            if aside.unfit.contains(&place) {
+            // What else is noted of it stands, whether the chunk's row would fit or not.
+            let stands = notes.get(&key).map(|note| stands(note)).transpose()?;
+            if stands != Some(true) && aside.unfit.contains(&place) {
                 // When the head made the row what it is, a chunk does not tell.
                 let note = Note::Unfit(LogPosition::NONE, Effect::Put(row.clone()));
                 unfit.push((key, Some(books::encode(&note)?)));
@@ -252,9 +254,17 @@ impl Branch {
         chunk: &Chunk,
         aside: &Aside,
     ) -> OfficeResult<RowNames> {
+        db.begin(Purpose::Read).await?;
+        let keys: Vec<Key> = chunk.rows.iter().map(|row| table.key_of(row)).collect();
+        let notes = db
+            .notes(table, Some(&keys))
+            .await
+            .map_err(OfficeError::from);
+        let notes = conclude(db, notes).await?;
         let rows = chunk.rows.iter().filter(|row| {
             let place = (table.id, table.key_of(row));
             let local = self.claims.contains_key(&place.1.digest(table));
+            let local = local || notes.contains_key(&place.1);
             !local && !aside.busy.contains(&place) && !aside.unfit.contains(&place)
         });
         let effects = rows
@@ -296,4 +306,9 @@ impl Branch {
         }
         Ok(true)
     }
+}
+
+/// Whether a note on a row keeps a chunk's row away from it.
+fn stands(note: &[u8]) -> OfficeResult<bool> {
+    Ok(!matches!(books::decode(note)?, Note::Unfit(..)))
 }

@@ -419,7 +419,7 @@ impl Head {
         if !self.any_held || !self.moving || !now.has_passed(RETRY_MS, self.retries.tried) {
             return Ok(());
         }
-        if self.settling_in(now) {
+        if self.settling_in(now) || !self.has_followed() {
             return Ok(());
         }
         self.retries.tried = now;

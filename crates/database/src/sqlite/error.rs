@@ -25,6 +25,9 @@ pub(super) fn mismatch(table: &str, message: impl Into<String>) -> DatabaseError
 
 fn sort(error: &rusqlite::Error, table: Option<&str>) -> DatabaseError {
     let message = error.to_string();
+    if let Some(table) = table.filter(|_| is_missing(&message)) {
+        return mismatch(table, message);
+    }
     let rusqlite::Error::SqliteFailure(cause, _) = error else {
         return DatabaseError::Other(message);
     };
@@ -45,6 +48,11 @@ fn sort(error: &rusqlite::Error, table: Option<&str>) -> DatabaseError {
         },
         _ => DatabaseError::Other(message),
     }
+}
+
+/// Whether the application has changed the table meanwhile.
+fn is_missing(message: &str) -> bool {
+    message.starts_with("no such table: ") || message.starts_with("no such column: ")
 }
 
 fn constraint(code: i32, message: String, table: Option<&str>) -> DatabaseError {

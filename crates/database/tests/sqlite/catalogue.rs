@@ -1,13 +1,13 @@
 //! Tables, triggers, and what an inspection says of them.
 
-use branchline_core::port::{Database, DatabaseError};
+use branchline_core::port::{Database, DatabaseError, Purpose};
 use branchline_core::schema::{ForeignKey, Schema};
 use branchline_core::value::{Type, Value};
 use branchline_database::sqlite::SqliteDatabase;
 use rusqlite::Connection;
 use tempfile::TempDir;
 
-use super::office::{Office, SHOP, column, dump, plain};
+use super::office::{Office, SHOP, column, dump, key, plain};
 
 #[tokio::test]
 async fn uninstall_leaves_the_schema_as_it_was() {
@@ -238,4 +238,24 @@ async fn one_process_owns_a_database() {
     drop(second);
     let left: Vec<_> = std::fs::read_dir(directory.path()).unwrap().collect();
     assert_eq!(left.len(), 1, "{left:?}");
+}
+
+/// The office must be able to tell that from a database that fails.
+#[tokio::test]
+async fn a_table_or_column_that_is_gone_is_told_as_such() {
+    let mut office = Office::new(SHOP).await;
+    let table = office.table("customer");
+    for change in [
+        "ALTER TABLE customer RENAME COLUMN name TO called",
+        "PRAGMA foreign_keys = OFF; DROP TABLE customer",
+    ] {
+        office.does(change);
+        office.ours.begin(Purpose::Read).await.unwrap();
+        let outcome = office.ours.read(&table, &[key(1)]).await;
+        assert!(
+            matches!(&outcome, Err(DatabaseError::Mismatch { table, .. }) if table == "customer"),
+            "{change}: {outcome:?}"
+        );
+        office.ours.rollback().await.unwrap();
+    }
 }

@@ -2,6 +2,7 @@
 //! `sim [--seeds N] [--first S] [--engine any|memory|sqlite|mixed] [--threads N] [--keep-going] [-v]`, or
 //! `sim --sabotage`: which seed notices each kind of wrong code.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -120,14 +121,21 @@ fn run(asked: &Arguments) -> Totals {
             if seed >= asked.first + asked.seeds {
                 break;
             }
-            let outcome = simulate(&Options {
+            let options = Options {
                 seed,
                 engine: asked.engine,
                 sabotage: None,
                 loud: asked.loud,
-            });
+            };
+            // A seed that panics has failed; the others go on.
+            let outcome = catch_unwind(AssertUnwindSafe(|| simulate(&options)));
             let Ok(mut totals) = totals.lock() else { break };
             totals.runs += 1;
+            let Ok(outcome) = outcome else {
+                totals.failed += 1;
+                println!("seed {seed}: it panicked");
+                continue;
+            };
             totals.conflicts += outcome.conflicts;
             totals.crashes += outcome.crashes;
             totals.reincarnations += outcome.reincarnations;

@@ -189,3 +189,37 @@ fn a_row_that_is_held_of_another_branch_is_repaired() {
     assert_eq!(company.names_at(1)[&1], "b2's");
     assert_eq!(company.listed(Reason::Repaired).len(), 2);
 }
+
+/// The head's row, which the copy brings, collides with another row of the branch, as one that is copied along does.
+#[test]
+fn a_held_row_stays_held_where_the_copied_one_does_not_fit() {
+    let mut company = Company::new(1);
+    company.alter_head(NAMES, |names| names.unique.push(vec![1]));
+    company.write_head(&[insert(2, "two"), insert(4, "four")]);
+    company.settle();
+    company.join_in_part(2);
+    while !(company.branches[1].branch.state().joining).is_some_and(|joining| joining.prepared) {
+        assert!(company.step());
+    }
+    company.cut(1);
+    // Its changes are judged before it gets the copy.
+    company.branches[1].lose = |message| matches!(message, Message::ChunkRequest(_));
+    company.connect(1);
+    company.write(1, &[insert(2, "mine"), insert(3, "two"), insert(5, "four")]);
+    company.settle();
+    company.branches[1].lose = |_| false;
+    company.let_pass(1);
+    company.settle();
+    assert_eq!(company.listed(Reason::InsertedTwice).len(), 1);
+    assert_eq!(company.listed(Reason::DoesNotFit).len(), 2);
+    // What stood in the way goes; the branch's own row stays until a person decides.
+    company.write(1, &[delete(3), delete(5)]);
+    company.settle();
+    company.let_pass(5);
+    company.settle();
+    let names = company.names_at(1);
+    assert_eq!((&*names[&2], &*names[&4]), ("mine", "four"));
+    assert_eq!(company.head_names()[&2], "two");
+    let held = company.listed(Reason::InsertedTwice).len();
+    assert_eq!((held, company.seat_book(1).holds), (1, 1));
+}

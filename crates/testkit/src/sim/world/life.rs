@@ -322,16 +322,28 @@ impl World {
 
     /// How far a branch's database follows the log.
     fn cursor_of(&mut self, branch: usize) -> LogPosition {
-        let book = self.with_database(branch, |db, _| {
+        self.followed_by(branch).1
+    }
+
+    /// The first place of the log that a branch's database keeps, and the last.
+    fn followed_by(&mut self, branch: usize) -> (LogPosition, LogPosition) {
+        if !self.offices[branch].founded {
+            return Default::default();
+        }
+        let followed = self.with_database(branch, |db, _| {
             run(async {
                 db.begin(Purpose::Read).await?;
-                let book = books::load::<BranchBook, _>(db, "branch").await;
+                let book = books::load::<BranchBook, _>(db, "branch").await?;
+                let kept = match &book {
+                    Some(book) => db.extent(&book.followed()).await?.first,
+                    None => 0,
+                };
                 db.rollback().await?;
-                book
+                let cursor = book.map_or(LogPosition::NONE, |book| book.cursor);
+                Ok::<_, OfficeError>((LogPosition(kept), cursor))
             })
         });
-        let book = book.expect("the branch's database works");
-        book.map_or(LogPosition::NONE, |book| book.cursor)
+        followed.expect("the branch's database works")
     }
 
     /// The head is gone, and a branch takes its place, killed now and then while it does; its office begins anew, empty.
@@ -341,6 +353,13 @@ impl World {
             return;
         }
         let branch = self.rng.random_range(1..self.offices.len());
+        let (first, last) = self.followed_by(branch);
+        let mut others = (1..self.offices.len()).filter(|other| *other != branch);
+        if others.any(|other| self.cursor_of(other).next() < first) {
+            // What it had not heard the answers of, nobody could tell it.
+            return;
+        }
+        self.promoted_from = last;
         self.kill(branch, "is stopped to take the head's place");
         self.promoted = true;
         let mut plan = Plan::default();
@@ -415,17 +434,6 @@ impl World {
         } else {
             Wiring::Direct
         };
-        let cursor = self.with_database(branch, |db, _| {
-            run(async {
-                db.begin(Purpose::Read).await?;
-                let book = books::load::<BranchBook, _>(db, "branch").await;
-                db.rollback().await?;
-                book
-            })
-        });
-        if let Ok(Some(book)) = cursor {
-            self.promoted_from = book.cursor;
-        }
         let done = self.with_plan(branch, plan, |db, now| {
             run(async {
                 db.begin(Purpose::Read).await?;

@@ -63,8 +63,8 @@ impl World {
                 .map(|table| table.name.clone())
         };
         let here = tables.table(planned.id).map(|table| table.name.clone());
-        if office > 0 && planned.change == Change::CreateTable && !self.offices[office].joined {
-            // A table that is there before the branch knows the plan is to be what the plan says already.
+        if office > 0 && !self.offices[office].joined {
+            // What is there before the branch knows the plan is to be what the plan says already.
             return;
         }
         if office > 0 && planned.change != Change::CreateTable {
@@ -73,7 +73,12 @@ impl World {
                 matches!(&planned.change, Change::RenameColumn(name, _) if name == "payload");
             // Nor what it made itself: the head's step would bring that table in the shape that it had at first.
             let own = planned.table.starts_with("added");
-            if first || own || here.is_none() || here != at_head(self) {
+            // Nor what it made of a table itself, before the head's step.
+            let early = planned.column().is_some_and(|column| {
+                let place = (planned.id, column.to_owned());
+                !migrations.begun && migrations.early.contains(&place)
+            });
+            if first || own || early || here.is_none() || here != at_head(self) {
                 return;
             }
         }
