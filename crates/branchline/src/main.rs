@@ -39,6 +39,8 @@ fn main() -> ExitCode {
     };
     // The panic has told of itself; what is left is the exit code that says so.
     let ended = catch_unwind(AssertUnwindSafe(|| runtime.block_on(cli::run(arguments))));
+    // What is still at work is cut off now; the broker's client calls that a panic.
+    std::panic::set_hook(Box::new(|_| {}));
     match ended {
         Ok(Ok(code)) => ExitCode::from(code),
         Ok(Err(failure)) => {

@@ -11,6 +11,9 @@ use crate::failure::{OfficeError, OfficeResult};
 use crate::port::{Database, DatabaseError, Purpose};
 use crate::schema::{Schema, TableId};
 
+/// Rows that do not fit, with what the database says of each.
+pub(crate) type Reasons = BTreeMap<(TableId, Key), String>;
+
 /// Whether an error means that a row does not fit the application's tables.
 pub(crate) fn is_unfit(error: &OfficeError) -> bool {
     matches!(
@@ -26,6 +29,17 @@ pub(crate) async fn find<D: Database>(
     purpose: Purpose,
     effects: Vec<(TableId, Effect)>,
 ) -> OfficeResult<RowNames> {
+    let found = reasons(db, schema, purpose, effects).await?;
+    Ok(found.into_keys().collect())
+}
+
+/// The same, each with what the database says of it; empty where it says nothing.
+pub(crate) async fn reasons<D: Database>(
+    db: &mut D,
+    schema: &Schema,
+    purpose: Purpose,
+    effects: Vec<(TableId, Effect)>,
+) -> OfficeResult<Reasons> {
     // The last word on each row.
     let last: BTreeMap<(TableId, Key), Effect> = effects
         .into_iter()
@@ -36,29 +50,33 @@ pub(crate) async fn find<D: Database>(
         .map(|((table, _), effect)| (table, effect))
         .collect();
     arrange(schema, &mut effects);
-    let mut unfit = RowNames::new();
-    while !fits(db, schema, purpose, &effects).await? {
+    let mut unfit = Reasons::new();
+    while let Some(mut why) = refusal(db, schema, purpose, &effects).await? {
         let (mut fitting, mut failing) = (0, effects.len());
         while failing - fitting > 1 {
             let middle = fitting.midpoint(failing);
-            if fits(db, schema, purpose, &effects[..middle]).await? {
-                fitting = middle;
-            } else {
-                failing = middle;
+            match refusal(db, schema, purpose, &effects[..middle]).await? {
+                None => fitting = middle,
+                Some(refused) => {
+                    failing = middle;
+                    why = refused;
+                }
             }
         }
         let (table, effect) = effects.remove(failing - 1);
-        unfit.extend(name(schema, table, &effect));
+        unfit.extend(name(schema, table, &effect).map(|name| (name, why)));
     }
+    let unnamed = |name| (name, String::new());
     if unfit.is_empty() {
         // Only the commit failed: a foreign key that the engine checks there.
-        unfit = orphans(db, schema, &effects).await?;
+        let orphans = orphans(db, schema, &effects).await?;
+        unfit = orphans.into_iter().map(unnamed).collect();
     }
     if unfit.is_empty() {
         let all = effects
             .iter()
             .filter_map(|(table, effect)| name(schema, *table, effect));
-        unfit = all.collect();
+        unfit = all.map(unnamed).collect();
     }
     Ok(unfit)
 }
@@ -78,18 +96,19 @@ fn arrange(schema: &Schema, effects: &mut [(TableId, Effect)]) {
     });
 }
 
-async fn fits<D: Database>(
+/// What the database says where it does not take these changes.
+async fn refusal<D: Database>(
     db: &mut D,
     schema: &Schema,
     purpose: Purpose,
     effects: &[(TableId, Effect)],
-) -> OfficeResult<bool> {
+) -> OfficeResult<Option<String>> {
     db.begin(purpose).await?;
     let outcome = db.write(schema, effects).await.map_err(OfficeError::from);
     db.rollback().await?;
     match outcome {
-        Ok(()) => Ok(true),
-        Err(error) if is_unfit(&error) => Ok(false),
+        Ok(()) => Ok(None),
+        Err(error) if is_unfit(&error) => Ok(Some(error.to_string())),
         Err(error) => Err(error),
     }
 }

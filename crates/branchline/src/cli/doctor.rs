@@ -44,7 +44,7 @@ pub async fn run(context: &Context) -> Outcome<u8> {
         let name = schema.table(id).map(|table| table.name.clone());
         findings.push(serde_json::json!({
             "level": "error", "where": name, "problem": "capture is missing or was altered: writes there are not seen",
-            "advice": "start `branchline run` (it puts capture back), then run `branchline verify`",
+            "advice": "start `branchline run` anew (a start puts capture back), then run `branchline verify`",
         }));
     }
     if settings.role == RoleName::Head {

@@ -14,6 +14,7 @@ use crate::config::{
 };
 use crate::driver::random;
 use crate::exit::{Failure, Outcome};
+use crate::office::{OWN_SOON, own};
 use crate::plan::{self, rules::Rules};
 use crate::say;
 
@@ -74,7 +75,8 @@ impl Init {
         prepared.map_err(|error| Failure::from(error).at(place(&database)))?;
         let known = branchline_core::office::Identity::load(&mut db).await.ok();
         match known {
-            Some((identity, true)) if identity.name == name => {}
+            // It was cut short; or it runs, under another configuration.
+            Some((identity, true)) if identity.name == name => own(&mut db, OWN_SOON).await?,
             Some((identity, _)) => {
                 return Err(Failure::usage(format!(
                     "this database already belongs to office `{}`; `branchline leave` takes it out first",

@@ -168,7 +168,7 @@ impl Remove {
         }
         db.rollback().await?;
         context.show(&serde_json::json!({ "removed": name }), || {
-            format!("{name} is taken out; its database keeps its rows until `branchline leave` is run there")
+            format!("{name} is taken out; its rows stay where they are; `branchline leave` there takes away what Branchline made")
         })?;
         Ok(0)
     }

@@ -30,6 +30,8 @@ use crate::say;
 /// where no `--timeout` says otherwise.
 const LOOK: Duration = Duration::from_secs(1);
 const TELL_AFTER: Duration = Duration::from_secs(3);
+/// How long a head that is there may do nothing for the branch before that is told.
+const STILL: Duration = Duration::from_secs(10);
 const WITHOUT_HEAD: Duration = Duration::from_secs(60);
 /// The longest time-out, in seconds.
 const LONGEST: u64 = 365 * 86_400;
@@ -113,6 +115,7 @@ impl Join {
         tokio::pin!(asked);
         let mut heard = Instant::now();
         let mut told = BTreeSet::new();
+        let (mut known, mut moved) = (serde_json::Value::Null, Instant::now());
         loop {
             if let Ok(answer) = tokio::time::timeout(LOOK, &mut asked).await {
                 return answer;
@@ -123,6 +126,17 @@ impl Join {
             let link = &status["transport"];
             if link["connected"] == true {
                 heard = Instant::now();
+                let (outbox, here) = (&status["outbox"]["batches"], &status["applied"]);
+                let now = serde_json::json!([outbox, here, status["joining"]]);
+                if now != known {
+                    (known, moved) = (now, heard);
+                }
+                if moved.elapsed() > STILL && told.insert(String::new()) {
+                    say::say(format_args!(
+                        "the head is there, and for {} s nothing came of it ({outbox} batches wait for its answer): `branchline status` and the log there tell why",
+                        STILL.as_secs()
+                    ));
+                }
                 continue;
             }
             let problem = link["problem"].as_str();

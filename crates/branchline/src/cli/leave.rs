@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::{Context, SHORT};
 use crate::exit::Outcome;
-use crate::office::{Lock, OWN_SOON, Office, beside};
+use crate::office::{Lock, OWN_SOON, Office, beside, own};
 use crate::request::Ask;
 use crate::{api, config};
 
@@ -41,6 +41,8 @@ impl Leave {
                     || self.still_there(&settings).await?
                 {
                     let mut db = AnyDatabase::open(&settings.database, false).await?;
+                    // What another configuration's office runs on is not ours to take away.
+                    own(&mut db, OWN_SOON).await?;
                     db.uninstall().await?;
                 }
             }

@@ -185,9 +185,15 @@ fn two_configurations_of_one_database_never_run_together() {
         if office.name == "HO" {
             copy.edit(&listen, "127.0.0.1:0");
         }
-        copy.cmd(&["sync"])
-            .expect(2)
-            .says(&["another process", "this database"]);
+        let owned = ["another process", "this database"];
+        copy.cmd(&["sync"]).expect(2).says(&owned);
+        copy.cmd(&["leave"]).expect(2).says(&owned);
+        if office.name == "HO" {
+            let again = Office::new(folder.path(), "HO-again", "");
+            let flags = ["--name", "HO", "--database", &url, "--tables", "*"];
+            let flags = [&["init"], &flags[..], &["--listen", "127.0.0.1:0"]].concat();
+            again.cmd(&flags).expect(2).says(&owned);
+        }
         // It is free at once when its owner was killed.
         office.kill();
         copy.cmd(&["status"]).expect(0);
@@ -205,6 +211,23 @@ fn two_configurations_of_one_database_never_run_together() {
         "the lock beside the database goes: {left:?}"
     );
     head.stop();
+}
+
+#[test]
+fn an_office_without_its_database_says_that_and_nothing_else() {
+    let folder = TempDir::new().unwrap();
+    let broker = rabbitmq();
+    let head = Office::sqlite(folder.path(), "HO");
+    Db::open(&head.database).run("CREATE TABLE item (id INTEGER PRIMARY KEY)");
+    let amqp = broker.admin_url_of(&broker.fresh_vhost());
+    head.init("*", &["--amqp", &amqp]);
+    let file = folder.path().join("HO.db");
+    std::fs::rename(&file, folder.path().join("elsewhere")).unwrap();
+    // It ends in the middle of dialling the broker.
+    for _ in 0..20 {
+        let said = head.cmd(&["status"]).expect(4).err;
+        assert_eq!(said.trim().lines().count(), 1, "{said}");
+    }
 }
 
 #[test]

@@ -176,6 +176,9 @@ fn a_unique_value_taken_twice_holds_one_row_and_stops_nothing_else() {
     assert_eq!(reasons, ["does-not-fit"; 4], "{held}");
     assert_eq!(second.status()["holds"], 4);
     assert_eq!(head.status()["holds"], 2);
+    // The head tells what its database said.
+    let held = head.json(&["holds"]);
+    assert!(held[0]["detail"].to_string().contains("email"), "{held}");
 
     // The cause goes: what did not fit at the second branch lands by itself.
     at_second.run("UPDATE customer SET email = 'mine@example.org' WHERE id = 201");

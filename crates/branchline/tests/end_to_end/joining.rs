@@ -245,3 +245,44 @@ fn codes_that_are_used_expired_replaced_or_damaged_are_refused() {
     third.join(&newer);
     head.stop();
 }
+
+#[test]
+fn a_join_that_waits_for_a_person_at_the_head_says_so() {
+    let folder = TempDir::new().unwrap();
+    let head_url = postgres().fresh_database();
+    let mut at_head = Db::open(&head_url);
+    at_head.run("CREATE TABLE item (id integer PRIMARY KEY, name text)");
+    let mut head = Office::new(folder.path(), "HO", &head_url);
+    head.init("*", &["--listen", &format!("127.0.0.1:{}", free_port())]);
+    head.edit("schema = \"follow\"", "schema = \"ask\"");
+    let code = head.invite("b1", &[]);
+    head.run();
+    at_head.run("ALTER TABLE item ADD COLUMN size integer");
+    wait_until("the change waits", SOON, || {
+        let waits = head.status()["schema_waiting"].clone();
+        (waits.as_array().unwrap().len() == 1)
+            .then_some(())
+            .ok_or(waits.to_string())
+    });
+    let branch = Office::sqlite(folder.path(), "b1");
+    std::fs::write(folder.path().join("b1.db"), "").unwrap();
+    let mut db = Db::open(&branch.database);
+    db.run(
+        "CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT); INSERT INTO item VALUES (1, 'one')",
+    );
+    let flags = [
+        "join",
+        "-",
+        "--database",
+        &branch.database,
+        "--timeout",
+        "20",
+    ];
+    branch
+        .feed(&code, &flags)
+        .expect(3)
+        .says(&["nothing came of it", "status"]);
+    head.cmd(&["schema", "accept"]).expect(0);
+    branch.feed(&code, &flags).expect(0);
+    head.stop();
+}

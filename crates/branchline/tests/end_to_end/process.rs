@@ -17,6 +17,24 @@ use crate::sql::{Db, as_user};
 const SOON: Duration = Duration::from_secs(60);
 const PASSWORD: &str = "Maria-s3cret-5";
 
+/// The URL of this MariaDB database for a new user with the rights that docs/operating.md names, and no others.
+fn by_the_book(db: &mut Db, url: &str, user: &str) -> String {
+    let docs = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/operating.md");
+    let docs = std::fs::read_to_string(docs).unwrap();
+    let grant = docs
+        .lines()
+        .find(|line| line.ends_with("ON shop.* TO branchline@'%';"))
+        .unwrap();
+    let name = url.rsplit('/').next().unwrap();
+    let user = format!("{user}_{}", std::process::id());
+    db.run(format!("CREATE USER {user}@'%' IDENTIFIED BY '{PASSWORD}'"));
+    let grant = grant
+        .trim_end_matches(';')
+        .replace("shop.*", &format!("{name}.*"));
+    db.run(grant.replace("branchline@", &format!("{user}@")));
+    as_user(url, &user, PASSWORD)
+}
+
 #[track_caller]
 fn wait_for_its_address(office: &Office) {
     wait_until("it runs", SOON, || {
@@ -64,6 +82,37 @@ fn an_office_that_waits_for_its_database_can_be_stopped() {
     head.stop();
 }
 
+#[test]
+fn the_rights_that_the_documentation_names_are_enough_to_follow_the_heads_tables() {
+    let folder = TempDir::new().unwrap();
+    let head_url = postgres().fresh_database();
+    let mut at_head = Db::open(&head_url);
+    at_head.run(
+        "CREATE TABLE item (id integer PRIMARY KEY, name text); INSERT INTO item VALUES (1, 'one')",
+    );
+    let mut head = Office::new(folder.path(), "HO", &head_url);
+    head.init("*", &["--listen", &format!("127.0.0.1:{}", free_port())]);
+    let code = head.invite("b1", &[]);
+    head.run();
+    let url = mariadb().fresh_database();
+    let mut db = Db::open(&url);
+    let mut branch = Office::new(folder.path(), "b1", &by_the_book(&mut db, &url, "follower"));
+    branch.hides(PASSWORD);
+    branch.join(&code);
+    branch.run();
+    at_head.run("ALTER TABLE item ALTER name TYPE varchar(20)");
+    let declared = "SELECT COLUMN_TYPE FROM information_schema.COLUMNS
+                    WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = 'item' AND COLUMN_NAME = 'name'";
+    wait_until("the column is what it is at the head", SOON, || {
+        let kind = db.one(declared);
+        (kind == "varchar(20)")
+            .then_some(())
+            .ok_or_else(|| kind + &branch.log())
+    });
+    branch.stop();
+    head.stop();
+}
+
 /// A server that hears nothing from the owner of a database for a minute gives it to others.
 #[test]
 fn an_idle_office_is_heard_of_by_its_server() {
@@ -73,13 +122,7 @@ fn an_idle_office_is_heard_of_by_its_server() {
     head.run();
     let url = mariadb().fresh_database();
     let mut db = Db::open(&url);
-    // The rights that docs/operating.md names, and no others.
-    let name = url.rsplit('/').next().unwrap();
-    let user = format!("clerk_{}", std::process::id());
-    db.run(format!("CREATE USER {user}@'%' IDENTIFIED BY '{PASSWORD}'"));
-    let rights = "SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER, DROP, INDEX, REFERENCES, TRIGGER, LOCK TABLES";
-    db.run(format!("GRANT {rights} ON {name}.* TO {user}@'%'"));
-    let mut branch = Office::new(folder.path(), "b1", &as_user(&url, &user, PASSWORD));
+    let mut branch = Office::new(folder.path(), "b1", &by_the_book(&mut db, &url, "idle"));
     branch.hides(PASSWORD);
     branch.join(&code);
     branch.edit("mode = \"live\"", "mode = \"manual\"");

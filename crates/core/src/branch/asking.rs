@@ -7,8 +7,11 @@ use crate::identity::Micros;
 use crate::message::{HistoryRequest, Keep, Message, SettleRequest, VerifyRequest};
 
 impl Branch {
-    /// Tells the head that this branch leaves for good.
+    /// Tells the head that this branch leaves for good. A copy of a branch goes without a word.
     pub fn leave(&mut self) -> OfficeResult<()> {
+        if self.link.copied {
+            return Ok(());
+        }
         self.tell(&Message::Leave)
     }
 

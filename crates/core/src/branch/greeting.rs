@@ -178,17 +178,10 @@ impl Branch {
         now: Micros,
         heads: Micros,
     ) -> OfficeResult<()> {
-        let (sent, round_trip) = (self.link.greeted, now.0.saturating_sub(self.link.greeted.0));
-        if !(0..=LONGEST_ROUND_TRIP).contains(&round_trip) {
-            return Ok(());
-        }
-        let offset = heads
-            .0
-            .saturating_sub(sent.0.saturating_add(round_trip / 2));
         let known = self.book.clock_offset;
-        if known.is_some_and(|known| (known.saturating_sub(offset)).abs() < CLOCK_NOISE) {
+        let Some(offset) = new_offset(known, self.link.greeted, now, heads) else {
             return Ok(());
-        }
+        };
         let book = BranchBook {
             clock_offset: Some(offset),
             ..self.book.clone()
@@ -406,4 +399,70 @@ fn speak_for_itself(batch: &mut Batch, since: SchemaVersion, versions: &[Schema]
         since,
         tables: tables.cloned().collect(),
     });
+}
+
+/// The head's clock minus this office's, in microseconds, by a greeting and its answer; none where they say nothing that
+/// contradicts what is known. The answer was made at some time in between: what was known and lies there stays.
+fn new_offset(known: Option<i64>, sent: Micros, received: Micros, heads: Micros) -> Option<i64> {
+    let round_trip = received.0.saturating_sub(sent.0);
+    if !(0..=LONGEST_ROUND_TRIP).contains(&round_trip) {
+        return None;
+    }
+    let least = heads.0.saturating_sub(received.0);
+    let most = heads.0.saturating_sub(sent.0);
+    let agrees = |known: i64| {
+        least.saturating_sub(CLOCK_NOISE) < known && known < most.saturating_add(CLOCK_NOISE)
+    };
+    if known.is_some_and(agrees) {
+        return None;
+    }
+    Some(least.saturating_add(round_trip / 2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: i64 = 1_000_000;
+
+    fn measured(
+        known: Option<i64>,
+        answered_after: i64,
+        round_trip: i64,
+        ahead: i64,
+    ) -> Option<i64> {
+        let sent = 1_000 * SECOND;
+        let heads = Micros(sent + answered_after + ahead);
+        new_offset(known, Micros(sent), Micros(sent + round_trip), heads)
+    }
+
+    #[test]
+    fn an_answer_that_took_long_does_not_move_a_clock_that_is_known() {
+        // The greeting waited for three seconds until the head was there.
+        assert_eq!(measured(Some(0), 3 * SECOND, 3 * SECOND, 0), None);
+        // The answer did.
+        assert_eq!(measured(Some(0), 0, 3 * SECOND, 0), None);
+        // What was measured so is put right by a better one.
+        assert_eq!(measured(Some(3 * SECOND / 2), 0, 10, 0), Some(-5));
+        // Nothing better is known.
+        assert_eq!(
+            measured(None, 3 * SECOND, 3 * SECOND, 0),
+            Some(3 * SECOND / 2)
+        );
+    }
+
+    #[test]
+    fn a_clock_that_was_set_is_noticed() {
+        assert_eq!(measured(Some(0), 0, 0, 60 * SECOND), Some(60 * SECOND));
+        assert_eq!(
+            measured(Some(0), SECOND, 2 * SECOND, -60 * SECOND),
+            Some(-60 * SECOND)
+        );
+        assert_eq!(measured(Some(0), 0, 0, SECOND / 4), None, "that is noise");
+        assert_eq!(
+            measured(None, 0, 60 * SECOND, 0),
+            None,
+            "it waited in a broker"
+        );
+    }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::matching::{match_columns, match_tables};
 use super::{Plan, Renamed};
 use crate::port::{Inspection, Origin};
-use crate::schema::{Column, ColumnId, Rules, Schema, Table, TableId};
+use crate::schema::{Column, ColumnId, Direction, Rules, Schema, Table, TableId};
 use crate::value::widens;
 
 /// The next schema version, and what its making left open.
@@ -57,6 +57,29 @@ impl Next {
         } else {
             self.planned
                 .push(format!("table `{}` is no longer shared", table.name));
+        }
+    }
+
+    /// Which of a table's rules are others than they were, of those that branches must know.
+    fn tell_rules(&mut self, was: &Table) {
+        let Some(is) = self.schema.tables.last().filter(|is| is.id == was.id) else {
+            return;
+        };
+        let name = &is.name;
+        if is.direction != was.direction {
+            self.planned.push(match is.direction {
+                Direction::Both => format!("table `{name}` goes both ways"),
+                Direction::Up => format!("table `{name}` goes up only"),
+                Direction::Down => format!("table `{name}` goes down only"),
+            });
+        }
+        if is.keeps_before() != was.keeps_before() {
+            let told = if is.keeps_before() {
+                format!("branches keep the rows of table `{name}` as they were before a change")
+            } else {
+                format!("branches keep the keys of table `{name}` only")
+            };
+            self.planned.push(told);
         }
     }
 
@@ -188,8 +211,9 @@ pub fn follow(
             continue;
         };
         let origins = (origins.get(&table.name), found.origins.get(&now.name));
-        let table = next.merge(table, now, origins, renamed);
-        next.add(table, plan);
+        let merged = next.merge(table, now, origins, renamed);
+        next.add(merged, plan);
+        next.tell_rules(table);
     }
     let old: BTreeSet<&str> = names.values().map(|table| table.name.as_str()).collect();
     for table in &found.tables {

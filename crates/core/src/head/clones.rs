@@ -58,6 +58,11 @@ impl Sessions {
         self.refused == Some(session)
     }
 
+    /// Whether a copy was refused.
+    pub fn has_copy(&self) -> bool {
+        self.refused.is_some()
+    }
+
     fn spoke(&mut self, session: [u8; 16]) -> Sign {
         if self.is_refused(session) {
             return Sign::Refuse(session);
@@ -148,8 +153,8 @@ impl Head {
 
     /// Warns a branch that was just welcomed, where a copy of it was refused.
     pub(super) fn warn_if_copied(&mut self, origin: &OfficeName) -> OfficeResult<()> {
-        let refused = |seat: &super::Seat| seat.sessions.refused.is_some();
-        if self.seats.get(origin).is_some_and(refused) {
+        let seat = self.seats.get(origin);
+        if seat.is_some_and(|seat| seat.sessions.has_copy()) {
             return self.warn_of_copy(origin);
         }
         Ok(())

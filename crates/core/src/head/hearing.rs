@@ -127,6 +127,13 @@ impl Head {
             Message::Recalled(recalled) => seat.recalled = Some(recalled),
             Message::Settle(request) => self.question(origin, Question::Settle(request)),
             Message::HistoryRequest(request) => self.question(origin, Question::History(request)),
+            Message::Leave if seat.sessions.has_copy() => {
+                let told = format!(
+                    "{origin} leaves, but a copy of it was refused, and which of the two this is cannot be told: `branchline remove {origin}` takes it out"
+                );
+                self.outputs
+                    .push_back(Output::Notice(Notice::Trouble(told)));
+            }
             Message::Leave => {
                 seat.book.removed = true;
                 seat.unsaved = true;

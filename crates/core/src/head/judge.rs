@@ -7,9 +7,7 @@ use std::sync::Arc;
 use super::recent::Newest;
 use super::writer::{Fresh, LogWriter};
 use super::{Head, Seat};
-use crate::books::{
-    self, CONFLICTS, HeadBook, Hold, Pages, RowNames, SeatBook, seat_name, staged_of,
-};
+use crate::books::{self, CONFLICTS, HeadBook, Hold, Pages, SeatBook, seat_name, staged_of};
 use crate::change::{Effect, Key};
 use crate::conflict::ConflictRecord;
 use crate::envelope;
@@ -21,7 +19,7 @@ use crate::pile::Pile;
 use crate::port::{Database, Entry, Purpose};
 use crate::schema::TableId;
 use crate::staged::stage;
-use crate::unfit::{self, is_unfit};
+use crate::unfit::{self, Reasons, is_unfit};
 
 mod facts;
 mod lift;
@@ -76,7 +74,7 @@ struct Bench<'a> {
     uncompared: bool,
     now: Micros,
     /// Rows that the head's tables do not take.
-    unfit: &'a RowNames,
+    unfit: &'a Reasons,
     /// Where accepted effects are noted, when the ones that do not fit are looked for.
     tried: Option<&'a mut Vec<(TableId, Effect)>>,
 }
@@ -95,7 +93,7 @@ impl Head {
         let Some(mut run) = seat.whole_units(db.changes_at_a_time()) else {
             return self.stage_parts(db, branch).await;
         };
-        let mut unfit = RowNames::new();
+        let mut unfit = Reasons::new();
         let mut tried = None;
         for _ in 0..ATTEMPTS {
             if let Some(tried) = &mut tried {
@@ -120,7 +118,8 @@ impl Head {
                     };
                     run = seat.whole_units(0).unwrap_or(run);
                     if let Some(effects) = tried.replace(Vec::new()) {
-                        let found = unfit::find(db, &self.schema, Purpose::Apply, effects).await?;
+                        let found =
+                            unfit::reasons(db, &self.schema, Purpose::Apply, effects).await?;
                         if found.is_empty() {
                             return Err(error);
                         }
@@ -139,7 +138,7 @@ impl Head {
         now: Micros,
         branch: &OfficeName,
         run: usize,
-        unfit: &RowNames,
+        unfit: &Reasons,
         tried: Option<&mut Vec<(TableId, Effect)>>,
     ) -> OfficeResult<Judgement> {
         db.begin(Purpose::Apply).await?;
@@ -182,7 +181,7 @@ impl Head {
         now: Micros,
         branch: &OfficeName,
         run: usize,
-        unfit: &RowNames,
+        unfit: &Reasons,
         tried: Option<&mut Vec<(TableId, Effect)>>,
     ) -> OfficeResult<Judgement> {
         let Some(seat) = self.seats.get(branch) else {

@@ -1,5 +1,6 @@
 //! Columns that become another type: what the server makes of their values is tried out in a temporary table.
 
+use branchline_core::port::DatabaseError;
 use branchline_core::schema::Column;
 use branchline_core::value::{Type, canonical, convert, widens};
 
@@ -39,7 +40,8 @@ pub(super) async fn check(db: &mut MysqlDatabase, step: &Step<'_>) -> Tried<()> 
             Flavour::MariaDb => trial,
             Flavour::MySql => trial.replace("OR REPLACE ", ""),
         };
-        db.execute(trial).await.map_err(failed)?;
+        let made = db.execute(trial).await.map_err(names_the_right);
+        made.map_err(failed)?;
         let filled = format!(
             "INSERT INTO branchline_trial (was, becomes) SELECT DISTINCT {name}, {name} FROM {} WHERE {name} IS NOT NULL",
             ident(&step.live.name)
@@ -100,6 +102,16 @@ async fn compare(
         if rows.len() < PAGE {
             return Ok(());
         }
+    }
+}
+
+/// The server does not say which right it misses.
+fn names_the_right(error: DatabaseError) -> DatabaseError {
+    match error {
+        DatabaseError::Refused(why) => {
+            DatabaseError::Refused(format!("{why}. It needs CREATE TEMPORARY TABLES there"))
+        }
+        other => other,
     }
 }
 

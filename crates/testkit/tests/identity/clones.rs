@@ -43,6 +43,31 @@ fn the_second_of_two_machines_with_one_database_is_refused() {
     assert_eq!(company.head_names()[&2], "b1's");
 }
 
+/// A person is told to run `leave` at the copy, which speaks in the first one's name and with its key.
+#[test]
+fn a_copy_that_leaves_does_not_take_the_first_with_it() {
+    for restarted in [false, true] {
+        let mut company = Company::new(2);
+        let image = company.branches[0].disk.image();
+        let copy = company.start_copy(0, &image);
+        company.settle();
+        assert!(company.was_noticed(copy, refused));
+        if restarted {
+            company.restart_branch(copy);
+            company.step();
+        }
+        company.branches[copy].branch.leave().unwrap();
+        company.settle();
+        company.cut(copy);
+        company.branches.remove(copy);
+        company.write(0, &[insert(2, "b1's")]);
+        company.settle();
+        company.assert_even();
+        let names = company.head_names();
+        assert_eq!(names[&2], "b1's", "restarted: {restarted}");
+    }
+}
+
 /// The copy wrote and sent before it was found out: what the first wrote under the same numbers is not lost.
 #[test]
 fn what_the_first_wrote_under_the_copys_numbers_is_not_lost() {

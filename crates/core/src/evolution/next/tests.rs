@@ -264,3 +264,27 @@ fn a_table_that_cannot_be_shared_any_more_stays_as_it_was_and_a_missing_one_is_d
     assert_eq!(next.schema.table(1), present.table(1));
     assert_eq!(next.dropped, [2]);
 }
+
+#[test]
+fn what_the_rules_change_at_the_branches_is_told() {
+    let present = first(&[shop()]);
+    let rules = Rules {
+        direction: Direction::Down,
+        before: true,
+        ..Rules::default()
+    };
+    let plan = Plan {
+        rules: Arc::new(move |_: &Table| Some(rules.clone())),
+        follow: Follow::Follow,
+    };
+    let next = follow(&present, &BTreeMap::new(), &found(&[shop()]), &plan, &[]);
+    assert_eq!(next.schema.version, 2);
+    assert_eq!(
+        next.sentences(),
+        [
+            "table `shop` goes down only",
+            "branches keep the rows of table `shop` as they were before a change"
+        ]
+    );
+    assert!(next.told.is_empty(), "nobody is asked: {:?}", next.told);
+}

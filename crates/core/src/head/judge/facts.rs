@@ -162,7 +162,7 @@ impl Bench<'_> {
                             || case.doubtful
                             || case.held.is_some()
                             || !case.change.absent.is_empty()
-                            || self.unfit.contains(&(table.id, case.key.clone())))
+                            || self.unfit.contains_key(&(table.id, case.key.clone())))
                 })
                 .map(|case| case.key.clone())
                 .collect();

@@ -62,7 +62,7 @@ impl Bench<'_> {
         };
         let decision = match decision {
             Decision::Accept | Decision::Win(_) | Decision::Merge(..)
-                if self.unfit.contains(&place) =>
+                if self.unfit.contains_key(&place) =>
             {
                 Decision::Hold(Reason::DoesNotFit)
             }
@@ -286,6 +286,14 @@ impl Bench<'_> {
     ) -> ConflictRecord {
         let table = self.head.schema.table(case.change.table);
         self.writer.book.conflicts += 1;
+        let who = case.who_wrote_ours(ours.is_some());
+        let detail = match self.unfit.get(&(case.change.table, case.key.clone())) {
+            Some(why) if reason == Reason::DoesNotFit && !why.is_empty() => {
+                let who = who.map(|who| format!("; {who}")).unwrap_or_default();
+                Some(format!("{why}{who}"))
+            }
+            _ => who,
+        };
         let record = ConflictRecord {
             id: self.writer.book.conflicts,
             table: table.map(|table| table.name.clone()).unwrap_or_default(),
@@ -305,7 +313,7 @@ impl Bench<'_> {
             decided: self.now,
             before: case.change.before.clone(),
             merged,
-            detail: case.who_wrote_ours(ours.is_some()),
+            detail,
             shape: (self.head.schema.version, case.change.table),
         };
         self.records.push(record.clone());
