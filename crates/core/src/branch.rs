@@ -12,6 +12,7 @@ use ed25519_dalek::VerifyingKey;
 use crate::books::{
     self, BranchBook, IdentityBook, Joining, Note, OUTBOX, PublicKey, STAGED, SecretBytes,
 };
+use crate::by_name::ByName;
 use crate::change::Key;
 use crate::envelope;
 use crate::evolution::{Lift, Versions};
@@ -94,7 +95,7 @@ pub struct Branch {
     /// Parts of an open unit lie in the database.
     staged: bool,
     /// Rows sent and not yet answered, with the last batch that holds them.
-    claims: BTreeMap<Digest, BatchNumber>,
+    claims: ByName<BatchNumber>,
     /// The hashes of the batches that are not answered yet.
     chains: BTreeMap<BatchNumber, Digest>,
     /// Batches just frozen, so that they need not be read again to be sent.
@@ -171,7 +172,7 @@ pub struct Enrolment {
 /// What is to be remembered of the batches that are not answered.
 #[derive(Default)]
 struct Unanswered {
-    claims: BTreeMap<Digest, BatchNumber>,
+    claims: ByName<BatchNumber>,
     chains: BTreeMap<BatchNumber, Digest>,
     steps: hot::Steps,
 }
@@ -324,7 +325,7 @@ impl Branch {
             predecessors: succession::predecessors(db).await?,
             inbox,
             staged,
-            claims: BTreeMap::new(),
+            claims: ByName::default(),
             chains: BTreeMap::new(),
             fresh: take::Fresh::default(),
             steps: hot::Steps::default(),

@@ -4,7 +4,7 @@ use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Decoder, Encode};
 
 use crate::books::PublicKey;
-use crate::change::{Change, Effect, Key, Row};
+use crate::change::{Change, Effect, Key, Row, sized};
 use crate::conflict::ConflictRecord;
 use crate::envelope::MIN_ENVELOPE_BYTES;
 use crate::evolution::LostVersion;
@@ -310,7 +310,7 @@ pub struct Batch {
     #[n(4)]
     pub open: bool,
     /// The changes.
-    #[n(5)]
+    #[cbor(n(5), decode_with = "sized")]
     pub changes: Vec<Change>,
     /// The last log entry in the branch's database when it was frozen, with its hash: the log that its bases speak of. A
     /// head that was restored may have gone on otherwise.
@@ -359,6 +359,18 @@ pub enum LogBody {
     Schema(#[n(0)] SchemaStep),
 }
 
+impl LogBody {
+    /// How many rows it speaks of, some more than once.
+    pub fn changes(&self) -> usize {
+        match self {
+            Self::Changes(body) => {
+                body.changes.len() + body.verdicts.len() + body.settlements.len()
+            }
+            Self::Barrier(_) | Self::Schema(_) => 0,
+        }
+    }
+}
+
 /// A new schema version, in its place between the data before and the data after (P10).
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct SchemaStep {
@@ -380,7 +392,7 @@ pub struct LoggedChanges {
     #[n(0)]
     pub answers: Option<Answer>,
     /// The accepted changes.
-    #[n(1)]
+    #[cbor(n(1), decode_with = "sized")]
     pub changes: Vec<Logged>,
     /// What was decided otherwise than the branch sent it; for that branch only.
     #[n(2)]
