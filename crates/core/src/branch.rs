@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, VecDeque};
 use ed25519_dalek::VerifyingKey;
 
 use crate::books::{self, BranchBook, OUTBOX};
+use crate::by_name::ByName;
 use crate::change::Key;
 use crate::envelope;
 use crate::evolution::Versions;
@@ -95,7 +96,7 @@ pub struct Branch {
     /// Parts of an open unit lie in the database.
     staged: bool,
     /// Rows sent and not yet answered, with the last batch that holds them.
-    claims: BTreeMap<Digest, BatchNumber>,
+    claims: ByName<BatchNumber>,
     /// The hashes of the batches that are not answered yet.
     chains: BTreeMap<BatchNumber, Digest>,
     /// Batches just frozen, so that they need not be read again to be sent.

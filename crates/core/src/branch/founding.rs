@@ -9,6 +9,7 @@ use super::hot::Steps;
 use super::take::Fresh;
 use super::{BRANCH, Branch, LinkState};
 use crate::books::{self, BranchBook, IdentityBook, Joining, PublicKey, STAGED, SecretBytes};
+use crate::by_name::ByName;
 use crate::evolution::Versions;
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
@@ -110,7 +111,7 @@ impl Branch {
             predecessors: succession::predecessors(db).await?,
             inbox,
             staged,
-            claims: BTreeMap::new(),
+            claims: ByName::default(),
             chains: BTreeMap::new(),
             fresh: Fresh::default(),
             steps: Steps::default(),

@@ -152,7 +152,7 @@ impl Branch {
                 LogBody::Schema(_) => return whole,
                 LogBody::Barrier(barrier) => return Some((index + 1, Some(barrier.clone()))),
                 LogBody::Changes(body) => {
-                    changes += body.changes.len() + body.verdicts.len() + body.settlements.len();
+                    changes += slot.changes;
                     if !body.open {
                         whole = Some((index + 1, None));
                         if changes >= enough {

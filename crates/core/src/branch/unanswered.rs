@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::hot::Steps;
 use super::{Branch, READ_BYTES};
 use crate::books::{BranchBook, OUTBOX};
+use crate::by_name::ByName;
 use crate::envelope;
 use crate::evolution::{Lift, Versions};
 use crate::failure::OfficeResult;
@@ -16,7 +17,7 @@ use crate::schema::Schema;
 /// What is to be remembered of the batches that are not answered.
 #[derive(Default)]
 pub(super) struct Unanswered {
-    claims: BTreeMap<Digest, BatchNumber>,
+    claims: ByName<BatchNumber>,
     chains: BTreeMap<BatchNumber, Digest>,
     steps: Steps,
 }

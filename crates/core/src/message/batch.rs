@@ -2,7 +2,7 @@
 
 use minicbor::{Decode, Encode};
 
-use crate::change::Change;
+use crate::change::{Change, sized};
 use crate::evolution::LostVersion;
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition};
 use crate::schema::SchemaVersion;
@@ -26,7 +26,7 @@ pub struct Batch {
     #[n(4)]
     pub open: bool,
     /// The changes.
-    #[n(5)]
+    #[cbor(n(5), decode_with = "sized")]
     pub changes: Vec<Change>,
     /// The last log entry in the branch's database when it was frozen, with its hash: the log that its bases speak of. A
     /// head that was restored may have gone on otherwise.

@@ -4,7 +4,7 @@ use minicbor::{Decode, Encode};
 
 use super::comparison::Barrier;
 use super::question::Keep;
-use crate::change::{Effect, Key, Row};
+use crate::change::{Effect, Key, Row, sized};
 use crate::conflict::ConflictRecord;
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::schema::{Schema, SchemaVersion, TableId};
@@ -43,6 +43,18 @@ pub enum LogBody {
     Schema(#[n(0)] SchemaStep),
 }
 
+impl LogBody {
+    /// How many rows it speaks of, some more than once.
+    pub fn changes(&self) -> usize {
+        match self {
+            Self::Changes(body) => {
+                body.changes.len() + body.verdicts.len() + body.settlements.len()
+            }
+            Self::Barrier(_) | Self::Schema(_) => 0,
+        }
+    }
+}
+
 /// A new schema version, in its place between the data before and the data after (P10).
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct SchemaStep {
@@ -64,7 +76,7 @@ pub struct LoggedChanges {
     #[n(0)]
     pub answers: Option<Answer>,
     /// The accepted changes.
-    #[n(1)]
+    #[cbor(n(1), decode_with = "sized")]
     pub changes: Vec<Logged>,
     /// What was decided otherwise than the branch sent it; for that branch only.
     #[n(2)]

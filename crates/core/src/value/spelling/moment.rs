@@ -138,6 +138,13 @@ pub(super) fn time_with_zone(text: &str) -> Option<Cow<'_, str>> {
 /// A date and a time, with a blank or a `T` between them. What has a zone is told in UTC; what has none is in UTC. A
 /// moment without a zone may have that of UTC, which says nothing more.
 pub(super) fn moment(text: &str, has_zone: bool) -> Option<Cow<'_, str>> {
+    if is_plain_moment(text, has_zone) {
+        return Some(Cow::Borrowed(text));
+    }
+    any_moment(text, has_zone)
+}
+
+fn any_moment(text: &str, has_zone: bool) -> Option<Cow<'_, str>> {
     let (body, before) = era(text);
     let (local, zone) = zoned(body)?;
     let at = local.find([' ', 'T'])?;
@@ -167,4 +174,81 @@ pub(super) fn moment(text: &str, has_zone: bool) -> Option<Cow<'_, str>> {
         "{year:04}-{month:02}-{day:02} {}{utc}{era}",
         clock.text()
     )))
+}
+
+/// Whether a moment is one of the last centuries in its one spelling, as nearly all are: told without taking it apart.
+fn is_plain_moment(text: &str, has_zone: bool) -> bool {
+    let local = match has_zone {
+        true => text.strip_suffix("+00"),
+        false => Some(text),
+    };
+    let Some((front, fraction)) = local.and_then(|local| local.as_bytes().split_at_checked(19))
+    else {
+        return false;
+    };
+    let shape = front.iter().enumerate().all(|(at, byte)| match at {
+        4 | 7 => *byte == b'-',
+        10 => *byte == b' ',
+        13 | 16 => *byte == b':',
+        _ => byte.is_ascii_digit(),
+    });
+    let two = |at: usize| match front.get(at..at + 2) {
+        Some([tens, ones]) => 10 * u32::from(tens & 15) + u32::from(ones & 15),
+        _ => u32::MAX,
+    };
+    let part = match fraction {
+        [] => true,
+        [b'.', digits @ .., last] => {
+            digits.len() < 6
+                && digits.iter().all(u8::is_ascii_digit)
+                && (b'1'..=b'9').contains(last)
+        }
+        _ => false,
+    };
+    // Every month has 28 days; the last ones, and early years, are looked at more closely.
+    shape
+        && part
+        && two(0) > 0
+        && (1..=12).contains(&two(5))
+        && (1..=28).contains(&two(8))
+        && two(11) < 24
+        && two(14) < 60
+        && two(17) < 60
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn a_moment_that_is_told_at_a_glance_is_in_its_one_spelling(
+            text in "(0[01]|1[0-9]|20|99)[0-9]{2}-[01][0-9]-[0-3][0-9][ T][0-2][0-9]:[0-6][0-9]:[0-6][0-9](\\.[0-9]{0,7})?(\\+00|Z|)( BC)?"
+        ) {
+            for has_zone in [false, true] {
+                if is_plain_moment(&text, has_zone) {
+                    proptest::prop_assert_eq!(any_moment(&text, has_zone), Some(Cow::Borrowed(text.as_str())));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn usual_moments_are_told_at_a_glance() {
+        assert!(is_plain_moment("2024-01-02 03:04:05.120001+00", true));
+        assert!(is_plain_moment("2024-01-02 03:04:05", false));
+        for (text, has_zone) in [
+            ("2024-01-02 03:04:05", true),
+            ("2024-01-02 03:04:05+00", false),
+            ("2024-01-02 03:04:05.10", false),
+            ("2024-01-02 03:04:05.", false),
+            ("0000-01-02 03:04:05", false),
+            ("2024-00-02 03:04:05", false),
+            ("2024-02-30 03:04:05", false),
+            ("2024-01-02 24:00:00", false),
+            ("infinity", true),
+        ] {
+            assert!(!is_plain_moment(text, has_zone), "{text}");
+        }
+    }
 }
