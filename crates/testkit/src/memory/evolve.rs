@@ -296,9 +296,19 @@ impl State {
             }
             sources.push(new.or(old));
         }
+        // What neither version knows is the application's own, and stays.
+        let mut goal = to.clone();
+        for (at, column) in stored.table.columns.iter().enumerate() {
+            let mut versions = former.into_iter().chain([to]);
+            let known = versions.any(|one| one.columns.iter().any(|c| c.name == column.name));
+            if former.is_some() && !known && !sources.contains(&Some(at)) {
+                goal.columns.push(column.clone());
+                sources.push(Some(at));
+            }
+        }
         let reshape = Reshape {
             from: &stored.table,
-            to,
+            to: &goal,
             sources,
         };
         let mut rows = BTreeMap::new();
@@ -309,7 +319,7 @@ impl State {
         if rows.len() < stored.rows.len() {
             return Err("two rows would have one key".into());
         }
-        let evolved = Stored::new(to, rows, stored.bound);
+        let evolved = Stored::new(&goal, rows, stored.bound);
         evolved.check_unique().map_err(|error| error.to_string())?;
         for write in Arc::make_mut(&mut self.capture).values_mut() {
             if write.table == was {
