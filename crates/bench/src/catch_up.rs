@@ -116,7 +116,22 @@ fn run(
     }
     let (server, database) = company.database(to);
     let took = sales::wait(server, database, rows, began, PATIENCE);
-    note(figures, name, rows, took, company.cpu() - before);
+    let used: Vec<f64> = company
+        .cpu()
+        .iter()
+        .zip(before)
+        .map(|(after, before)| after - before)
+        .collect();
+    note(figures, name, rows, took, used.iter().sum());
+    for (part, used) in ["head", "branch", "head's server", "branch's server"]
+        .iter()
+        .zip(used)
+    {
+        eprintln!(
+            "    {part}: {:.2} CPU s per 100k",
+            used * 100_000.0 / f64::from(rows)
+        );
+    }
     figures.add(
         name,
         "bytes/change",

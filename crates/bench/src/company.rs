@@ -196,14 +196,19 @@ impl<'m> Company<'m> {
         self.offices.usage(side)
     }
 
-    /// Processor time so far of both processes and of the server processes that work for them.
-    pub fn cpu(&self) -> f64 {
-        let sides = [Side::Head, Side::Branch].map(|side| {
+    /// Processor time so far: the head's process, the branch's, and the server processes that work for each.
+    pub fn cpu(&self) -> [f64; 4] {
+        let query = "SELECT pid FROM pg_stat_activity WHERE application_name = 'branchline' AND datname = current_database()";
+        let of_server = |side| {
             let (server, database) = self.database(side);
-            let query = "SELECT pid FROM pg_stat_activity WHERE application_name = 'branchline' AND datname = current_database()";
-            self.usage(side).cpu + backends_cpu(server, database, query)
-        });
-        sides.iter().sum()
+            backends_cpu(server, database, query)
+        };
+        [
+            self.usage(Side::Head).cpu,
+            self.usage(Side::Branch).cpu,
+            of_server(Side::Head),
+            of_server(Side::Branch),
+        ]
     }
 
     /// Waits until an office has taken all that its application wrote, or takes no more.

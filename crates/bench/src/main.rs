@@ -7,6 +7,8 @@
 
 use clap::{Parser, ValueEnum};
 
+mod adapter;
+mod broker;
 mod capture;
 mod catch_up;
 mod company;
@@ -34,6 +36,10 @@ enum Cell {
     MariaDb,
     /// What happens when many branches come back at once.
     Crowd,
+    /// What the PostgreSQL adapter does by itself.
+    Adapter,
+    /// What a link over RabbitMQ carries by itself.
+    Broker,
 }
 
 /// Measures Branchline beside PostgreSQL's logical replication.
@@ -81,6 +87,12 @@ fn main() {
     }
     if wanted(Cell::Crowd) {
         crowd::measure(&machine, &arguments, &mut figures);
+    }
+    if wanted(Cell::Adapter) {
+        adapter::measure(&machine, &arguments, &mut figures);
+    }
+    if wanted(Cell::Broker) {
+        broker::measure(&machine, &arguments, &mut figures);
     }
     println!("{}", figures.text());
 }

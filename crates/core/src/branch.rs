@@ -9,27 +9,25 @@ use std::collections::{BTreeMap, VecDeque};
 
 use ed25519_dalek::VerifyingKey;
 
-use crate::books::{
-    self, BranchBook, IdentityBook, Joining, Note, OUTBOX, PublicKey, STAGED, SecretBytes,
-};
+use crate::books::{self, BranchBook, OUTBOX};
+use crate::by_name::ByName;
 use crate::change::Key;
 use crate::envelope;
-use crate::evolution::{Lift, Versions};
-use crate::failure::{OfficeError, OfficeResult, unchanged};
-use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
+use crate::evolution::Versions;
+use crate::failure::{OfficeResult, unchanged};
+use crate::identity::{BatchNumber, Digest, LogPosition, Micros, OfficeName};
 use crate::inbox::Inbox;
-use crate::message::{
-    Barrier, Batch, Chunk, HistoryRequest, Keep, LogEntry, Message, Position, SettleRequest,
-    VerifyRequest,
-};
-use crate::office::{IDENTITY, Identity, conclude};
+use crate::message::{Barrier, Chunk, LogEntry, Message, Position};
+use crate::office::{Identity, conclude};
 use crate::output::{Notice, Output, To, Token};
 use crate::port::{Database, Purpose};
 use crate::retention::Retention;
-use crate::schema::{Schema, Table, TableId};
-use crate::succession::{self, Predecessor};
+use crate::schema::{Schema, TableId};
+use crate::succession::Predecessor;
 
 mod anew;
+mod asking;
+mod founding;
 mod greeting;
 mod hearing;
 mod here;
@@ -39,16 +37,20 @@ mod land;
 mod look;
 mod promote;
 mod recall;
+mod state;
 mod step;
 mod succeed;
 mod take;
+mod unanswered;
 mod unfit;
 mod verify;
 
+pub use founding::Enrolment;
 use here::{Differing, Here};
 pub(crate) use land::{MOVED_RECORDS, append_record};
 pub(crate) use look::{UNCAPTURED, remember_uncaptured};
 pub use promote::Promotion;
+pub use state::{BranchState, held_rows};
 pub use succeed::Renewal;
 
 /// The name of the branch's own record.
@@ -94,7 +96,7 @@ pub struct Branch {
     /// Parts of an open unit lie in the database.
     staged: bool,
     /// Rows sent and not yet answered, with the last batch that holds them.
-    claims: BTreeMap<Digest, BatchNumber>,
+    claims: ByName<BatchNumber>,
     /// The hashes of the batches that are not answered yet.
     chains: BTreeMap<BatchNumber, Digest>,
     /// Batches just frozen, so that they need not be read again to be sent.
@@ -153,216 +155,14 @@ struct LinkState {
     copied: bool,
 }
 
-/// What a join code gives a branch to begin with.
-#[derive(Clone, Debug)]
-pub struct Enrolment {
-    /// Who the branch is to be.
-    pub identity: IdentityBook,
-    /// Its first incarnation.
-    pub incarnation: Incarnation,
-    /// The head's name.
-    pub head_name: OfficeName,
-    /// The head's public key.
-    pub head_key: [u8; 32],
-    /// The code's secret.
-    pub secret: [u8; 32],
-}
-
-/// What is to be remembered of the batches that are not answered.
-#[derive(Default)]
-struct Unanswered {
-    claims: BTreeMap<Digest, BatchNumber>,
-    chains: BTreeMap<BatchNumber, Digest>,
-    steps: hot::Steps,
-}
-
-impl Unanswered {
-    async fn read<D: Database>(
-        db: &mut D,
-        book: &BranchBook,
-        versions: &Versions,
-        schema: &Schema,
-    ) -> OfficeResult<Self> {
-        let mut read = Self::default();
-        let mut from = book.answered.next();
-        while from <= book.frozen {
-            let entries = db.entries(OUTBOX, from.0, READ_BYTES).await?;
-            let Some(last) = entries.last().map(|entry| entry.number) else {
-                break;
-            };
-            for entry in &entries {
-                let chain = envelope::chain(&entry.bytes);
-                read.chains.insert(BatchNumber(entry.number), chain);
-                if let Message::Batch(batch) = envelope::open(&entry.bytes)?.read_own()? {
-                    read.claim(&batch, versions, schema);
-                }
-            }
-            from = BatchNumber(last).next();
-        }
-        Ok(read)
-    }
-
-    /// Notes the rows of a batch, by their keys in the present tables.
-    fn claim(&mut self, batch: &Batch, versions: &Versions, schema: &Schema) {
-        let Some(was) = versions.shapes_of(batch, schema) else {
-            return;
-        };
-        for change in &batch.changes {
-            let from = was.table(change.table);
-            let to = from.and_then(|from| schema.table(from.id));
-            let Some((from, to)) = from.zip(to) else {
-                continue;
-            };
-            let lift = Lift { from, to };
-            if let Ok(key) = lift.key(&change.effect.key(from)) {
-                self.claims.insert(key.digest(to), batch.number);
-            }
-            if let Ok((change, _)) = lift.change(change) {
-                self.steps.note(to, &change, batch.number);
-            }
-        }
-    }
-}
-
-/// What a branch says of itself in `status`.
-#[derive(Clone, Debug)]
-pub struct BranchState {
-    /// Whether the head let it in over the present link.
-    pub connected: bool,
-    /// When the head was last heard of.
-    pub heard: Micros,
-    /// The last log entry in this database.
-    pub cursor: LogPosition,
-    /// The end of the head's log, as last heard.
-    pub known_last: LogPosition,
-    /// The last batch frozen.
-    pub frozen: BatchNumber,
-    /// The last batch answered.
-    pub answered: BatchNumber,
-    /// How far the first copy is; none when complete.
-    pub joining: Option<Joining>,
-    /// The head's clock minus this office's, in milliseconds.
-    pub clock_offset_ms: i64,
-    /// Why the head refused this branch, if it did.
-    pub refused: Option<String>,
-}
-
 impl Branch {
-    /// Makes this database a branch that is about to join.
-    pub async fn found<D: Database>(db: &mut D, enrolment: &Enrolment) -> OfficeResult<()> {
+    /// Makes this the branch's record, in a transaction of its own.
+    async fn keep_book<D: Database>(&mut self, db: &mut D, book: BranchBook) -> OfficeResult<()> {
         db.begin(Purpose::Apply).await?;
-        let outcome = async {
-            let book = BranchBook {
-                incarnation: enrolment.incarnation,
-                frozen: BatchNumber::NONE,
-                chain: Digest::default(),
-                answered: BatchNumber::NONE,
-                cursor: LogPosition::NONE,
-                head: None,
-                head_name: enrolment.head_name.clone(),
-                head_key: PublicKey(enrolment.head_key),
-                secret: Some(SecretBytes(enrolment.secret)),
-                joining: Some(Joining::default()),
-                log_chain: Digest::default(),
-                lineage: 0,
-                compare: None,
-                clock_offset: None,
-                refused: Vec::new(),
-                succession: None,
-                lacked: None,
-                unbound: None,
-                lineages: None,
-                left_out: None,
-                uncompared: None,
-            };
-            books::store(db, IDENTITY, &enrolment.identity).await?;
-            books::store(db, BRANCH, &book).await
-        };
-        let outcome = outcome.await;
-        conclude(db, outcome).await
-    }
-
-    /// Reads the branch from its database. `session` is drawn anew at each start.
-    pub async fn load<D: Database>(db: &mut D, session: [u8; 16]) -> OfficeResult<Self> {
-        db.begin(Purpose::Read).await?;
-        let outcome = Self::read(db, session).await;
-        conclude(db, outcome).await
-    }
-
-    async fn read<D: Database>(db: &mut D, session: [u8; 16]) -> OfficeResult<Self> {
-        let (identity, _) = Identity::load(db).await?;
-        let book: BranchBook = books::load(db, BRANCH).await?.ok_or_else(|| {
-            OfficeError::NotSetUp("this database belongs to a head, not to a branch".into())
-        })?;
-        let schema = books::newest_schema(db).await?.unwrap_or_default();
-        let head_key = VerifyingKey::from_bytes(&book.head_key.0)
-            .map_err(|_| OfficeError::Books("the head's public key".into()))?;
-        let staged = db.extent(STAGED).await?;
-        let mut any_notes = false;
-        for table in &schema.tables {
-            any_notes |= !db.notes(table, None).await?.is_empty();
-        }
-        let mut inbox = Inbox::new(book.cursor.0);
-        let staged = staged.entries > 0 && staged.first == book.cursor.next().0 && {
-            inbox.restart(staged.last);
-            true
-        };
-        let link = LinkState {
-            sent: book.answered,
-            known_last: book.cursor,
-            ..LinkState::default()
-        };
-        let mut branch = Self {
-            identity,
-            session,
-            schema,
-            versions: Versions::load(db).await?,
-            shape: None,
-            differing: Differing::new(),
-            stepped: false,
-            head_key,
-            predecessors: succession::predecessors(db).await?,
-            inbox,
-            staged,
-            claims: BTreeMap::new(),
-            chains: BTreeMap::new(),
-            fresh: take::Fresh::default(),
-            steps: hot::Steps::default(),
-            any_notes,
-            captured: true,
-            emptied: Micros(0),
-            moving: true,
-            reused: false,
-            unfit_after: BTreeMap::new(),
-            unfit_tried: Micros(0),
-            bound_tried: Micros(0),
-            store_and_forward: false,
-            retention: Retention::default(),
-            upkept: None,
-            link,
-            chunk: None,
-            chunk_asked: None,
-            seen: None,
-            passed: None,
-            outputs: VecDeque::new(),
-            book,
-        };
-        branch.read_claims(db).await?;
-        Ok(branch)
-    }
-
-    async fn read_claims<D: Database>(&mut self, db: &mut D) -> OfficeResult<()> {
-        let unanswered = Unanswered::read(db, &self.book, &self.versions, &self.schema).await?;
-        self.remember(unanswered);
+        let outcome = books::store(db, BRANCH, &book).await;
+        conclude(db, outcome).await?;
+        self.book = book;
         Ok(())
-    }
-
-    /// Takes what is not answered from what was read of it, not from what was remembered.
-    fn remember(&mut self, unanswered: Unanswered) {
-        self.fresh.clear();
-        self.claims = unanswered.claims;
-        self.chains = unanswered.chains;
-        self.steps = unanswered.steps;
     }
 
     /// Takes the next output.
@@ -433,69 +233,6 @@ impl Branch {
 
     fn notice(&mut self, notice: Notice) {
         self.outputs.push_back(Output::Notice(notice));
-    }
-
-    /// Tells the head that this branch leaves for good. A copy of a branch goes without a word.
-    pub fn leave(&mut self) -> OfficeResult<()> {
-        if self.link.copied {
-            return Ok(());
-        }
-        self.tell(&Message::Leave)
-    }
-
-    /// Asks the head to compare this branch with itself, and where wanted to make differing rows here what they are at
-    /// the head; the outcome comes as a notice.
-    pub fn verify(&mut self, repair: bool) -> OfficeResult<()> {
-        self.tell(&Message::VerifyRequest(VerifyRequest { repair }))
-    }
-
-    /// Numbers this branch's questions after this number, so that an answer to an earlier process, which a broker may
-    /// have kept, is not taken for one to this. To be called once, before the first question, with a number drawn at random.
-    pub fn number_questions_after(&mut self, last: u64) {
-        self.link.question = last;
-        self.link.earlier_questions = last;
-    }
-
-    /// Asks the head to settle a conflict about this branch's changes. The answer comes as [`Notice::Reply`] under the
-    /// number returned.
-    pub fn settle(&mut self, conflict: u64, keep: Keep) -> OfficeResult<u64> {
-        self.link.question += 1;
-        let question = self.link.question;
-        self.tell(&Message::Settle(SettleRequest {
-            question,
-            conflict,
-            keep,
-        }))?;
-        Ok(question)
-    }
-
-    /// Asks the head for a row's history. The answer comes as [`Notice::Reply`] under the number returned.
-    pub fn history(&mut self, table: &str, key: Key) -> OfficeResult<u64> {
-        self.link.question += 1;
-        let question = self.link.question;
-        self.tell(&Message::HistoryRequest(HistoryRequest {
-            question,
-            table: table.into(),
-            key,
-        }))?;
-        Ok(question)
-    }
-
-    /// Asks the head how far it is; see [`Branch::answered_evenly`].
-    pub fn ask(&mut self, now: Micros) -> OfficeResult<u64> {
-        self.link.question += 1;
-        self.announce(now, self.link.question)?;
-        Ok(self.link.question)
-    }
-
-    /// Whether the head, answering this or a later question, was even with this branch.
-    pub fn answered_evenly(&self, question: u64) -> bool {
-        self.link.answer.0 >= question && self.link.answer.1
-    }
-
-    /// Whether the head has answered this or a later question.
-    pub fn was_answered(&self, question: u64) -> bool {
-        self.link.answer.0 >= question
     }
 
     fn announce(&mut self, now: Micros, question: u64) -> OfficeResult<()> {
@@ -652,65 +389,4 @@ impl Branch {
         }
         Ok(())
     }
-
-    /// The stream of the log entries that this branch keeps for a head that may be restored.
-    pub fn followed(&self) -> String {
-        self.book.followed()
-    }
-
-    /// Rows sent and not yet answered.
-    pub fn unanswered_rows(&self) -> usize {
-        self.claims.len()
-    }
-
-    /// When the oldest change was written that is sent, or to be sent, and not yet answered.
-    pub async fn oldest_unanswered<D: Database>(&self, db: &mut D) -> OfficeResult<Option<Micros>> {
-        let first = self.book.answered.next();
-        if first > self.book.frozen {
-            return Ok(None);
-        }
-        let entries = db.entries(OUTBOX, first.0, 1).await?;
-        let Some(entry) = entries.first().filter(|entry| entry.number == first.0) else {
-            return Ok(None);
-        };
-        let Message::Batch(batch) = envelope::open(&entry.bytes)?.read_own()? else {
-            return Ok(None);
-        };
-        Ok(batch.changes.iter().map(|change| change.at).min())
-    }
-
-    /// Where this branch stands.
-    pub fn state(&self) -> BranchState {
-        BranchState {
-            connected: self.link.up && self.link.welcomed,
-            heard: self.link.heard,
-            cursor: self.book.cursor,
-            known_last: self.link.known_last,
-            frozen: self.book.frozen,
-            answered: self.book.answered,
-            joining: self.book.joining.clone(),
-            clock_offset_ms: self.link.clock_offset_ms,
-            refused: self.link.refused.clone(),
-        }
-    }
-
-    /// Whether this branch has nothing to send, nothing unanswered, and all that it knows of.
-    pub async fn is_even<D: Database>(&self, db: &mut D) -> OfficeResult<bool> {
-        let settled = self.book.answered == self.book.frozen
-            && self.book.cursor >= self.link.known_last
-            && self.book.joining.is_none();
-        Ok(settled && db.backlog().await?.writes == 0)
-    }
-}
-
-/// How many rows of a table are held at this branch, or do not fit here.
-pub async fn held_rows<D: Database>(db: &mut D, table: &Table) -> OfficeResult<u64> {
-    let mut held = 0;
-    for note in db.notes(table, None).await?.values() {
-        held += u64::from(matches!(
-            books::decode::<Note>(note)?,
-            Note::Held(..) | Note::Unfit(..) | Note::Unreadable(..)
-        ));
-    }
-    Ok(held)
 }

@@ -1,6 +1,6 @@
 //! Rows, keys, and what an office says of them.
 
-use minicbor::{Decode, Encode};
+use minicbor::{Decode, Decoder, Encode};
 
 use crate::identity::{BatchNumber, Digest, LogPosition, Micros};
 use crate::schema::{Table, TableId};
@@ -9,12 +9,12 @@ use crate::value::{Value, feed};
 /// A whole row, in the column order of its schema version.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 #[cbor(transparent)]
-pub struct Row(#[n(0)] pub Vec<Value>);
+pub struct Row(#[cbor(n(0), decode_with = "sized")] pub Vec<Value>);
 
 /// A primary key, in key order.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 #[cbor(transparent)]
-pub struct Key(#[n(0)] pub Vec<Value>);
+pub struct Key(#[cbor(n(0), decode_with = "sized")] pub Vec<Value>);
 
 impl Key {
     /// The name of a row within the whole company, equal at every office and engine.
@@ -63,6 +63,22 @@ fn cut(hasher: &blake3::Hasher) -> Digest {
     Digest(digest)
 }
 
+/// How many elements a list gets room for on its word alone.
+const TOLD: u64 = 1024;
+
+/// Reads a list into the room that it says it needs, instead of growing it by and by.
+pub(crate) fn sized<'b, C, T: Decode<'b, C>>(
+    decoder: &mut Decoder<'b>,
+    context: &mut C,
+) -> Result<Vec<T>, minicbor::decode::Error> {
+    let told = decoder.probe().array()?.unwrap_or_default().min(TOLD);
+    let mut list = Vec::with_capacity(usize::try_from(told).unwrap_or_default());
+    for element in decoder.array_iter_with::<C, T>(context)? {
+        list.push(element?);
+    }
+    Ok(list)
+}
+
 /// What became of a row.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Effect {
@@ -94,7 +110,7 @@ impl Effect {
     /// Whether it has the shape of this table's rows.
     pub fn fits(&self, table: &Table) -> bool {
         match self {
-            Self::Put(row) => table.fits(row) && table.fits_key(&table.key_of(row)),
+            Self::Put(row) => table.fits(row) && table.has_key(row),
             Self::Delete(key) => table.fits_key(key),
         }
     }

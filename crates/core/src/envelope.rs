@@ -29,6 +29,8 @@ thread_local! {
     /// Making one takes longer than what most envelopes need of it.
     static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> =
         const { RefCell::new(None) };
+    static COMPRESSOR: RefCell<Option<zstd::bulk::Compressor<'static>>> =
+        const { RefCell::new(None) };
 }
 
 const MAGIC: &[u8; 4] = b"BRLN";
@@ -96,7 +98,7 @@ pub fn seal(
         return Err(EnvelopeError::TooLarge(plain.len()));
     }
     let squeezed = if plain.len() >= COMPRESS_FROM_BYTES {
-        zstd::bulk::compress(&plain, COMPRESSION_LEVEL)
+        compressed(&plain)
             .ok()
             .filter(|small| small.len() < plain.len())
     } else {
@@ -123,6 +125,16 @@ pub fn seal(
         return Err(EnvelopeError::TooLarge(bytes.len()));
     }
     Ok(bytes)
+}
+
+fn compressed(plain: &[u8]) -> std::io::Result<Vec<u8>> {
+    COMPRESSOR.with_borrow_mut(|pack| {
+        let pack = match pack {
+            Some(pack) => pack,
+            None => pack.insert(zstd::bulk::Compressor::new(COMPRESSION_LEVEL)?),
+        };
+        pack.compress(plain)
+    })
 }
 
 /// Checks an envelope's frame.

@@ -9,6 +9,8 @@ use crate::output::Token;
 pub const INBOX_ENVELOPES: usize = 20;
 /// How many bytes of envelopes may wait.
 pub const INBOX_BYTES: usize = 8 * 1024 * 1024;
+/// How many changes may wait: about as many as one transaction lands. Decoded they take twenty times their bytes.
+pub const INBOX_CHANGES: usize = 8_000;
 /// How long to wait before asking again for what is missing.
 const ASK_AGAIN_MS: i64 = 1000;
 
@@ -21,6 +23,8 @@ pub struct Slot<T> {
     pub bytes: Vec<u8>,
     /// Its message.
     pub message: T,
+    /// How many changes and verdicts it holds.
+    pub changes: usize,
     /// What to acknowledge once it is durable.
     pub token: Token,
 }
@@ -43,6 +47,7 @@ pub enum Admission {
 pub struct Inbox<T> {
     slots: VecDeque<Slot<T>>,
     bytes: usize,
+    changes: usize,
     /// The last number that is durable here (landed, or staged).
     received: u64,
     asked: Option<(u64, Micros)>,
@@ -54,6 +59,7 @@ impl<T> Inbox<T> {
         Self {
             slots: VecDeque::new(),
             bytes: 0,
+            changes: 0,
             received,
             asked: None,
         }
@@ -71,7 +77,9 @@ impl<T> Inbox<T> {
 
     /// Whether more may come.
     pub fn has_room(&self) -> bool {
-        self.slots.len() < INBOX_ENVELOPES && self.bytes < INBOX_BYTES
+        self.slots.len() < INBOX_ENVELOPES
+            && self.bytes < INBOX_BYTES
+            && self.changes < INBOX_CHANGES
     }
 
     /// Takes an arrival in, or says why not.
@@ -88,6 +96,7 @@ impl<T> Inbox<T> {
         }
         self.asked = None;
         self.bytes += slot.bytes.len();
+        self.changes += slot.changes;
         self.slots.push_back(slot);
         Admission::Kept
     }
@@ -127,6 +136,7 @@ impl<T> Inbox<T> {
     pub fn leave(&mut self, count: usize) -> Vec<Token> {
         let gone: Vec<Slot<T>> = self.slots.drain(..count.min(self.slots.len())).collect();
         self.bytes -= gone.iter().map(|slot| slot.bytes.len()).sum::<usize>();
+        self.changes -= gone.iter().map(|slot| slot.changes).sum::<usize>();
         self.received += gone.len() as u64;
         gone.into_iter().map(|slot| slot.token).collect()
     }

@@ -18,6 +18,7 @@
 
 pub mod books;
 pub mod branch;
+mod by_name;
 pub mod change;
 pub mod conflict;
 pub mod envelope;

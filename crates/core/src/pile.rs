@@ -58,8 +58,13 @@ impl Pile {
         let mut keys: Vec<(TableId, Vec<Key>)> = Vec::with_capacity(effects.len());
         let mut flat = Vec::new();
         for (table, rows) in effects {
-            keys.push((table, rows.keys().cloned().collect()));
-            flat.extend(rows.into_values().map(|effect| (table, effect)));
+            let mut names = Vec::with_capacity(rows.len());
+            flat.reserve(rows.len());
+            for (key, effect) in rows {
+                names.push(key);
+                flat.push((table, effect));
+            }
+            keys.push((table, names));
         }
         if flat.is_empty() {
             return Ok(Vec::new());

@@ -302,6 +302,15 @@ impl Table {
                 .all(|(column, value)| column.kind.holds(value))
     }
 
+    /// Whether a row that fits has a whole key.
+    pub fn has_key(&self, row: &Row) -> bool {
+        self.key.iter().all(|&at| {
+            row.0
+                .get(usize::from(at))
+                .is_some_and(|value| !value.is_null())
+        })
+    }
+
     /// Whether the key has the right number of values, each holding its type and none NULL.
     pub fn fits_key(&self, key: &Key) -> bool {
         key.0.len() == self.key.len()

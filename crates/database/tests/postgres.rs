@@ -7,8 +7,6 @@ mod before;
 mod catalogue;
 #[path = "postgres/connecting.rs"]
 mod connecting;
-#[path = "postgres/figures.rs"]
-mod figures;
 #[path = "postgres/office.rs"]
 mod office;
 #[path = "postgres/reading.rs"]

@@ -20,7 +20,9 @@ pub mod capture;
 pub mod carried;
 pub mod catalogue;
 pub mod circles;
+pub mod columns;
 pub mod evolution;
+pub mod keys;
 pub mod reading;
 pub mod references;
 pub mod sample;
@@ -357,13 +359,13 @@ macro_rules! conformance_tests {
             books: a_dropped_handle_undoes_all,
             books: a_new_transaction_undoes_one_left_open,
             evolution: the_shape_changes_with_what_defines_the_tables,
-            evolution: columns_come_and_go_and_rows_keep_their_values,
-            evolution: columns_swap_their_names,
+            columns: columns_come_and_go_and_rows_keep_their_values,
+            columns: columns_swap_their_names,
             evolution: tables_are_renamed_in_chains_and_swap_their_names,
-            evolution: columns_become_other_types,
-            evolution: keys_become_another_type_with_their_references,
-            evolution: keys_change_their_columns,
-            evolution: constraints_and_indexes_follow,
+            columns: columns_become_other_types,
+            keys: keys_become_another_type_with_their_references,
+            keys: keys_change_their_columns,
+            keys: constraints_and_indexes_follow,
             evolution: tables_come_go_and_stay_without_capture,
             evolution: what_cannot_follow_stays_whole_and_the_others_go_on,
             evolution: what_the_application_did_already_is_not_done_twice,

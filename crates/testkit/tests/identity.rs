@@ -2,14 +2,13 @@
 //! the production core: a head and its branches as values, time passed in.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
-#[path = "identity/company.rs"]
-mod company;
-
 mod identity {
     mod apart;
     mod between_steps;
     mod clones;
     mod dependents;
+    pub mod company;
+    mod forks;
     mod horizon;
     mod hot_counters;
     mod promoted;
@@ -23,3 +22,5 @@ mod identity {
     mod settling;
     mod uncompared;
 }
+
+use identity::company;

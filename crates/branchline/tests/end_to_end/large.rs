@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use branchline_testkit::servers::free_port;
 use tempfile::TempDir;
 
-use crate::office::{Office, settle};
+use crate::items::head_and_branch;
+use crate::office::settle;
 use crate::sql::Db;
 
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -15,16 +15,8 @@ const ROWS: u32 = 45_000;
 #[test]
 fn a_transaction_of_the_head_that_is_larger_than_its_window_arrives() {
     let folder = TempDir::new().unwrap();
-    let mut head = Office::sqlite(folder.path(), "HO");
-    let mut at_head = Db::open(&head.database);
-    at_head.run("CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT)");
-    head.init("*", &["--listen", &format!("127.0.0.1:{}", free_port())]);
-    let code = head.invite("b1", &[]);
-    head.run();
-    let mut branch = Office::sqlite(folder.path(), "b1");
-    branch.join(&code);
-    branch.run();
-    at_head.run(format!(
+    let (mut head, mut branch) = head_and_branch(&folder);
+    Db::open(&head.database).run(format!(
         "WITH RECURSIVE n(id) AS (SELECT 1 UNION ALL SELECT id + 1 FROM n WHERE id < {ROWS}) \
          INSERT INTO item SELECT id, 'one of many' FROM n"
     ));

@@ -11,6 +11,7 @@ mod company;
 mod conflicts;
 mod crowd;
 mod evolution;
+mod items;
 mod joining;
 mod journal;
 mod large;

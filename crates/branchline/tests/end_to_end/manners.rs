@@ -8,18 +8,11 @@ use branchline_testkit::servers::{free_port, postgres};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::items::head;
 use crate::office::{BINARY, Office, wait_until};
 use crate::sql::Db;
 
 const SOON: Duration = Duration::from_secs(30);
-
-/// A head on a SQLite file with one table, which nobody runs yet.
-fn head(folder: &TempDir) -> Office {
-    let head = Office::sqlite(folder.path(), "HO");
-    Db::open(&head.database).run("CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT)");
-    head.init("*", &["--listen", &format!("127.0.0.1:{}", free_port())]);
-    head
-}
 
 /// The status, the header `x-exit-code` and the body of an answer; the request ends with its path.
 fn curl(address: &str, request: &[&str]) -> (u16, Option<String>, String) {

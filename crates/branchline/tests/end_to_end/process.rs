@@ -10,19 +10,12 @@ use branchline_testkit::servers::{free_port, mariadb, postgres};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::items::head;
 use crate::office::{BINARY, Office, wait_until};
 use crate::sql::{Db, as_user};
 
 const SOON: Duration = Duration::from_secs(60);
 const PASSWORD: &str = "Maria-s3cret-5";
-
-/// A head on a SQLite file with one table, which nobody runs yet.
-fn head(folder: &TempDir) -> Office {
-    let head = Office::sqlite(folder.path(), "HO");
-    Db::open(&head.database).run("CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT)");
-    head.init("*", &["--listen", &format!("127.0.0.1:{}", free_port())]);
-    head
-}
 
 /// The URL of this MariaDB database for a new user with the rights that docs/operating.md names, and no others.
 fn by_the_book(db: &mut Db, url: &str, user: &str) -> String {

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use branchline_testkit::servers::{free_port, postgres, rabbitmq};
+use branchline_testkit::servers::{postgres, rabbitmq};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::items::head_and_branch;
 use crate::office::{Office, settle, wait_until};
 use crate::sql::Db;
 
@@ -222,14 +223,7 @@ fn status_verify_and_doctor_say_what_is_documented() {
 #[test]
 fn a_branch_without_its_head_says_what_waits_and_since_when() {
     let folder = TempDir::new().unwrap();
-    let mut head = Office::sqlite(folder.path(), "HO");
-    Db::open(&head.database).run("CREATE TABLE item (id INTEGER PRIMARY KEY, name TEXT)");
-    head.init("*", &["--listen", &format!("127.0.0.1:{}", free_port())]);
-    let code = head.invite("b1", &[]);
-    head.run();
-    let mut branch = Office::sqlite(folder.path(), "b1");
-    branch.join(&code);
-    branch.run();
+    let (mut head, mut branch) = head_and_branch(&folder);
     let mut at_branch = Db::open(&branch.database);
     at_branch.run("INSERT INTO item VALUES (1, 'a')");
     settle(&head, &[&branch], SOON);

@@ -115,6 +115,7 @@ impl Branch {
             Slot {
                 number,
                 bytes: bytes.to_vec(),
+                changes: entry.body.changes(),
                 message: entry,
                 token,
             },

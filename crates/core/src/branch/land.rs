@@ -1,33 +1,34 @@
 //! Landing: log entries enter this database in whole units, in one transaction with the cursor (P2, P5).
 //!
 //! A row with local changes that the head has not answered is left alone until the verdict arrives; a note remembers
-//! from which entry on, since that is the base of those changes (SETTLED 3 and 4).
+//! from which entry on, since that is the base of those changes (SETTLED 3 and 4). `entry` takes one entry, `row` says what
+//! becomes of each of its rows, `record` keeps the list of decisions.
 
 use std::collections::BTreeMap;
 
 use super::{BRANCH, Branch};
-use crate::books::{self, BranchBook, CONFLICTS, Note, OUTBOX, Pages, RowNames, STAGED};
-use crate::change::{Effect, Key, Row};
+use crate::books::{self, BranchBook, Note, Pages, RowNames, STAGED};
+use crate::change::{Key, Row};
 use crate::conflict::ConflictRecord;
-use crate::envelope;
-use crate::failure::{OfficeError, OfficeResult};
+use crate::failure::OfficeResult;
 use crate::head::own_entry;
-use crate::identity::{BatchNumber, Digest, LogPosition};
-use crate::message::{
-    Answer, Barrier, LogBody, LogEntry, LoggedChanges, Outcome, Settled, Settlement, Source,
-    Verdict,
-};
+use crate::identity::{BatchNumber, Digest};
+use crate::message::{Barrier, LogBody, Settled};
 use crate::output::{Notice, Output};
 use crate::pile::Pile;
 use crate::port::{Database, Entry, Purpose};
-use crate::schema::{Direction, Table, TableId};
+use crate::schema::TableId;
 use crate::staged::stage;
 use crate::unfit::is_unfit;
 
+mod entry;
+mod record;
+mod row;
+
+pub(crate) use record::{MOVED_RECORDS, append_record};
+
 /// How often a landing is begun anew because the application was writing the same rows.
 const ATTEMPTS: usize = 50;
-/// How many entries followed are written at a time.
-const FOLLOWED_PIECE: usize = 16;
 
 /// Rows that a landing leaves alone.
 #[derive(Debug, Default)]
@@ -39,9 +40,6 @@ pub(super) struct Aside {
     /// Counters with local changes, since one of them may not fit.
     pub counters: bool,
 }
-
-/// Where the numbers begin under which decisions are listed whose own number was given twice.
-pub(crate) const MOVED_RECORDS: u64 = 1 << 40;
 
 /// One landing in the making.
 struct Landing<'a> {
@@ -154,7 +152,7 @@ impl Branch {
                 LogBody::Schema(_) => return whole,
                 LogBody::Barrier(barrier) => return Some((index + 1, Some(barrier.clone()))),
                 LogBody::Changes(body) => {
-                    changes += body.changes.len() + body.verdicts.len() + body.settlements.len();
+                    changes += slot.changes;
                     if !body.open {
                         whole = Some((index + 1, None));
                         if changes >= enough {
@@ -266,354 +264,6 @@ impl Branch {
 }
 
 impl Landing<'_> {
-    /// Takes one entry. Returns rows in whose way the application is.
-    async fn hear<D: Database>(
-        &mut self,
-        db: &mut D,
-        entry: &LogEntry,
-        bytes: &[u8],
-    ) -> OfficeResult<Vec<(TableId, Key)>> {
-        if entry.position != self.book.cursor.next() {
-            return Err(OfficeError::Books(format!(
-                "log entry {} does not follow {}",
-                entry.position, self.book.cursor
-            )));
-        }
-        if entry.schema != self.branch.schema.version {
-            return Err(OfficeError::Books(format!(
-                "log entry {} stands in schema version {}, this office is at {}",
-                entry.position, entry.schema, self.branch.schema.version
-            )));
-        }
-        self.book.cursor = entry.position;
-        self.book.log_chain = envelope::chain(bytes);
-        self.follow(db, entry.position, bytes).await?;
-        let LogBody::Changes(body) = &entry.body else {
-            return Ok(Vec::new());
-        };
-        self.gather_notes(db, body).await?;
-        let passed_over = self.passed_over(db, body).await?;
-        let mine = self.mine(db, body).await?;
-        if let Some(answer) = mine {
-            // A head that was restored may answer again.
-            self.book.answered = self.book.answered.max(answer.batch);
-        }
-        // Also what an earlier life of this database sent, and this one lost.
-        let own = body
-            .answers
-            .as_ref()
-            .is_some_and(|answer| answer.branch == self.branch.identity.name);
-        for logged in &body.changes {
-            let Some(table) = self.branch.schema.table(logged.table) else {
-                continue;
-            };
-            let key = logged.effect.key(table);
-            if mine.is_some() && logged.source == Source::Sender {
-                self.confirmed(table, key, &logged.effect);
-            } else if mine.is_some() {
-                self.answered_rows.push(key.digest(table));
-                self.candidate(table, key, logged.effect.clone(), entry.position, true);
-            } else if own || table.direction != Direction::Up {
-                let here = !passed_over.contains(&(table.id, key.clone()));
-                self.candidate(table, key, logged.effect.clone(), entry.position, here);
-            }
-        }
-        if let Some(answer) = mine {
-            for verdict in &body.verdicts {
-                self.verdict(verdict, answer.batch, entry.position);
-            }
-        }
-        for settlement in &body.settlements {
-            if settlement.branch == self.branch.identity.name {
-                self.settle(settlement, entry.position);
-            }
-        }
-        self.changes += body.changes.len() as u64;
-        if self.pile.is_full() {
-            self.pile.write(db, &self.branch.schema).await
-        } else {
-            Ok(Vec::new())
-        }
-    }
-
-    /// Keeps the entry for a head that may be restored one day (SETTLED 10).
-    async fn follow<D: Database>(
-        &mut self,
-        db: &mut D,
-        position: LogPosition,
-        bytes: &[u8],
-    ) -> OfficeResult<()> {
-        self.followed.push(Entry {
-            number: position.0,
-            bytes: bytes.to_vec(),
-        });
-        if self.followed.len() >= FOLLOWED_PIECE {
-            let piece = std::mem::take(&mut self.followed);
-            db.append(&self.book.followed(), &piece).await?;
-        }
-        Ok(())
-    }
-
-    /// Rows of tables whose first copy has not begun, which are not here in any form: their chunks come later.
-    ///
-    /// A row that the branch had before, or is writing, is followed from the start: a chunk tells nothing of deletes,
-    /// and the base of its changes is what it was given.
-    async fn passed_over<D: Database>(
-        &self,
-        db: &mut D,
-        body: &LoggedChanges,
-    ) -> OfficeResult<RowNames> {
-        let mut passed = RowNames::new();
-        if self.branch.book.joining.is_none() {
-            return Ok(passed);
-        }
-        for table in &self.branch.schema.tables {
-            if self.branch.is_loading_or_loaded(table) {
-                continue;
-            }
-            let changed = body.changes.iter().filter(|c| c.table == table.id);
-            let keys: Vec<Key> = changed.map(|c| c.effect.key(table)).collect();
-            if keys.is_empty() {
-                continue;
-            }
-            let present = db.read(table, &keys).await?;
-            let captured = db.captured(table, Some(&keys)).await?;
-            passed.extend(
-                keys.into_iter()
-                    .filter(|key| {
-                        !present.contains_key(key)
-                            && !captured.contains(key)
-                            && self.pile.get(table.id, key).is_none()
-                    })
-                    .map(|key| (table.id, key)),
-            );
-        }
-        Ok(passed)
-    }
-
-    /// What the entry answers of this branch's. Batches that a restored database does not know come back as any other
-    /// office's changes.
-    async fn mine<'e, D: Database>(
-        &mut self,
-        db: &mut D,
-        body: &'e LoggedChanges,
-    ) -> OfficeResult<Option<&'e Answer>> {
-        let Some(answer) = body.answers.as_ref().filter(|answer| {
-            answer.branch == self.branch.identity.name
-                && answer.incarnation == self.book.incarnation
-        }) else {
-            return Ok(None);
-        };
-        if answer.batch > self.book.frozen {
-            self.reused = true;
-            return Ok(None);
-        }
-        let same = match self.branch.chains.get(&answer.batch) {
-            Some(chain) => *chain == answer.chain,
-            None => {
-                let sent = db.entries(OUTBOX, answer.batch.0, 1).await?;
-                let sent = sent.first().filter(|sent| sent.number == answer.batch.0);
-                sent.is_some_and(|sent| envelope::chain(&sent.bytes) == answer.chain)
-            }
-        };
-        // Batches of an earlier life may still have been on their way when the head greeted this one.
-        self.reused |= !same && answer.batch > self.book.answered;
-        Ok(same.then_some(answer))
-    }
-
-    async fn gather_notes<D: Database>(
-        &mut self,
-        db: &mut D,
-        body: &LoggedChanges,
-    ) -> OfficeResult<()> {
-        if !self.branch.any_notes {
-            return Ok(());
-        }
-        for table in &self.branch.schema.tables {
-            let changed = body
-                .changes
-                .iter()
-                .filter(|c| c.table == table.id)
-                .map(|c| c.effect.key(table));
-            let judged = body
-                .verdicts
-                .iter()
-                .filter(|v| v.table == table.id)
-                .map(|v| v.key.clone());
-            let settled = body
-                .settlements
-                .iter()
-                .filter(|s| s.table == table.id && s.branch == self.branch.identity.name)
-                .map(|s| s.key.clone());
-            let keys: Vec<Key> = changed
-                .chain(judged)
-                .chain(settled)
-                .filter(|key| !self.notes.contains_key(&(table.id, key.clone())))
-                .collect();
-            if keys.is_empty() {
-                continue;
-            }
-            for (key, note) in db.notes(table, Some(&keys)).await? {
-                self.notes
-                    .insert((table.id, key), Some(books::decode(&note)?));
-            }
-        }
-        Ok(())
-    }
-
-    /// The head accepted this branch's change as it was.
-    fn confirmed(&mut self, table: &Table, key: Key, effect: &Effect) {
-        self.answered_rows.push(key.digest(table));
-        if let Some(shown) = self.hot.get_mut(&(table.id, key.clone()))
-            && let Effect::Put(row) = effect
-        {
-            *shown = (row.clone(), self.book.answered);
-        }
-        self.clear_note(table, key);
-    }
-
-    fn clear_note(&mut self, table: &Table, key: Key) {
-        if let Some(note) = self.notes.get_mut(&(table.id, key)) {
-            *note = None;
-        }
-    }
-
-    fn verdict(&mut self, verdict: &Verdict, batch: BatchNumber, position: LogPosition) {
-        self.records.extend(verdict.record.clone());
-        let Some(table) = self.branch.schema.table(verdict.table) else {
-            return;
-        };
-        self.answered_rows.push(verdict.key.digest(table));
-        match &verdict.outcome {
-            // The change itself stands among the entry's changes.
-            Outcome::Accepted => {}
-            Outcome::Overridden(row) => {
-                let effect = row
-                    .clone()
-                    .map_or_else(|| Effect::Delete(verdict.key.clone()), Effect::Put);
-                self.candidate(table, verdict.key.clone(), effect, position, true);
-            }
-            Outcome::Held => {
-                let place = (table.id, verdict.key.clone());
-                let noted = self.notes.get(&place).and_then(Option::as_ref);
-                let first = noted.map_or(position, Note::first_unseen);
-                self.notes.insert(place, Some(Note::Held(batch, first)));
-            }
-        }
-    }
-
-    /// The head says what the row is to be; a hold of it ends.
-    fn settle(&mut self, settlement: &Settlement, position: LogPosition) {
-        let Some(table) = self.branch.schema.table(settlement.table) else {
-            return;
-        };
-        self.records.extend(settlement.record.clone());
-        self.settled.extend(settlement.settled.clone());
-        let key = settlement.key.clone();
-        let place = (table.id, key.clone());
-        if let Some(batch) = settlement.held {
-            let claimed = self.branch.claims.contains_key(&key.digest(table));
-            let noted = self.notes.get(&place).is_some_and(Option::is_some);
-            // A later change of the row is on its way; its verdict will tell.
-            if !claimed && !noted && !self.aside.busy.contains(&place) {
-                self.notes.insert(place, Some(Note::Held(batch, position)));
-            }
-            return;
-        }
-        if let Some(Some(Note::Held(_, first))) = self.notes.get(&place) {
-            let first = *first;
-            self.notes.insert(place, Some(Note::Deferred(first)));
-        }
-        let row = settlement.row.clone();
-        let effect = row.map_or_else(|| Effect::Delete(key.clone()), Effect::Put);
-        self.candidate(table, key, effect, position, true);
-    }
-
-    /// The row is to become this, unless it has local changes or is held.
-    /// Where it is not `here` it is passed over.
-    fn candidate(
-        &mut self,
-        table: &Table,
-        key: Key,
-        effect: Effect,
-        position: LogPosition,
-        here: bool,
-    ) {
-        let place = (table.id, key.clone());
-        let noted = self.notes.get(&place).and_then(Option::as_ref);
-        match noted {
-            Some(Note::Held(..)) => return,
-            Some(Note::Unreadable(..)) => {
-                self.deferred += 1;
-                return;
-            }
-            _ => {}
-        }
-        let claims = &self.branch.claims;
-        let claimed = !claims.is_empty()
-            && claims
-                .get(&key.digest(table))
-                .is_some_and(|batch| *batch > self.book.answered);
-        if claimed || self.aside.busy.contains(&place) {
-            self.deferred += 1;
-            let passing = noted.is_none_or(|note| matches!(note, Note::Deferred(_)));
-            if noted.is_none() {
-                self.notes
-                    .insert(place.clone(), Some(Note::Deferred(position)));
-            }
-            let counts = !table.counters.is_empty() && !self.aside.counters;
-            match effect {
-                Effect::Put(row) if claimed && passing && counts && !self.joins() => {
-                    if !self.aside.busy.contains(&place) {
-                        self.hot.insert(place, (row, self.book.answered));
-                    }
-                }
-                _ => drop(self.hot.remove(&place)),
-            }
-            return;
-        }
-        self.hot.remove(&place);
-        if !here {
-            return;
-        }
-        if self.aside.unfit.contains(&place) {
-            self.deferred += 1;
-            let first = noted.map_or(position, Note::first_unseen);
-            self.notes.insert(place, Some(Note::Unfit(first, effect)));
-            return;
-        }
-        if noted.is_some() {
-            self.notes.insert(place, None);
-        }
-        self.pile.put(table.id, key, effect);
-    }
-
-    fn joins(&self) -> bool {
-        self.book.joining.is_some()
-    }
-
-    /// Counters whose rows are left alone show what the log says of them, and this branch's later steps on it.
-    async fn show_counters<D: Database>(&mut self, db: &mut D) -> OfficeResult<()> {
-        let hot = std::mem::take(&mut self.hot);
-        for table in &self.branch.schema.tables {
-            let here = hot.iter().filter(|((id, _), _)| *id == table.id);
-            let keys: Vec<Key> = here.map(|((_, key), _)| key.clone()).collect();
-            if keys.is_empty() {
-                continue;
-            }
-            for (key, local) in db.read(table, &keys).await? {
-                let Some((log, answered)) = hot.get(&(table.id, key.clone())) else {
-                    continue;
-                };
-                let shown = self.branch.steps.shown(table, &local, log, *answered);
-                if let Some(row) = shown {
-                    self.pile.put(table.id, key, Effect::Put(row));
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Writes the books of this landing; the caller commits.
     async fn finish<D: Database>(self, db: &mut D) -> OfficeResult<Landed> {
         let mut any_notes = false;
@@ -659,27 +309,4 @@ impl Landing<'_> {
             reused: self.reused,
         })
     }
-}
-
-/// Adds a decision to the list. A head that was restored may have given its number to another one before.
-pub(crate) async fn append_record<D: Database>(db: &mut D, record: Entry) -> OfficeResult<()> {
-    let listed = db.entries(CONFLICTS, record.number, 1).await?;
-    let listed = listed
-        .first()
-        .filter(|listed| listed.number == record.number);
-    if listed.is_some_and(|listed| listed.bytes == record.bytes) {
-        return Ok(());
-    }
-    if listed.is_some() {
-        // Under a number that means nothing at the head: it is settled there.
-        let mut moved: ConflictRecord = books::decode(&record.bytes)?;
-        let last = db.extent(CONFLICTS).await?.last;
-        moved.id = last.saturating_add(1).max(MOVED_RECORDS);
-        let moved = Entry {
-            number: moved.id,
-            bytes: books::encode(&moved)?,
-        };
-        return Ok(db.append(CONFLICTS, &[moved]).await?);
-    }
-    Ok(db.append(CONFLICTS, &[record]).await?)
 }

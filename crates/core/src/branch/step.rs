@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::{BRANCH, Branch, Unanswered};
+use super::unanswered::Unanswered;
+use super::{BRANCH, Branch};
 use crate::books::{self, BranchBook, Joining, Note};
 use crate::change::Key;
 use crate::envelope;

@@ -71,11 +71,7 @@ impl Branch {
             succession: None,
             ..self.book.clone()
         };
-        db.begin(Purpose::Apply).await?;
-        let outcome = books::store(db, BRANCH, &book).await;
-        conclude(db, outcome).await?;
-        self.book = book;
-        Ok(())
+        self.keep_book(db, book).await
     }
 }
 

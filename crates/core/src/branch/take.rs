@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::hot::Steps;
 use super::{BRANCH, Branch};
 use crate::books::{self, BranchBook, Note, OUTBOX};
+use crate::by_name::ByName;
 use crate::change::{Base, Change, Effect, Key};
 use crate::envelope;
 use crate::failure::{OfficeError, OfficeResult};
@@ -75,7 +76,7 @@ struct Frozen {
     chains: BTreeMap<BatchNumber, Digest>,
     fresh: Fresh,
     /// Claims that this transaction makes: a later portion of it may hold a row of an earlier one.
-    claims: BTreeMap<Digest, BatchNumber>,
+    claims: ByName<BatchNumber>,
     steps: Steps,
     /// The last batch goes on in the next one.
     open: bool,
@@ -136,7 +137,7 @@ impl Branch {
             book: self.book.clone(),
             chains: BTreeMap::new(),
             fresh: Fresh::default(),
-            claims: BTreeMap::new(),
+            claims: ByName::default(),
             steps: Steps::default(),
             open: false,
             more: false,
@@ -291,7 +292,7 @@ impl Branch {
         &self,
         taken: Taken,
         notes: &BTreeMap<(TableId, Key), Note>,
-        fresh_claims: &BTreeMap<Digest, BatchNumber>,
+        fresh_claims: &ByName<BatchNumber>,
     ) -> Option<(Digest, Change)> {
         let table = self.schema.table(taken.table)?;
         let key = taken.effect.key(table);

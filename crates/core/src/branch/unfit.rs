@@ -1,7 +1,7 @@
 //! Rows of the log that the tables here do not take: set aside with a note, tried again now and then (P6).
 
+use super::Branch;
 use super::land::Aside;
-use super::{BRANCH, Branch};
 use crate::books::{self, BranchBook, Note, Pages, RowNames, STAGED};
 use crate::change::{Effect, Key, Row};
 use crate::failure::{OfficeError, OfficeResult};
@@ -148,11 +148,7 @@ impl Branch {
             unbound: None,
             ..self.book.clone()
         };
-        db.begin(Purpose::Apply).await?;
-        let outcome = books::store(db, BRANCH, &book).await;
-        conclude(db, outcome).await?;
-        self.book = book;
-        Ok(())
+        self.keep_book(db, book).await
     }
 
     async fn retry_row<D: Database>(

@@ -116,7 +116,7 @@ impl Branch {
                 names.extend(notes.keys().map(|key| key.digest(table)));
             }
             // A claim does not tell its table; a name of another table harms nothing here.
-            names.extend(self.claims.keys().copied());
+            names.extend(self.claims.names().copied());
         }
         Ok(unsettled)
     }

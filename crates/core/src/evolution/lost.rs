@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use minicbor::{Decode, Encode};
 
-use super::{Versions, same_for_branches};
+use super::Versions;
+use super::next::same_for_branches;
 use crate::message::{Batch, LogEntry};
 use crate::schema::{Column, ColumnId, Schema, SchemaVersion, Table, TableId};
 

@@ -369,6 +369,7 @@ impl Head {
             Slot {
                 number,
                 bytes: bytes.to_vec(),
+                changes: batch.changes.len(),
                 message: batch,
                 token,
             },

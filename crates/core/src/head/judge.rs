@@ -8,6 +8,7 @@ use super::recent::Newest;
 use super::writer::{Fresh, LogWriter};
 use super::{Head, Seat};
 use crate::books::{self, CONFLICTS, HeadBook, Hold, Pages, SeatBook, seat_name, staged_of};
+use crate::by_name::ByName;
 use crate::change::{Effect, Key};
 use crate::conflict::ConflictRecord;
 use crate::envelope;
@@ -62,7 +63,7 @@ struct Bench<'a> {
     /// The versions that the batch at hand makes, in the order of its entry's changes.
     made: Vec<(Digest, Newest)>,
     /// Versions that this judgement itself made.
-    overlay: BTreeMap<Digest, Newest>,
+    overlay: ByName<Newest>,
     records: Vec<ConflictRecord>,
     /// Holds that this judgement makes, and those that it ends.
     held: BTreeMap<(TableId, Key), Option<Hold>>,
@@ -199,7 +200,7 @@ impl Head {
             writer: LogWriter::new(&self.identity, &self.schema, self.book.clone()),
             pile: Pile::default(),
             made: Vec::new(),
-            overlay: BTreeMap::new(),
+            overlay: ByName::default(),
             records: Vec::new(),
             held: BTreeMap::new(),
             settled: Vec::new(),

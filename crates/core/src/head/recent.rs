@@ -4,10 +4,11 @@
 //! the log holds nothing newer for that row. The newest part of the log is remembered here; for older bases the names
 //! kept beside each entry are read from the database.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::books::{LOG, LOG_KEYS};
+use crate::by_name::ByName;
 use crate::change::{Base, Key};
 use crate::envelope;
 use crate::evolution::Versions;
@@ -21,7 +22,7 @@ mod older;
 
 use older::Older;
 
-/// How many rows are remembered in memory.
+/// How many rows are remembered in memory, at the most; at the least half of them.
 pub(super) const ROWS_REMEMBERED: usize = 100_000;
 /// How many bytes of row names are read at a time.
 const READ_BYTES: usize = 1024 * 1024;
@@ -56,16 +57,71 @@ impl Newest {
     }
 }
 
-/// The newest versions of rows that changed lately.
+/// The newest versions of rows that changed lately: in two halves, of which the older one is forgotten as a whole.
 #[derive(Debug)]
 pub struct Recent {
     /// All entries after this one are remembered.
     floor: LogPosition,
     /// Which rows changed in entries up to the floor.
     older: Older,
-    rows: BTreeMap<Digest, Newest>,
-    order: VecDeque<(LogPosition, Vec<Digest>)>,
-    held: usize,
+    halves: [Half; 2],
+}
+
+/// The rows of a stretch of the log.
+#[derive(Debug, Default)]
+struct Half {
+    rows: ByName<Version>,
+    /// What the rows of one entry have in common.
+    makings: Vec<Making>,
+    /// Its last entry.
+    through: LogPosition,
+}
+
+/// A row's version, as small as it may be.
+#[derive(Clone, Copy, Debug)]
+struct Version {
+    making: u32,
+    at: Micros,
+}
+
+/// Where versions stand, and who made them.
+#[derive(Debug, PartialEq)]
+struct Making {
+    position: LogPosition,
+    origin: Arc<OfficeName>,
+    batch: Option<(Incarnation, BatchNumber)>,
+}
+
+impl Half {
+    fn add(&mut self, position: LogPosition, rows: Vec<(Digest, Newest)>) {
+        for (name, newest) in rows {
+            let making = Making {
+                position: newest.position,
+                origin: newest.origin,
+                batch: newest.batch,
+            };
+            if self.makings.last() != Some(&making) {
+                self.makings.push(making);
+            }
+            let version = Version {
+                making: u32::try_from(self.makings.len() - 1).unwrap_or(u32::MAX),
+                at: newest.at,
+            };
+            self.rows.insert(name, version);
+        }
+        self.through = position;
+    }
+
+    fn get(&self, name: &Digest) -> Option<Newest> {
+        let version = self.rows.get(name)?;
+        let making = self.makings.get(version.making as usize)?;
+        Some(Newest {
+            position: making.position,
+            origin: Arc::clone(&making.origin),
+            batch: making.batch,
+            at: version.at,
+        })
+    }
 }
 
 impl Recent {
@@ -74,40 +130,30 @@ impl Recent {
         Self {
             floor: last,
             older: Older::new(last),
-            rows: BTreeMap::new(),
-            order: VecDeque::new(),
-            held: 0,
+            halves: [Half::default(), Half::default()],
         }
     }
 
     /// Takes in an entry just committed.
     pub fn add(&mut self, position: LogPosition, rows: Vec<(Digest, Newest)>) {
-        self.held += rows.len();
-        let names = rows.iter().map(|(name, _)| *name).collect();
-        self.rows.extend(rows);
-        self.order.push_back((position, names));
-        while self.held > ROWS_REMEMBERED {
-            let Some((oldest, names)) = self.order.pop_front() else {
-                break;
-            };
-            self.held -= names.len();
-            self.older.add(oldest, &names);
-            for name in names {
-                if self
-                    .rows
-                    .get(&name)
-                    .is_some_and(|newest| newest.position == oldest)
-                {
-                    self.rows.remove(&name);
-                }
+        let [newer, older] = &mut self.halves;
+        if newer.rows.len() > 0 && newer.rows.len() + rows.len() > ROWS_REMEMBERED / 2 {
+            if older.rows.len() > 0 {
+                self.older.add(older.through, older.rows.names());
+                self.floor = older.through;
             }
-            self.floor = oldest;
+            *older = std::mem::take(newer);
         }
+        newer.add(position, rows);
     }
 
     /// Forgets all entries up to this one, which is the newest.
     pub fn forget_through(&mut self, position: LogPosition) {
         *self = Self::new(position);
+    }
+
+    fn get(&self, name: &Digest) -> Option<Newest> {
+        self.halves.iter().find_map(|half| half.get(name))
     }
 
     /// The newest versions of these rows, as far as they are newer than `after`.
@@ -121,7 +167,7 @@ impl Recent {
     ) -> OfficeResult<BTreeMap<Digest, Newest>> {
         let mut found: BTreeMap<Digest, Newest> = names
             .iter()
-            .filter_map(|name| self.rows.get(name).map(|newest| (*name, newest.clone())))
+            .filter_map(|name| Some((*name, self.get(name)?)))
             .collect();
         if after >= self.floor {
             return Ok(found);
@@ -249,4 +295,44 @@ pub fn rows_of(entry: &LogEntry, schema: &Schema, head: &Arc<OfficeName>) -> Vec
         ))
     });
     versions.collect()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn rows(entry: u64) -> Vec<(Digest, Newest)> {
+        let newest = |number: u64| Newest {
+            position: LogPosition(entry),
+            origin: Arc::new(OfficeName::new(format!("b{}", number % 2)).unwrap()),
+            batch: Some((Incarnation([7; 16]), BatchNumber(entry))),
+            at: Micros(number as i64),
+        };
+        // Each entry writes half of the rows of the one before once more.
+        let numbers = entry * 500..entry * 500 + 1000;
+        numbers
+            .map(|number| (Digest::of(&number.to_be_bytes()), newest(number)))
+            .collect()
+    }
+
+    #[test]
+    fn a_row_is_remembered_as_it_was_last_or_known_to_have_changed_before() {
+        let mut recent = Recent::new(LogPosition(0));
+        for entry in 1..=400 {
+            recent.add(LogPosition(entry), rows(entry));
+        }
+        assert!((250..=360).contains(&recent.floor.0), "{}", recent.floor);
+        let remembered: usize = recent.halves.iter().map(|half| half.rows.len()).sum();
+        assert!((ROWS_REMEMBERED / 3..=ROWS_REMEMBERED).contains(&remembered));
+        for entry in 1..400 {
+            for (name, newest) in rows(entry).into_iter().take(500) {
+                match recent.get(&name) {
+                    // The entry before wrote it too.
+                    Some(found) => assert_eq!(found, newest),
+                    None => assert!(entry <= recent.floor.0 && recent.older.may_have(&name)),
+                }
+            }
+        }
+    }
 }

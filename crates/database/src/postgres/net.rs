@@ -1,6 +1,7 @@
 //! Captured writes, and what they come to for each row.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 
 use branchline_core::change::Row as CoreRow;
 use branchline_core::port::{DbResult, First};
@@ -91,15 +92,25 @@ fn first(op: i8) -> First {
 /// One entry for each row, in order of its first write.
 pub(super) fn net(writes: Vec<Write>) -> Vec<Net> {
     let mut rows: Vec<Net> = Vec::with_capacity(writes.len());
-    let mut places: HashMap<(u32, Vec<String>), usize> = HashMap::with_capacity(writes.len());
+    let hashes = RandomState::new();
+    let mut places: HashMap<u64, usize> = HashMap::with_capacity(writes.len());
     for write in writes {
-        let name = (write.table, write.key.clone());
-        if let Some(row) = places.get(&name).and_then(|&at| rows.get_mut(at)) {
-            row.at = row.at.max(write.at);
-            continue;
+        let mut name = hashes.hash_one((write.table, &write.key));
+        loop {
+            match places.get(&name).and_then(|&at| rows.get_mut(at)) {
+                Some(row) if row.table == write.table && row.key == write.key => {
+                    row.at = row.at.max(write.at);
+                    break;
+                }
+                // Another row with its hash.
+                Some(_) => name = name.wrapping_add(1),
+                None => {
+                    places.insert(name, rows.len());
+                    rows.push(Net::begun(write));
+                    break;
+                }
+            }
         }
-        rows.push(Net::begun(write));
-        places.insert(name, rows.len() - 1);
     }
     rows
 }

@@ -12,6 +12,7 @@
 //! forgotten where that may not be so.
 
 use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
 use std::pin::pin;
 
 use branchline_core::port::DbResult;
@@ -251,8 +252,37 @@ impl Plan {
 /// The last write of each transaction and of each row.
 #[derive(Default)]
 struct Last {
-    of_tx: HashMap<u64, Moment>,
-    of_row: HashMap<(i32, i64), Moment>,
+    of_tx: HashMap<u64, Moment, BuildHasherDefault<Mixed>>,
+    of_row: HashMap<(i32, i64), Moment, BuildHasherDefault<Mixed>>,
+}
+
+/// Mixes a few numbers, of which one is a hash already or counts up: a backlog is hashed several times over.
+#[derive(Default)]
+struct Mixed(u64);
+
+impl Hasher for Mixed {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // 2^64 by the golden ratio; the upper bits depend on all, so they are turned to the lower end.
+        self.0 = (self.0.rotate_left(26) ^ number).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+
+    fn write_i64(&mut self, number: i64) {
+        self.write_u64(number.cast_unsigned());
+    }
+
+    fn write_i32(&mut self, number: i32) {
+        self.write_i64(number.into());
+    }
+
+    fn finish(&self) -> u64 {
+        self.0.rotate_left(26)
+    }
 }
 
 impl Last {

@@ -255,6 +255,16 @@ fn exact(kind: &Type, value: &Value) -> bool {
             Type::Decimal {
                 limits: Some((_, scale)),
             },
+            Value::Text(text),
+        ) if plain_fraction(text)
+            .is_some_and(|digits| usize::try_from(*scale).is_ok_and(|scale| digits <= scale)) =>
+        {
+            true
+        }
+        (
+            Type::Decimal {
+                limits: Some((_, scale)),
+            },
             Value::Text(_),
         ) => match canonical(kind, value).as_ref() {
             Value::Text(text) => is_spelled(kind, text) && has_scale(text, *scale),
@@ -268,6 +278,17 @@ fn exact(kind: &Type, value: &Value) -> bool {
         (Type::Json | Type::Jsonb, _) => true,
         (kind, Value::Text(text)) => is_spelled(kind, text),
         _ => true,
+    }
+}
+
+/// How many digits stand after the point of a decimal that is nothing but digits; `None` of any other, and of a long one.
+fn plain_fraction(text: &str) -> Option<usize> {
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
+    let bare = text.strip_prefix('-').unwrap_or(text);
+    let short = bare.len() < 1000;
+    match bare.split_once('.') {
+        Some((whole, after)) => (short && digits(whole) && digits(after)).then_some(after.len()),
+        None => (short && digits(bare)).then_some(0),
     }
 }
 

@@ -11,13 +11,19 @@ use crate::company::*;
 
 const HOUR: i64 = 60 * 60 * 1000;
 
-fn shop() -> Company {
+/// Two branches, and a log that waits for two hours.
+fn forgetful() -> Company {
     let mut company = Company::new(2);
     company.set_retention(Retention {
         absent_ms: 2 * HOUR,
         recovery_ms: HOUR,
         bytes: u64::MAX >> 1,
     });
+    company
+}
+
+fn shop() -> Company {
+    let mut company = forgetful();
     let mut ops: Vec<Op> = (1..=9).map(|id| insert(id, "old")).collect();
     ops.push(Op::Insert(STOCK, amount(1, 100)));
     company.write_head(&ops);
@@ -35,15 +41,9 @@ fn hours_pass(company: &mut Company) {
     }
 }
 
-/// The verdict lies in the part of the log that the branch never gets.
-#[test]
-fn a_branch_that_copies_the_tables_anew_is_told_what_is_held_of_it() {
-    let mut company = Company::new(2);
-    company.set_retention(Retention {
-        absent_ms: 2 * HOUR,
-        recovery_ms: HOUR,
-        bytes: u64::MAX >> 1,
-    });
+/// What the first branch inserted is held, and the verdict lies in the part of the log that it never gets: its link is cut.
+pub fn hold_unheard() -> Company {
+    let mut company = forgetful();
     company.alter_head(NAMES, |names| names.unique.push(vec![1]));
     company.write_head(&[insert(1, "one"), insert(9, "nine")]);
     company.settle();
@@ -58,6 +58,21 @@ fn a_branch_that_copies_the_tables_anew_is_told_what_is_held_of_it() {
     }
     company.branches[0].deaf = false;
     company.cut(0);
+    company
+}
+
+/// What stood in the way of the held row goes, and it comes in.
+pub fn assert_comes_in(company: &mut Company) {
+    company.write_head(&[delete(2)]);
+    company.let_pass(5);
+    company.settle();
+    assert_eq!(company.head_names()[&20], "two");
+    assert_eq!(company.names_at(0), company.head_names());
+}
+
+#[test]
+fn a_branch_that_copies_the_tables_anew_is_told_what_is_held_of_it() {
+    let mut company = hold_unheard();
     company.connect(0);
     company.settle();
     assert!(company.was_noticed(0, |notice| matches!(notice, Notice::CopiedAnew(_))));
@@ -65,12 +80,7 @@ fn a_branch_that_copies_the_tables_anew_is_told_what_is_held_of_it() {
     assert_eq!(company.conflicts_at(0).len(), 1);
     assert!(!company.head_names().contains_key(&20));
     assert_eq!(company.names_at(0)[&20], "two");
-    // What stood in its way goes, and it comes in.
-    company.write_head(&[delete(2)]);
-    company.let_pass(5);
-    company.settle();
-    assert_eq!(company.head_names()[&20], "two");
-    assert_eq!(company.names_at(0), company.head_names());
+    assert_comes_in(&mut company);
 }
 
 /// Its link stands all the while, so that nothing makes it greet by itself.
@@ -303,12 +313,7 @@ fn notes_on_what_was_logged_anew_go_with_the_log() {
 /// Only taking what is captured sends it by the column that goes when the branch comes to the head's present tables.
 #[test]
 fn what_was_not_frozen_at_the_horizon_is_listed_where_its_column_is_gone() {
-    let mut company = Company::new(2);
-    company.set_retention(Retention {
-        absent_ms: 2 * HOUR,
-        recovery_ms: HOUR,
-        bytes: u64::MAX >> 1,
-    });
+    let mut company = forgetful();
     let with_note = |id, name, note: &str| {
         let mut row = row(id, name);
         row.0.push(Value::Text(note.into()));

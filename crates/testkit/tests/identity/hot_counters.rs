@@ -183,21 +183,27 @@ fn what_two_branches_give_back_adds_up_once() {
     }
 }
 
-/// The lost part comes in several messages.
+/// The lost part comes in several messages; also so slowly that the branch greets again between two of them.
 #[test]
 fn a_long_lost_part_adds_up() {
-    let (mut company, image) = backed_up(2);
-    for id in 0..8 {
-        company.write(1, &[insert(100 + id, &long_name(id))]);
-        sell(&mut company, Some(1), 10);
+    for slowly in [false, true] {
+        let (mut company, image) = backed_up(2);
+        for id in 0..8 {
+            company.write(1, &[insert(100 + id, &long_name(id))]);
+            sell(&mut company, Some(1), 10);
+            company.settle();
+        }
+        fork(&mut company, &image);
+        company.connect(1);
+        for _ in 0..if slowly { 60 } else { 0 } {
+            company.step_one_by_one();
+            company.tick(1_000);
+        }
         company.settle();
+        company.assert_even();
+        assert_eq!(company.head_amount(1), Value::Int(1000 - 7 - 80));
+        assert_eq!(company.conflicts(), []);
     }
-    fork(&mut company, &image);
-    company.connect(1);
-    company.settle();
-    company.assert_even();
-    assert_eq!(company.head_amount(1), Value::Int(1000 - 7 - 80));
-    assert_eq!(company.conflicts(), []);
 }
 
 /// The head is restored from one backup twice, and goes on each time: what was lost first comes from two branches.
@@ -221,27 +227,6 @@ fn what_two_restores_from_one_backup_lost_adds_up_once() {
     }
     company.assert_even();
     assert_eq!(company.head_amount(1), Value::Int(1000 - 7 - 10 - 20));
-}
-
-/// So slowly that the branch greets again between two pieces.
-#[test]
-fn a_lost_part_that_is_given_back_slowly_adds_up() {
-    let (mut company, image) = backed_up(2);
-    for id in 0..8 {
-        company.write(1, &[insert(100 + id, &long_name(id))]);
-        sell(&mut company, Some(1), 10);
-        company.settle();
-    }
-    fork(&mut company, &image);
-    company.connect(1);
-    for _ in 0..60 {
-        company.step_one_by_one();
-        company.tick(1_000);
-    }
-    company.settle();
-    company.assert_even();
-    assert_eq!(company.head_amount(1), Value::Int(1000 - 7 - 80));
-    assert_eq!(company.conflicts(), []);
 }
 
 /// A batch that the lost part answers was sent again, and was judged since the restore.

@@ -3,12 +3,10 @@
 use branchline_core::conflict::Reason;
 use branchline_core::message::Keep;
 use branchline_core::output::Notice;
-use branchline_core::retention::Retention;
 use branchline_testkit::sim::office::Image;
 
+use super::horizon::{assert_comes_in, hold_unheard};
 use crate::company::*;
-
-const HOUR: i64 = 60 * 60 * 1000;
 
 /// Two branches with some rows, of which the second made a row that another office made too. Returns an image of the
 /// head from before it heard of that.
@@ -47,15 +45,25 @@ fn assert_decided_by_a_person(company: &mut Company, at: usize, row: &str) {
     assert_eq!(company.seat_book(at).holds, 0);
 }
 
-#[test]
-fn what_was_held_again_waits_for_a_person_after_a_restore() {
+/// The same, where the branch changed its row once more, which is held too.
+fn held_again() -> (Company, Image) {
     let (mut company, image) = shop_with_a_hold("b2's");
     company.write(1, &[update(25, "b2's, again")]);
     company.settle();
     assert_eq!(company.conflicts()[1].reason, Reason::AlreadyHeld);
+    (company, image)
+}
+
+fn assert_waits_for_a_person(company: &mut Company, at: usize) {
+    assert_held(company, at, "b2's, again");
+    assert_decided_by_a_person(company, at, "b2's, again");
+}
+
+#[test]
+fn what_was_held_again_waits_for_a_person_after_a_restore() {
+    let (mut company, image) = held_again();
     company.restore_head(&image);
-    assert_held(&mut company, 1, "b2's, again");
-    assert_decided_by_a_person(&mut company, 1, "b2's, again");
+    assert_waits_for_a_person(&mut company, 1);
 }
 
 /// The backup has the hold; what was lost is that it was changed again.
@@ -76,9 +84,7 @@ fn a_hold_that_a_backup_has_keeps_its_reason() {
 
 #[test]
 fn what_was_held_again_waits_for_a_person_at_a_head_that_has_gone_on() {
-    let (mut company, image) = shop_with_a_hold("b2's");
-    company.write(1, &[update(25, "b2's, again")]);
-    company.settle();
+    let (mut company, image) = held_again();
     company.cut(0);
     company.cut(1);
     company.restore_head(&image);
@@ -86,19 +92,15 @@ fn what_was_held_again_waits_for_a_person_at_a_head_that_has_gone_on() {
     company.settle();
     company.connect(0);
     company.connect(1);
-    assert_held(&mut company, 1, "b2's, again");
-    assert_decided_by_a_person(&mut company, 1, "b2's, again");
+    assert_waits_for_a_person(&mut company, 1);
 }
 
 #[test]
 fn what_was_held_again_waits_for_a_person_at_a_promoted_head() {
-    let (mut company, _) = shop_with_a_hold("b2's");
-    company.write(1, &[update(25, "b2's, again")]);
-    company.settle();
+    let (mut company, _) = held_again();
     company.promote(0);
     company.join_again(0);
-    assert_held(&mut company, 0, "b2's, again");
-    assert_decided_by_a_person(&mut company, 0, "b2's, again");
+    assert_waits_for_a_person(&mut company, 0);
 }
 
 /// A hold that could end adds nothing to the log before the branches have said what the head lost.
@@ -145,25 +147,7 @@ fn a_large_row_that_is_held_stays_at_its_branch_after_a_restore() {
 /// That a branch was told of a hold ends no hold.
 #[test]
 fn a_hold_of_which_a_branch_was_told_lasts_after_a_restore() {
-    let mut company = Company::new(2);
-    company.set_retention(Retention {
-        absent_ms: 2 * HOUR,
-        recovery_ms: HOUR,
-        bytes: u64::MAX >> 1,
-    });
-    company.alter_head(NAMES, |names| names.unique.push(vec![1]));
-    company.write_head(&[insert(1, "one"), insert(9, "nine")]);
-    company.settle();
-    company.branches[0].deaf = true;
-    company.write_head(&[insert(2, "two")]);
-    company.write(0, &[insert(20, "two")]);
-    company.settle();
-    for hour in 0..5 {
-        company.write_head(&[update(9, &format!("hour {hour}"))]);
-        company.let_pass(60);
-    }
-    company.branches[0].deaf = false;
-    company.cut(0);
+    let mut company = hold_unheard();
     let image = company.head_image();
     company.connect(0);
     company.settle();
@@ -174,11 +158,7 @@ fn a_hold_of_which_a_branch_was_told_lasts_after_a_restore() {
     assert_eq!(company.head.last(), last);
     assert_eq!(company.names_at(0)[&20], "two");
     assert_eq!(company.seat_book(0).holds, 1);
-    company.write_head(&[delete(2)]);
-    company.let_pass(5);
-    company.settle();
-    assert_eq!(company.head_names()[&20], "two");
-    assert_eq!(company.names_at(0), company.head_names());
+    assert_comes_in(&mut company);
 }
 
 /// The head's own decision has the number under which the lost one was settled.

@@ -137,6 +137,9 @@ impl Dialler {
             if started.elapsed() > STEADY {
                 backoff.reset();
             }
+            if self.told == Some(None) {
+                backoff.know();
+            }
             let delay = backoff.after(&reason);
             tracing::warn!(%reason, ?delay, "link to the head down");
             let known = matches!(&self.told, Some(Some(told)) if told.needs_a_person() == reason.needs_a_person());

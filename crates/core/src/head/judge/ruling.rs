@@ -31,8 +31,12 @@ impl Bench<'_> {
         let Some(table) = head.schema.table(case.change.table) else {
             return;
         };
-        let place = (table.id, case.key.clone());
-        let ours = present.get(&place);
+        // Most changes need none of what is looked up by it.
+        let place = || (table.id, case.key.clone());
+        let ours = match present.is_empty() {
+            true => None,
+            false => present.get(&place()),
+        };
         let at = Micros(case.change.at.0.min(self.now.0));
         let facts = Facts {
             table,
@@ -62,7 +66,7 @@ impl Bench<'_> {
         };
         let decision = match decision {
             Decision::Accept | Decision::Win(_) | Decision::Merge(..)
-                if self.unfit.contains_key(&place) =>
+                if !self.unfit.is_empty() && self.unfit.contains_key(&place()) =>
             {
                 Decision::Hold(Reason::DoesNotFit)
             }
@@ -119,7 +123,7 @@ impl Bench<'_> {
             if case.held.is_none() {
                 self.seat.holds += 1;
             }
-            self.held.insert(place, Some(hold));
+            self.held.insert(place(), Some(hold));
         } else if let Some(hold) = &case.held {
             self.release(case, hold, outcome.as_ref(), body);
         }

@@ -43,8 +43,12 @@ impl Older {
         self.from
     }
 
-    /// Adds an entry's rows. Entries come in order.
-    pub fn add(&mut self, position: LogPosition, names: &[Digest]) {
+    /// Adds the rows of the entries up to this one. Entries come in order.
+    pub fn add<'n>(
+        &mut self,
+        position: LogPosition,
+        names: impl ExactSizeIterator<Item = &'n Digest>,
+    ) {
         let [newer, older] = &mut self.halves;
         if newer.rows > 0 && newer.rows + names.len() > ROWS {
             if older.rows > 0 {
@@ -65,10 +69,11 @@ impl Older {
 }
 
 impl Half {
-    fn add(&mut self, names: &[Digest]) {
+    fn add<'n>(&mut self, names: impl ExactSizeIterator<Item = &'n Digest>) {
         if self.words.is_empty() {
             self.words = vec![0; (BITS / WORD) as usize];
         }
+        self.rows += names.len();
         for name in names {
             for bit in bits(name) {
                 if let Some(word) = self.words.get_mut((bit / WORD) as usize) {
@@ -76,7 +81,6 @@ impl Half {
                 }
             }
         }
-        self.rows += names.len();
     }
 
     fn may_have(&self, name: &Digest) -> bool {
@@ -116,7 +120,7 @@ mod tests {
         for entry in 0..400 {
             older.add(
                 LogPosition(8 + entry),
-                &names(entry * 1000..entry * 1000 + 1000),
+                names(entry * 1000..entry * 1000 + 1000).iter(),
             );
         }
         assert_eq!(older.from(), LogPosition(7));
@@ -130,7 +134,10 @@ mod tests {
         let mut older = Older::new(LogPosition(0));
         let size = ROWS as u64 / 2;
         for entry in 1..=7 {
-            older.add(LogPosition(entry), &names(entry * size..(entry + 1) * size));
+            older.add(
+                LogPosition(entry),
+                names(entry * size..(entry + 1) * size).iter(),
+            );
             let known = older.from().0 + 1..=entry;
             assert!(known.count() >= 2 || entry < 2);
         }

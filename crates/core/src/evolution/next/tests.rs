@@ -1,6 +1,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::sync::Arc;
+
 use super::*;
+use crate::evolution::Follow;
 use crate::port::Finding;
 use crate::schema::Direction;
 use crate::value::Type;
