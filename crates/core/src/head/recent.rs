@@ -137,8 +137,8 @@ impl Recent {
     /// Takes in an entry just committed.
     pub fn add(&mut self, position: LogPosition, rows: Vec<(Digest, Newest)>) {
         let [newer, older] = &mut self.halves;
-        if newer.rows.len() > 0 && newer.rows.len() + rows.len() > ROWS_REMEMBERED / 2 {
-            if older.rows.len() > 0 {
+        if !newer.rows.is_empty() && newer.rows.len() + rows.len() > ROWS_REMEMBERED / 2 {
+            if !older.rows.is_empty() {
                 self.older.add(older.through, older.rows.names());
                 self.floor = older.through;
             }
