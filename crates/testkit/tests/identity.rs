@@ -6,8 +6,8 @@ mod identity {
     mod apart;
     mod between_steps;
     mod clones;
-    mod dependents;
     pub mod company;
+    mod dependents;
     mod forks;
     mod horizon;
     mod hot_counters;

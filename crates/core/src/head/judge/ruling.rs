@@ -74,7 +74,7 @@ impl Bench<'_> {
                 match self.waits_for(case) {
                     Some((parent, conflict)) => {
                         let why = head.why_it_waits(parent, conflict);
-                        self.waiting.insert(place.clone(), why);
+                        self.waiting.insert(place(), why);
                         Decision::Hold(Reason::DoesNotFit)
                     }
                     None => decision,
