@@ -143,13 +143,17 @@ pub fn choose(
     schema.sort_parents_first();
     let tables: Vec<&Table> = schema.tables.iter().collect();
     rules.check(&tables, &Former::default())?;
-    Ok((
-        schema,
-        findings
-            .into_iter()
-            .filter(|finding| !finding.fatal)
-            .collect(),
-    ))
+    let known = inspection.tables.iter().map(|table| &*table.name);
+    let blamed = inspection.findings.iter().filter_map(|f| f.table.as_deref());
+    let known: Vec<&str> = known.chain(blamed).collect();
+    let idle = patterns.idle_exclusions(&known).map(|part| Finding {
+        fatal: false,
+        table: None,
+        problem: format!("`!{part}` in the list of tables excludes none of those that are here"),
+        advice: "if that is a slip of the pen, what was meant is shared".into(),
+    });
+    let findings = findings.into_iter().filter(|finding| !finding.fatal);
+    Ok((schema, findings.chain(idle).collect()))
 }
 
 /// A finding in sentences: where, what is wrong, what to do.

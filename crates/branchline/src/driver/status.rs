@@ -78,9 +78,10 @@ impl Driver {
             "conflicts": conflicts,
             "mode": self.parts.mode.as_str(),
         });
-        let problem = self.trouble.problem.as_ref().map(ToString::to_string);
+        let mut problem = self.trouble.problem.as_ref().map(ToString::to_string);
         let (connected, details) = match &mut self.machine {
             Machine::Head(head) => {
+                problem = problem.or(head.cannot_follow());
                 let last = head.last();
                 let reports = head.branches();
                 let applied: serde_json::Map<_, _> = reports
@@ -136,6 +137,10 @@ impl Driver {
         {
             status.extend(details);
             status.insert("transport".into(), self.transport_status(connected));
+            if problem.is_some() {
+                // What waits cannot be told for sure.
+                status.insert("in_sync".into(), json!(false));
+            }
             status.insert("problem".into(), json!(problem));
             status.insert("at".into(), json!(rfc3339(now())));
         }

@@ -46,12 +46,20 @@ impl TableList {
         self.chosen().filter(|part| !part.contains('*'))
     }
 
+    fn excluded(&self) -> impl Iterator<Item = &str> {
+        let excluded = self.0.iter().filter_map(|part| part.strip_prefix('!'));
+        excluded.map(str::trim)
+    }
+
     /// Whether the list excludes a table.
     pub fn excludes(&self, table: &str) -> bool {
-        let excluded = self.0.iter().filter_map(|part| part.strip_prefix('!'));
-        excluded
-            .into_iter()
-            .any(|pattern| matches(pattern.trim(), table))
+        self.excluded().any(|pattern| matches(pattern, table))
+    }
+
+    /// What it excludes though none of these tables is called so.
+    pub fn idle_exclusions<'s>(&'s self, tables: &'s [&str]) -> impl Iterator<Item = &'s str> {
+        let idle = |part: &&str| !tables.iter().any(|table| matches(part, table));
+        self.excluded().filter(idle)
     }
 
     /// Whether the list names a table and does not exclude it.
@@ -135,6 +143,9 @@ mod tests {
             );
         }
         assert!(TableList::parse("!a, ").is_err());
+        let list = TableList::parse("*,!adit_*,!tmp,!log_*").unwrap();
+        let idle: Vec<&str> = list.idle_exclusions(&["audit_log", "tmp", "log_a"]).collect();
+        assert_eq!(idle, ["adit_*"]);
     }
 
     #[test]

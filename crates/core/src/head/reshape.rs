@@ -93,6 +93,12 @@ impl Head {
             .map_or(&[], |(told, _)| told.as_slice())
     }
 
+    /// Why the head's changed tables cannot be followed, where they cannot: nothing is judged or sent until they can.
+    pub fn cannot_follow(&self) -> Option<String> {
+        let (why, _) = self.catalogue.failed.as_ref()?;
+        Some(format!("the head's changed tables cannot be followed: {why}"))
+    }
+
     /// A person says that a table or a column was renamed, where the engine cannot tell a rename from a drop and an add.
     /// To be said before the tables are changed, or while the change waits.
     pub async fn say_renamed<D: Database>(
@@ -323,7 +329,14 @@ impl Head {
         if !step.fresh.is_empty() {
             self.appended = now;
             let version = step.next.schema.version;
-            let what = step.next.sentences().join("; ");
+            let told = step.next.sentences();
+            let what = if !told.is_empty() {
+                told.join("; ")
+            } else if step.next.doubtful.is_empty() {
+                "nothing that an application sees".to_owned()
+            } else {
+                "capture was put back, and the branches' rows are compared".to_owned()
+            };
             let notice = Notice::SchemaChanged { version, what };
             self.outputs.push_back(Output::Notice(notice));
             self.versions.add(step.next.schema.clone());
