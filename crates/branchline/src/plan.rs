@@ -144,7 +144,10 @@ pub fn choose(
     let tables: Vec<&Table> = schema.tables.iter().collect();
     rules.check(&tables, &Former::default())?;
     let known = inspection.tables.iter().map(|table| &*table.name);
-    let blamed = inspection.findings.iter().filter_map(|f| f.table.as_deref());
+    let blamed = inspection
+        .findings
+        .iter()
+        .filter_map(|f| f.table.as_deref());
     let known: Vec<&str> = known.chain(blamed).collect();
     let idle = patterns.idle_exclusions(&known).map(|part| Finding {
         fatal: false,

@@ -144,7 +144,9 @@ mod tests {
         }
         assert!(TableList::parse("!a, ").is_err());
         let list = TableList::parse("*,!adit_*,!tmp,!log_*").unwrap();
-        let idle: Vec<&str> = list.idle_exclusions(&["audit_log", "tmp", "log_a"]).collect();
+        let idle: Vec<&str> = list
+            .idle_exclusions(&["audit_log", "tmp", "log_a"])
+            .collect();
         assert_eq!(idle, ["adit_*"]);
     }
 

@@ -99,7 +99,7 @@ impl Branch {
         self.link.welcomed = true;
         self.link.refused = None;
         self.link.sent = welcome.cursor.max(self.book.answered);
-        self.link.known_last = self.link.known_last.max(welcome.last);
+        self.link.known_last = welcome.last.max(self.book.cursor);
         self.measure_clock(db, now, welcome.clock).await?;
         self.link.clock_offset_ms = self.book.clock_offset.map_or(0, |offset| offset / 1000);
         self.link.told_applied = LogPosition::NONE;

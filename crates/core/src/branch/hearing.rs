@@ -143,7 +143,8 @@ impl Branch {
             // An old announcement, or a head that was restored.
             self.greet_again(now)?;
         }
-        self.link.known_last = self.link.known_last.max(last);
+        // What it had told before is no measure: it may have been restored since.
+        self.link.known_last = last.max(self.book.cursor);
         if position.produced >= self.inbox.expected()
             && let Some(from) = self.inbox.ask(now)
         {

@@ -4,6 +4,8 @@
 //! later than they were written; but a row that is here already follows the log from the start. A chunk lands just when the cursor stands at its place in the log. Each chunk commits
 //! with the progress that it makes, so a join that was cut at any point goes on there.
 
+use std::collections::BTreeSet;
+
 use super::land::Aside;
 use super::{BRANCH, Branch};
 use crate::books::{self, BranchBook, Joining, Note, RowNames};
@@ -213,15 +215,15 @@ impl Branch {
         let (mut unfit, mut unseen) = (Vec::new(), Vec::new());
         for (row, key) in chunk.rows.iter().zip(keys) {
             let place = (table.id, key.clone());
-            // What else is noted of it stands, whether the chunk's row would fit or not.
-            let stands = notes.get(&key).map(|note| stands(note)).transpose()?;
-            if stands != Some(true) && aside.unfit.contains(&place) {
+            // What is noted of the row stands, but that another one did not fit: this one is newer.
+            let unfit_before = match notes.get(&key).map(|note| stands(note)).transpose()? {
+                Some(true) => continue,
+                noted => noted.is_some(),
+            };
+            if aside.unfit.contains(&place) {
                 // When the head made the row what it is, a chunk does not tell.
                 let note = Note::Unfit(LogPosition::NONE, Effect::Put(row.clone()));
                 unfit.push((key, Some(books::encode(&note)?)));
-                continue;
-            }
-            if notes.contains_key(&key) {
                 continue;
             }
             // A row with local changes waits for the verdict on them; the chunk's row is not their base.
@@ -233,6 +235,9 @@ impl Branch {
                 let note = Note::Unseen(again_from.unwrap_or(chunk.position).next());
                 unseen.push((key, Some(books::encode(&note)?)));
             } else {
+                if unfit_before {
+                    unfit.push((key.clone(), None));
+                }
                 pile.put(table.id, key, Effect::Put(row.clone()));
             }
         }
@@ -260,11 +265,16 @@ impl Branch {
             .notes(table, Some(&keys))
             .await
             .map_err(OfficeError::from);
-        let notes = conclude(db, notes).await?;
+        let mut noted = BTreeSet::new();
+        for (key, note) in conclude(db, notes).await? {
+            if stands(&note)? {
+                noted.insert(key);
+            }
+        }
         let rows = chunk.rows.iter().filter(|row| {
             let place = (table.id, table.key_of(row));
             let local = self.claims.contains_key(&place.1.digest(table));
-            let local = local || notes.contains_key(&place.1);
+            let local = local || noted.contains(&place.1);
             !local && !aside.busy.contains(&place) && !aside.unfit.contains(&place)
         });
         let effects = rows

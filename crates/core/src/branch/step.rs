@@ -76,6 +76,8 @@ impl Branch {
     /// What the application wrote so far is sent as it wrote it: a column that goes takes its values with it. Returns
     /// whether the tables are still as they were known.
     pub(super) async fn take_all<D: Database>(&mut self, db: &mut D) -> OfficeResult<bool> {
+        // What was written a moment ago may not have been told yet.
+        self.captured = true;
         while self.captured && self.is_prepared() && self.may_freeze() {
             self.take(db, Micros(0)).await?;
             if self.stepped {

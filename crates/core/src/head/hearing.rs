@@ -276,6 +276,7 @@ impl Head {
         let Some(seat) = self.seats.get_mut(origin) else {
             return Ok(());
         };
+        let greets = !seat.agrees && seat.is_enrolled();
         seat.produced = Some(BatchNumber(position.produced));
         if let Some(applied) = position.applied {
             seat.book.applied = seat
@@ -293,6 +294,10 @@ impl Head {
         }
         if position.question != 0 {
             self.answer_position(now, origin, position.question)?;
+        }
+        if greets {
+            // One that was asked to may have greeted a moment before, and not have heeded it.
+            self.ask_for_greeting(now, origin)?;
         }
         Ok(())
     }

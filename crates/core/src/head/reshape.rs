@@ -96,7 +96,9 @@ impl Head {
     /// Why the head's changed tables cannot be followed, where they cannot: nothing is judged or sent until they can.
     pub fn cannot_follow(&self) -> Option<String> {
         let (why, _) = self.catalogue.failed.as_ref()?;
-        Some(format!("the head's changed tables cannot be followed: {why}"))
+        Some(format!(
+            "the head's changed tables cannot be followed: {why}"
+        ))
     }
 
     /// A person says that a table or a column was renamed, where the engine cannot tell a rename from a drop and an add.

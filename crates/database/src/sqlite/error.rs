@@ -52,7 +52,9 @@ fn sort(error: &rusqlite::Error, table: Option<&str>) -> DatabaseError {
 
 /// Whether the application has changed the table meanwhile.
 fn is_missing(message: &str) -> bool {
-    message.starts_with("no such table: ") || message.starts_with("no such column: ")
+    message.starts_with("no such table: ")
+        || message.starts_with("no such column: ")
+        || message.contains(" has no column named ")
 }
 
 fn constraint(code: i32, message: String, table: Option<&str>) -> DatabaseError {

@@ -129,8 +129,10 @@ impl Landing<'_> {
             passed.extend(
                 keys.into_iter()
                     .filter(|key| {
+                        let noted = self.notes.get(&(table.id, key.clone()));
                         !present.contains_key(key)
                             && !captured.contains(key)
+                            && !noted.is_some_and(Option::is_some)
                             && self.pile.get(table.id, key).is_none()
                     })
                     .map(|key| (table.id, key)),
