@@ -301,7 +301,9 @@ impl Bench<'_> {
         let LiftedBatch { changes, unplaced } = lift_batch(batch, shapes.as_ref(), &head.schema);
         let mut cases = self.gather(db, &changes).await?;
         self.mark_waiting(db, &mut cases).await?;
-        let present = self.present_rows(db, &mut cases).await?;
+        let Some(present) = self.present_rows(db, &mut cases).await? else {
+            return Ok(true);
+        };
         let position = self.writer.next();
         let mut body = LoggedChanges {
             answers: Some(Answer {
