@@ -142,6 +142,10 @@ impl World {
         if branch == 0 || !office.joined || office.machine.is_none() || self.head_gives_back() {
             return;
         }
+        if self.promoted {
+            // What only it and the head that is gone had listed would go with it.
+            return;
+        }
         let name = office.name.clone();
         let removed = self.with_database(0, |db, _| run(seats::remove(db, &name)));
         removed
