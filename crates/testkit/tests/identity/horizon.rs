@@ -11,14 +11,19 @@ use crate::company::*;
 
 const HOUR: i64 = 60 * 60 * 1000;
 
-/// Two branches, and a log that waits for two hours.
-fn forgetful() -> Company {
-    let mut company = Company::new(2);
-    company.set_retention(Retention {
+/// A branch may be away for two hours.
+pub fn two_hours() -> Retention {
+    Retention {
         absent_ms: 2 * HOUR,
         recovery_ms: HOUR,
         bytes: u64::MAX >> 1,
-    });
+    }
+}
+
+/// Two branches, and a log that waits for two hours.
+fn forgetful() -> Company {
+    let mut company = Company::new(2);
+    company.set_retention(two_hours());
     company
 }
 

@@ -5,24 +5,18 @@ use branchline_core::conflict::Reason;
 use branchline_core::message::Message;
 use branchline_core::output::Notice;
 use branchline_core::port::{Database, Purpose};
-use branchline_core::retention::Retention;
 use branchline_core::schema::Column;
 use branchline_core::value::{Type, Value};
 use branchline_testkit::conformance::Op;
 use branchline_testkit::sim::office::{Store, run};
 
+use super::horizon::two_hours;
 use crate::company::*;
-
-const HOUR: i64 = 60 * 60 * 1000;
 
 /// A branch is away while the head deletes a row, and until the log of that is gone.
 fn away_for_too_long() -> Company {
     let mut company = Company::new(2);
-    company.set_retention(Retention {
-        absent_ms: 2 * HOUR,
-        recovery_ms: HOUR,
-        bytes: u64::MAX >> 1,
-    });
+    company.set_retention(two_hours());
     let ops: Vec<Op> = (1..=9).map(|id| insert(id, "old")).collect();
     company.write_head(&ops);
     company.settle();
@@ -120,11 +114,7 @@ fn a_row_that_is_gone_does_not_come_back_by_what_is_written_meanwhile() {
 #[test]
 fn a_table_that_a_comparison_left_out_is_compared_when_it_is_alike_again() {
     let mut company = Company::new(2);
-    company.set_retention(Retention {
-        absent_ms: 2 * HOUR,
-        recovery_ms: HOUR,
-        bytes: u64::MAX >> 1,
-    });
+    company.set_retention(two_hours());
     let note = Column {
         name: "note".into(),
         kind: Type::Text { max: None },
