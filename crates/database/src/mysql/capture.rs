@@ -137,7 +137,7 @@ async fn found(db: &mut MysqlDatabase) -> DbResult<BTreeMap<String, (String, Str
     let sql = "SELECT TRIGGER_NAME, EVENT_OBJECT_TABLE, CONCAT(ACTION_TIMING, ' ', EVENT_MANIPULATION), ACTION_STATEMENT
                FROM information_schema.TRIGGERS
                WHERE EVENT_OBJECT_SCHEMA = DATABASE() AND TRIGGER_NAME LIKE 'branchline\\_%'";
-    let rows = db.rows(sql).await?;
+    let rows = db.catalogue(sql).await?;
     Ok(rows
         .iter()
         .map(|row| (row.text(0), (row.text(1), row.text(2), row.text(3))))

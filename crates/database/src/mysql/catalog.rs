@@ -74,7 +74,7 @@ pub(super) async fn rules(
 /// all databases unless it is told which it is, in just these columns.
 pub(super) async fn foreign_keys(db: &mut MysqlDatabase) -> DbResult<Vec<Reference>> {
     let rows = db
-        .rows(
+        .catalogue(
             "SELECT TABLE_NAME, CONSTRAINT_NAME, COLUMN_NAME, REFERENCED_TABLE_NAME, REFERENCED_COLUMN_NAME, CONSTRAINT_SCHEMA
              FROM information_schema.KEY_COLUMN_USAGE
              WHERE TABLE_SCHEMA = DATABASE() AND REFERENCED_TABLE_SCHEMA = DATABASE()
@@ -159,7 +159,7 @@ pub(super) async fn look(db: &mut MysqlDatabase) -> DbResult<Here> {
         advice: "Use DELETE on shared tables; after a TRUNCATE run verify.".to_owned(),
     });
     let tables = db
-        .rows(
+        .catalogue(
             "SELECT TABLE_NAME, TABLE_TYPE, COALESCE(ENGINE, ''), COALESCE(CREATE_OPTIONS, '')
              FROM information_schema.TABLES
              WHERE TABLE_SCHEMA = DATABASE() AND TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED') ORDER BY TABLE_NAME",
@@ -241,7 +241,7 @@ pub(super) async fn look(db: &mut MysqlDatabase) -> DbResult<Here> {
 
 pub(super) async fn indexes(db: &mut MysqlDatabase) -> DbResult<BTreeMap<String, Vec<Index>>> {
     let rows = db
-        .rows(
+        .catalogue(
             "SELECT TABLE_NAME, INDEX_NAME, COLUMN_NAME, SUB_PART IS NOT NULL OR COLUMN_NAME IS NULL OR INDEX_TYPE <> 'BTREE',
                     NON_UNIQUE = 0
              FROM information_schema.STATISTICS WHERE TABLE_SCHEMA = DATABASE()
@@ -271,7 +271,7 @@ pub(super) async fn indexes(db: &mut MysqlDatabase) -> DbResult<BTreeMap<String,
 /// The application's own triggers on inserts, updates and deletes, by table.
 async fn triggers(db: &mut MysqlDatabase) -> DbResult<BTreeMap<String, Vec<String>>> {
     let rows = db
-        .rows(
+        .catalogue(
             "SELECT EVENT_OBJECT_TABLE, TRIGGER_NAME FROM information_schema.TRIGGERS
              WHERE EVENT_OBJECT_SCHEMA = DATABASE() AND TRIGGER_NAME NOT LIKE 'branchline\\_%' ORDER BY 1, 2",
         )

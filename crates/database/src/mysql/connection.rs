@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use branchline_core::identity::Digest;
 use branchline_core::port::{DatabaseError, DbResult, Purpose};
@@ -43,6 +43,11 @@ const OWNER: &str = "SET SESSION wait_timeout = 60";
 /// Settings that only MariaDB has. The first: long lists in `IN` stay lists.
 const SESSION_MARIADB: &str = "SET SESSION in_predicate_conversion_threshold = 0, max_statement_time = 0,
   idle_transaction_timeout = 0, idle_readonly_transaction_timeout = 0, idle_write_transaction_timeout = 0";
+
+/// The warning that a table was left out of the catalogue, since its definition is being changed.
+const SKIPPED: u16 = 1684;
+/// How long that is waited for to end.
+const SKIPPED_FOR: Duration = Duration::from_secs(3);
 
 /// Which of the two servers it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +102,21 @@ impl Cells {
     }
 }
 
+/// Something that is met again and again.
+#[derive(Default)]
+struct Spell(Option<(Instant, Instant)>);
+
+impl Spell {
+    /// It is met now. Whether the first time of this spell was less than so long ago.
+    fn lasts_less_than(&mut self, long: Duration) -> bool {
+        let now = Instant::now();
+        let known = self.0.filter(|(_, last)| now - *last < long * 3);
+        let since = known.map_or(now, |(since, _)| since);
+        self.0 = Some((since, now));
+        now - since < long
+    }
+}
+
 /// A MariaDB or MySQL database behind the port.
 pub struct MysqlDatabase {
     target: Target,
@@ -108,6 +128,8 @@ pub struct MysqlDatabase {
     layouts: HashMap<String, Arc<Layout>>,
     /// How the shared tables were defined when they were last looked at.
     shape: Option<Digest>,
+    /// For how long tables have been left out of the catalogue.
+    changing: Spell,
     /// Which foreign keys there were when they were last looked at.
     foreign_keys: Option<Digest>,
     /// They were looked at in this transaction.
@@ -137,6 +159,7 @@ impl MysqlDatabase {
             version: session.version,
             layouts: HashMap::new(),
             shape: None,
+            changing: Spell::default(),
             foreign_keys: None,
             heeded: false,
             missed: BTreeSet::new(),
@@ -217,6 +240,25 @@ impl MysqlDatabase {
         let sent = self.send(sql.as_ref()).await;
         let rows = sent.map_err(|error| on_table(table, &error))?;
         Ok(rows.into_iter().map(Cells::of).collect())
+    }
+
+    /// As [`Self::rows`], of the catalogue, whole. Where the connection holds any lock, and the owner's does, MariaDB leaves
+    /// out a table whose definition is being changed, and tells that by a warning alone. For a while that is an error, to be
+    /// tried again; a table that is kept locked for longer (`CREATE TABLE ... SELECT`) is left out: one that is shared
+    /// stops the look at its shape already.
+    pub(super) async fn catalogue(&mut self, sql: impl AsRef<[u8]>) -> DbResult<Vec<Cells>> {
+        let rows = self.rows(sql).await?;
+        let warned = |conn: &Conn| conn.get_warnings() > 0;
+        if self.conn.as_ref().is_some_and(warned) {
+            let warnings = self.rows("SHOW WARNINGS").await?;
+            let skipped = |row: &&Cells| row.number(1) == Some(SKIPPED);
+            if let Some(skipped) = warnings.iter().find(skipped)
+                && self.changing.lasts_less_than(SKIPPED_FOR)
+            {
+                return Err(DatabaseError::Busy(skipped.text(2)));
+            }
+        }
+        Ok(rows)
     }
 
     /// Runs statements, separated by semicolons, for their effect.

@@ -102,13 +102,14 @@ pub(super) async fn exists(db: &mut MysqlDatabase, name: &str) -> DbResult<bool>
         "SELECT 1 FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = {}",
         text_literal(name)
     );
-    Ok(!db.rows(sql).await?.is_empty())
+    Ok(!db.catalogue(sql).await?.is_empty())
 }
 
 /// The names of all tables.
 pub(super) async fn tables(db: &mut MysqlDatabase) -> DbResult<BTreeSet<String>> {
     let sql = "SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA = DATABASE()";
-    Ok(db.rows(sql).await?.iter().map(|row| row.text(0)).collect())
+    let rows = db.catalogue(sql).await?;
+    Ok(rows.iter().map(|row| row.text(0)).collect())
 }
 
 /// The places of columns that indexes or references need.

@@ -84,7 +84,7 @@ pub(super) async fn declared(
         only("TABLE_NAME", table)
     );
     let mut found: BTreeMap<String, Vec<Declared>> = BTreeMap::new();
-    for row in db.rows(sql).await? {
+    for row in db.catalogue(sql).await? {
         let table = row.text(0);
         found
             .entry(table)
@@ -188,7 +188,7 @@ impl Layout {
             return Ok(found);
         }
         let unique = db
-            .rows(format!(
+            .catalogue(format!(
                 "SELECT DISTINCT TABLE_NAME FROM information_schema.STATISTICS
                  WHERE TABLE_SCHEMA = DATABASE() AND NON_UNIQUE = 0 AND INDEX_NAME <> 'PRIMARY'{}",
                 only("TABLE_NAME", table)

@@ -3,10 +3,8 @@
 use branchline_core::port::{Database, DatabaseError};
 use branchline_core::schema::ConflictRule;
 use branchline_core::value::Value;
-use mysql_async::prelude::Queryable;
-use tokio::task::JoinHandle;
 
-use crate::shop::{connect, gone, put, shop, text};
+use crate::shop::{beside, gone, put, shop, text};
 
 const FAMILY: &str = "
 CREATE TABLE grand (id INT PRIMARY KEY, code VARCHAR(9) NOT NULL UNIQUE);
@@ -135,24 +133,6 @@ async fn statements_that_name_the_children_too_are_captured() {
             "-parent 11 Existing",
         ]
     );
-}
-
-/// Starts a statement of another connection, and waits until it waits for a lock.
-async fn beside(url: &str, sql: &'static str) -> JoinHandle<mysql_async::Result<()>> {
-    let (mut other, mut watcher) = (connect(url).await, connect(url).await);
-    let id = other.id();
-    let running = tokio::spawn(async move { other.query_drop(sql).await });
-    let state = format!(
-        "SELECT COUNT(*) FROM information_schema.INNODB_TRX WHERE trx_mysql_thread_id = {id} AND trx_state = 'LOCK WAIT'"
-    );
-    while watcher.query_first::<u64, _>(&state).await.unwrap() != Some(1) {
-        if running.is_finished() {
-            panic!("it did not wait: {:?}", running.await);
-        }
-        // The server tells nothing new to who asks ten times a second.
-        tokio::time::sleep(std::time::Duration::from_millis(150)).await;
-    }
-    running
 }
 
 /// A delete that would reach rows that its maker had not seen does not happen (SETTLED 8).

@@ -4,7 +4,7 @@ use branchline_core::port::{Database, DatabaseError};
 use branchline_core::schema::Schema;
 use branchline_testkit::conformance::sample;
 
-use crate::shop::{shop, unshared};
+use crate::shop::{beside, shop, unshared};
 
 #[tokio::test]
 async fn tables_that_cannot_be_shared_are_named_with_a_way_out() {
@@ -120,4 +120,29 @@ async fn a_table_that_differs_from_the_plan_is_refused() {
             other => panic!("{change}: {other:?}"),
         }
     }
+}
+
+/// To a connection that holds any lock, and the owner's does, the catalogue leaves out what is being renamed. That must not
+/// look as if the table were gone.
+#[tokio::test]
+async fn a_table_that_is_being_renamed_is_not_gone() {
+    let mut shop =
+        shop("CREATE TABLE old (id INT PRIMARY KEY); CREATE TABLE zone (id INT PRIMARY KEY)").await;
+    assert!(shop.db.own().await.unwrap());
+    shop.app("BEGIN; SELECT * FROM zone").await;
+    // Holds its lock on the first table while it waits for the second.
+    let renaming = beside(&shop.url, "RENAME TABLE old TO archive, zone TO region").await;
+    let found = shop.db.definitions().await;
+    assert!(matches!(found, Err(DatabaseError::Busy(_))), "{found:?}");
+    let missing = shop.db.missing_capture(&shop.schema).await;
+    assert!(
+        matches!(missing, Err(DatabaseError::Busy(_))),
+        "{missing:?}"
+    );
+    shop.app("COMMIT").await;
+    renaming.await.unwrap().unwrap();
+    let found = shop.db.definitions().await.unwrap();
+    let names: Vec<&str> = found.tables.iter().map(|table| &*table.name).collect();
+    assert_eq!(names, ["archive", "region"]);
+    assert_eq!(found.captured[&shop.id("old")], "archive");
 }

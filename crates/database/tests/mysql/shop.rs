@@ -8,6 +8,7 @@ use branchline_database::mysql::MysqlDatabase;
 use branchline_testkit::servers;
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Opts};
+use tokio::task::JoinHandle;
 
 pub struct Shop {
     pub url: String,
@@ -56,6 +57,25 @@ pub async fn unshared(tables: &str) -> Shop {
         db,
         schema: Schema::default(),
     }
+}
+
+/// Starts a statement of another connection, and waits until it waits for a lock.
+pub async fn beside(url: &str, sql: &'static str) -> JoinHandle<mysql_async::Result<()>> {
+    let (mut other, mut watcher) = (connect(url).await, connect(url).await);
+    let id = other.id();
+    let running = tokio::spawn(async move { other.query_drop(sql).await });
+    let state = format!(
+        "SELECT EXISTS (SELECT 1 FROM information_schema.INNODB_TRX WHERE trx_mysql_thread_id = {id} AND trx_state = 'LOCK WAIT')
+             OR EXISTS (SELECT 1 FROM information_schema.PROCESSLIST WHERE id = {id} AND state LIKE 'Waiting for table %lock')"
+    );
+    while watcher.query_first::<u64, _>(&state).await.unwrap() != Some(1) {
+        if running.is_finished() {
+            panic!("it did not wait: {:?}", running.await);
+        }
+        // The server tells nothing new to who asks ten times a second.
+        tokio::time::sleep(std::time::Duration::from_millis(150)).await;
+    }
+    running
 }
 
 impl Shop {
