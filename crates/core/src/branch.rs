@@ -18,7 +18,7 @@ use crate::failure::{OfficeResult, unchanged};
 use crate::identity::{BatchNumber, Digest, LogPosition, Micros, OfficeName};
 use crate::inbox::Inbox;
 use crate::message::{Barrier, Chunk, LogEntry, Message, Position};
-use crate::office::{Identity, conclude};
+use crate::office::{Fleeting, Identity, conclude};
 use crate::output::{Notice, Output, To, Token};
 use crate::port::{Database, Purpose};
 use crate::retention::Retention;
@@ -86,6 +86,8 @@ pub struct Branch {
     shape: Option<Digest>,
     /// How tables here differ from the plan's.
     differing: Differing,
+    /// Tables that are gone since the last look: nothing is taken or lands until it is known whether they come back.
+    gone: Fleeting,
     /// The schema changed in this piece of work.
     stepped: bool,
     book: BranchBook,
@@ -253,7 +255,9 @@ impl Branch {
     pub async fn work<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<bool> {
         // Before anything is taken or lands it is known what of the tables here serves.
         if self.shape.is_none() && self.book.head.is_some() && self.is_prepared() {
-            unchanged(self.look(db).await)?;
+            if !unchanged(self.look(db, Some(now)).await)? {
+                return Ok(false);
+            }
         }
         if self.differing.is_empty() {
             return self.work_on(db, now).await;

@@ -6,9 +6,9 @@ use ed25519_dalek::SigningKey;
 
 use crate::books::{self, IdentityBook};
 use crate::failure::{OfficeError, OfficeResult};
-use crate::identity::OfficeName;
+use crate::identity::{Micros, OfficeName};
 use crate::port::{Database, DatabaseError, Portion, Taken, Unreadable};
-use crate::schema::Schema;
+use crate::schema::{Schema, TableId};
 use crate::value::Value;
 
 /// The name of the record that says who this office is.
@@ -24,6 +24,30 @@ pub const RECORD_BYTES: usize = 256 * 1024;
 /// How many portions one transaction takes, unless a unit is larger. Looking for clean cuts costs each transaction a
 /// look at the whole backlog, so that few large transactions catch up faster than many small ones.
 pub const PORTIONS_PER_TAKE: usize = 24;
+
+/// How long a table must be gone before it counts as dropped, in milliseconds.
+const SETTLED_MS: i64 = 2_000;
+
+/// Tables that seem to be gone, and since when. Where DDL is no transaction, that is how a rebuild looks from outside.
+#[derive(Debug, Default)]
+pub(crate) struct Fleeting(Option<(Vec<TableId>, Micros)>);
+
+impl Fleeting {
+    /// Whether just these tables seem gone since a moment only.
+    pub fn is_seen(&mut self, gone: Vec<TableId>, now: Micros) -> bool {
+        if gone.is_empty() {
+            self.0 = None;
+            return false;
+        }
+        match &self.0 {
+            Some((known, since)) if *known == gone => !now.has_passed(SETTLED_MS, *since),
+            _ => {
+                self.0 = Some((gone, now));
+                true
+            }
+        }
+    }
+}
 
 /// Who this office is, ready to sign.
 #[derive(Clone, Debug)]

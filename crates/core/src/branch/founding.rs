@@ -14,7 +14,7 @@ use crate::evolution::Versions;
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::inbox::Inbox;
-use crate::office::{IDENTITY, Identity, conclude};
+use crate::office::{Fleeting, IDENTITY, Identity, conclude};
 use crate::port::{Database, Purpose};
 use crate::retention::Retention;
 use crate::succession;
@@ -106,6 +106,7 @@ impl Branch {
             versions: Versions::load(db).await?,
             shape: None,
             differing: Differing::new(),
+            gone: Fleeting::default(),
             stepped: false,
             head_key,
             predecessors: succession::predecessors(db).await?,

@@ -9,6 +9,7 @@ use crate::books::{self, BranchBook, Note};
 use crate::change::Row;
 use crate::evolution::recapture_filled;
 use crate::failure::{OfficeError, OfficeResult};
+use crate::identity::Micros;
 use crate::office::conclude;
 use crate::output::Notice;
 use crate::port::{Database, DatabaseError, Inspection, Purpose};
@@ -137,8 +138,13 @@ impl Branch {
         Ok(())
     }
 
-    /// Looks at the tables, which have changed since: what of them serves, and whether they are still captured.
-    pub(super) async fn look<D: Database>(&mut self, db: &mut D) -> OfficeResult<()> {
+    /// Looks at the tables, which have changed since: what of them serves, and whether they are still captured. Nothing is
+    /// concluded, and false returned, while a table is gone since a moment only, by this time where one is given.
+    pub(super) async fn look<D: Database>(
+        &mut self,
+        db: &mut D,
+        now: Option<Micros>,
+    ) -> OfficeResult<bool> {
         db.begin(Purpose::Read).await?;
         let outcome = async {
             let shape = db.shape(&self.schema).await?;
@@ -149,6 +155,15 @@ impl Branch {
         let (shape, uncaptured) = conclude(db, outcome).await?;
         let found = db.definitions().await?;
         let differing = self.compared_with(&found);
+        let known_gone = |id: &TableId| self.differing.get(id) == Some(&None);
+        let gone = differing.iter().filter(|(_, local)| local.is_none());
+        let gone = gone.map(|(id, _)| *id).filter(|id| !known_gone(id));
+        let gone: Vec<TableId> = gone.collect();
+        if let Some(now) = now
+            && self.gone.is_seen(gone, now)
+        {
+            return Ok(false);
+        }
         let before = std::mem::replace(&mut self.differing, differing);
         self.put_capture_back(db, &found, uncaptured).await?;
         if self.differing != before {
@@ -164,7 +179,7 @@ impl Branch {
         self.note_lacking(&mut here).await?;
         self.read_again(&mut here).await?;
         self.shape = Some(shape);
-        Ok(())
+        Ok(true)
     }
 
     /// How the tables here differ from the plan's, by their names and their columns'.

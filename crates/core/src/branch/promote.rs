@@ -158,7 +158,7 @@ impl Branch {
     async fn freeze_all<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<()> {
         for _ in 0..TAKES {
             if self.shape.is_none() {
-                self.look(db).await?;
+                self.look(db, None).await?;
             }
             if !self.captured {
                 break;

@@ -16,7 +16,7 @@ use crate::evolution::{
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{Digest, LogPosition, Micros};
 use crate::message::{Hello, LogBody, SchemaStep};
-use crate::office::conclude;
+use crate::office::{Fleeting, conclude};
 use crate::output::{Notice, Output};
 use crate::port::{Database, DatabaseError, Entry, Evolution, Origin, Purpose};
 use crate::schema::{Schema, SchemaVersion, TableId};
@@ -27,9 +27,6 @@ const ACCEPTED: &str = "accepted";
 /// How soon the tables are looked at again while a change of them is not followed, in milliseconds.
 const LOOK_AGAIN_MS: i64 = 2_000;
 
-/// How long a table must be gone before it counts as dropped, in milliseconds.
-const SETTLED_MS: i64 = 2_000;
-
 /// What the head knows of its own tables.
 #[derive(Debug, Default)]
 pub(super) struct Catalogue {
@@ -37,8 +34,7 @@ pub(super) struct Catalogue {
     known: Option<Digest>,
     /// What changed and is not followed, since the plan forbids it or a person is to be asked; and when that was told.
     waiting: Option<(Vec<String>, Micros)>,
-    /// What would be lost, and since when it seems so: a rebuild may be under way.
-    fleeting: Option<(Vec<TableId>, Micros)>,
+    fleeting: Fleeting,
     /// Why the last try to follow them failed, and when.
     failed: Option<(String, Micros)>,
 }
@@ -172,7 +168,9 @@ impl Head {
         self.outputs
             .push_back(Output::Notice(Notice::Inspected(findings)));
         let mut next = follow(&self.schema, &origins, &found, &self.plan, &renamed);
-        if self.is_fleeting(&next, now) {
+        let stuck = next.stuck.iter().map(|(id, _)| *id);
+        let lost = next.dropped.iter().copied().chain(stuck).collect();
+        if self.catalogue.fleeting.is_seen(lost, now) {
             return Ok(false);
         }
         for (id, problem) in &next.stuck {
@@ -219,24 +217,6 @@ impl Head {
                 .push_back(Output::Notice(Notice::Trouble(told)));
         }
         self.catalogue.failed = Some((why, now));
-    }
-
-    /// Whether a table is gone or cannot be shared only since a moment: where DDL is no transaction, that is how a rebuild
-    /// looks from outside.
-    fn is_fleeting(&mut self, next: &Next, now: Micros) -> bool {
-        let stuck = next.stuck.iter().map(|(id, _)| *id);
-        let lost: Vec<TableId> = next.dropped.iter().copied().chain(stuck).collect();
-        if lost.is_empty() {
-            self.catalogue.fleeting = None;
-            return false;
-        }
-        match &self.catalogue.fleeting {
-            Some((known, since)) if *known == lost => !now.has_passed(SETTLED_MS, *since),
-            _ => {
-                self.catalogue.fleeting = Some((lost, now));
-                true
-            }
-        }
     }
 
     /// Whether the change is not to be followed yet, by the plan.

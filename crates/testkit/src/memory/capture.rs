@@ -16,6 +16,11 @@ pub(super) fn take(
     limit: usize,
 ) -> DbResult<Portion> {
     let limit = limit.max(1);
+    // As on PostgreSQL and MariaDB: the last writes to a table that has left the plan concern nobody.
+    let shared = |write: &Write| schema.table_named(&write.table).is_some();
+    if !state.capture.values().all(shared) {
+        Arc::make_mut(&mut state.capture).retain(|_, write| shared(write));
+    }
     let mut changes = Vec::new();
     if unit.is_empty() {
         for next in units(state, schema) {
@@ -35,11 +40,7 @@ pub(super) fn take(
     let fits = unit.len().min(limit);
     changes.extend(unit.drain(..fits));
     let open = !unit.is_empty();
-    let more = open
-        || state
-            .capture
-            .values()
-            .any(|write| schema.table_named(&write.table).is_some());
+    let more = open || !state.capture.is_empty();
     let mut unreadable = Vec::new();
     changes.retain(|taken| {
         let Some(table) = schema
@@ -68,7 +69,6 @@ fn units(state: &State, schema: &Schema) -> Vec<Vec<u64>> {
     let writes: Vec<(u64, &Write)> = state
         .capture
         .iter()
-        .filter(|(_, write)| schema.table_named(&write.table).is_some())
         .map(|(&number, write)| (number, write))
         .collect();
     // Writes are nodes; each points towards an older one of its unit.

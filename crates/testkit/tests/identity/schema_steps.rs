@@ -463,6 +463,32 @@ fn a_branch_that_dropped_a_table_first_does_not_get_it_back_by_another_step() {
 }
 
 #[test]
+fn what_a_branch_wrote_to_a_table_that_is_away_for_a_moment_is_sent() {
+    let mut company = Company::new(1);
+    company.write_head(&[insert(1, "one"), insert(2, "two")]);
+    company.settle();
+    company.write(0, &[delete(1)]);
+    let names = company.schema.tables[0].clone();
+    let Store::Memory(database) = &mut company.branches[0].disk.store else {
+        panic!("only in memory");
+    };
+    database.application().drop_now(&names.name).unwrap();
+    company.tick(250);
+    for _ in 0..5 {
+        company.step();
+    }
+    let Store::Memory(database) = &mut company.branches[0].disk.store else {
+        panic!("only in memory");
+    };
+    database.application().create_now(&names).unwrap();
+    company.write(0, &[insert(2, "two"), insert(3, "three")]);
+    company.settle();
+    company.assert_even();
+    let ids: Vec<i64> = company.head_names().into_keys().collect();
+    assert_eq!(ids, [2, 3]);
+}
+
+#[test]
 fn a_branch_that_renamed_a_column_first_sends_what_it_wrote_when_the_head_follows() {
     let mut company = Company::new(2);
     company.write_head(&[insert(1, "one"), insert(2, "two")]);
