@@ -3,6 +3,7 @@
 use branchline_core::value::{Type, Value};
 
 use super::place::Engine;
+use branchline_testkit::servers;
 
 /// A declared type with values of it.
 pub struct Sample {
@@ -425,7 +426,11 @@ fn mariadb() -> Vec<Sample> {
             ],
         ),
         sample(
-            "UUID",
+            if servers::mariadb().is_mysql() {
+                "CHAR(36)"
+            } else {
+                "UUID"
+            },
             &[
                 "'00000000-0000-0000-0000-000000000000'",
                 "'FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF'",
@@ -637,7 +642,7 @@ pub fn holds(engine: Engine, kind: &Type, value: &Value) -> bool {
             !beyond && year.len() == 4 && seconds
         }
         // Half of a character, and more than 31 levels.
-        (Engine::MariaDb, Type::Json, Value::Text(text)) => {
+        (Engine::MariaDb, Type::Json, Value::Text(text)) if !servers::mariadb().is_mysql() => {
             !text.contains("ud800") && !text.starts_with(&"[".repeat(32))
         }
         _ => true,
