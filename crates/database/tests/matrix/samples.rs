@@ -1,5 +1,7 @@
 //! The types that each engine's applications declare, with values at their edges as SQL.
 
+use std::sync::OnceLock;
+
 use branchline_core::value::{Type, Value};
 
 use super::place::Engine;
@@ -619,6 +621,16 @@ fn sqlite() -> Vec<Sample> {
     ]
 }
 
+/// Whether this run's server is a MariaDB from 11.5 on, whose `TIMESTAMP` ends later.
+pub fn far_timestamps() -> bool {
+    static FAR: OnceLock<bool> = OnceLock::new();
+    *FAR.get_or_init(|| {
+        let server = servers::mariadb();
+        let year = server.sql("mysql", "SELECT YEAR(FROM_UNIXTIME(2147483648 + 86400))");
+        !server.is_mysql() && year == "2038"
+    })
+}
+
 /// Whether an engine's column, created for this type, can hold the value. What it cannot, it must say.
 pub fn holds(engine: Engine, kind: &Type, value: &Value) -> bool {
     match (engine, kind, value) {
@@ -637,8 +649,12 @@ pub fn holds(engine: Engine, kind: &Type, value: &Value) -> bool {
         (Engine::MariaDb, Type::Date | Type::Timestamp | Type::TimestampTz, Value::Text(text)) => {
             let beyond = text.ends_with("BC") || text.ends_with("infinity");
             let year = text.split('-').next().unwrap_or_default();
-            let seconds = *kind != Type::TimestampTz
-                || ("1970-01-01 00:00:01".."2038-01-19 03:14:08").contains(&text.as_str());
+            let end = match far_timestamps() {
+                true => "2106-02-07 06:28:16",
+                false => "2038-01-19 03:14:08",
+            };
+            let seconds =
+                *kind != Type::TimestampTz || ("1970-01-01 00:00:01"..end).contains(&text.as_str());
             !beyond && year.len() == 4 && seconds
         }
         // Half of a character, and more than 31 levels.
