@@ -174,12 +174,11 @@ async fn keys_that_foreign_keys_used_go() {
 async fn a_long_text_keeps_its_limit_on_the_way() {
     let mut shop = numbered("CREATE TABLE notes (id INT PRIMARY KEY)", &[]).await;
     let text = |max| Type::Text { max: Some(max) };
-    let mut note = 0;
-    for (name, max) in [
-        ("note", 3000),
-        ("remark", 3000),
-        ("remark", 4000),
-        ("word", 5000),
+    for (id, name, max) in [
+        (1, "note", 3000),
+        (2, "remark", 3000),
+        (3, "remark", 4000),
+        (4, "word", 5000),
     ] {
         let to = next(&shop.schema, |schema| {
             let columns = &mut named(schema, "notes").columns;
@@ -190,8 +189,7 @@ async fn a_long_text_keeps_its_limit_on_the_way() {
         });
         assert_eq!(shop.evolve(&to).await, Evolution::default(), "{name} {max}");
         shop.schema = to;
-        note += 1;
-        let write = |length| format!("INSERT INTO notes VALUES ({note}, REPEAT('x', {length}))");
+        let write = |length| format!("INSERT INTO notes VALUES ({id}, REPEAT('x', {length}))");
         let beyond = shop.app.query_drop(write(max + 1)).await;
         assert!(beyond.is_err(), "{name} {max}");
         shop.app(&write(max)).await;
