@@ -7,7 +7,7 @@ use branchline_core::schema::{Column, ForeignKey, Schema, Table, TableId};
 
 use super::binding::{add, drop_key, unless_refused};
 use super::catalog::{self, Index, Reference};
-use super::connection::MysqlDatabase;
+use super::connection::{Flavour, MysqlDatabase};
 use super::ddl::{self, ident, indexed};
 use super::evolve::Step;
 use super::layout::declared;
@@ -15,7 +15,7 @@ use super::literal::text_literal;
 use crate::lineage::{self, Stop, Tried, links, names_of, stop};
 
 /// Drops the foreign keys one of whose ends changes its type: it could not, not even where both do. They come back with
-/// their tables.
+/// their tables. In MySQL also those whose parent's key goes.
 pub(super) async fn loosen(db: &mut MysqlDatabase, steps: &[Step<'_>]) -> DbResult<()> {
     let retyped = |table: &String, names: &[String]| {
         let step = steps.iter().find(|step| step.to.name == *table)?;
@@ -27,7 +27,23 @@ pub(super) async fn loosen(db: &mut MysqlDatabase, steps: &[Step<'_>]) -> DbResu
             })
         }))
     };
+    let unkeyed = |key: &Reference| {
+        let step = steps.iter().find(|step| step.to.name == key.parent)?;
+        let named = key.parent_columns.iter().map(|name| becomes(step, name));
+        let named: Option<Vec<&str>> = named.map(|column| Some(column?.name.as_str())).collect();
+        let mut sets = std::iter::once(&step.to.key).chain(&step.to.unique);
+        Some(
+            !sets.any(|set| {
+                Some(names_of(step.to, set).iter().map(String::as_str).collect()) == named
+            }),
+        )
+    };
     for key in catalog::foreign_keys(db).await? {
+        let within = steps.iter().any(|step| step.to.name == key.child);
+        if db.flavour == Flavour::MySql && within && unkeyed(&key) == Some(true) {
+            drop_key(db, &key).await?;
+            continue;
+        }
         let child = retyped(&key.child, &key.columns);
         let parent = retyped(&key.parent, &key.parent_columns);
         if let (Some(child), Some(parent)) = (child, parent)
@@ -115,7 +131,8 @@ pub(super) fn keys(bonds: &Bonds, step: &Step<'_>, parts: &mut Vec<String>) {
     };
     let key = names_of(to, &to.key);
     let primary = present.iter().find(|index| index.name == "PRIMARY");
-    if primary.and_then(|index| renamed(index)).as_ref() != Some(&key) {
+    let rekeyed = primary.and_then(|index| renamed(index)).as_ref() != Some(&key);
+    if rekeyed {
         if primary.is_some() {
             parts.push("DROP PRIMARY KEY".to_owned());
         }
@@ -159,6 +176,28 @@ pub(super) fn keys(bonds: &Bonds, step: &Step<'_>, parts: &mut Vec<String>) {
             Some(named) if !known || has(to) || needed => kept.push((named, index.unique)),
             _ if known => parts.push(format!("DROP INDEX {}", ident(&index.name))),
             _ => {}
+        }
+    }
+    // The primary key may have served a foreign key that stays.
+    let standing = |columns: &&Vec<String>| {
+        let mut own = bonds.references.iter().filter(|one| one.child == to.name);
+        own.any(|one| {
+            let present = one.columns.iter().map(|name| becomes(step, name));
+            present.eq(columns
+                .iter()
+                .map(|name| step.to.columns.iter().find(|c| c.name == *name)))
+        })
+    };
+    let served = |columns: &Vec<String>| {
+        let sets = to.unique.iter().map(|unique| names_of(to, unique));
+        key.starts_with(columns)
+            || kept.iter().any(|(named, _)| named.starts_with(columns))
+            || sets.into_iter().any(|named| named.starts_with(columns))
+    };
+    for columns in bound.iter().filter(standing) {
+        if rekeyed && !served(columns) {
+            let named: Vec<String> = columns.iter().map(|name| ident(name)).collect();
+            parts.push(format!("ADD INDEX ({})", named.join(", ")));
         }
     }
     for unique in &to.unique {

@@ -9,6 +9,7 @@ use branchline_core::value::Type;
 use super::capture::{self, ours};
 use super::cascade;
 use super::connection::MysqlDatabase;
+use super::ddl::{UNSAYABLE, unsayable};
 use super::encoding::KEY_BYTES;
 use super::error::mismatch;
 use super::layout::{Declared, declared};
@@ -177,6 +178,13 @@ pub(super) async fn look(db: &mut MysqlDatabase) -> DbResult<Here> {
         };
         look.table_itself(&row.text(1), &row.text(2), &row.text(3));
         let own = declared.get(&name).unwrap_or(&none);
+        let named = own.iter().map(|here| &here.name).chain([&name]);
+        if let Some(unsayable) = unsayable(flavour, named) {
+            look.fatal(
+                format!("{UNSAYABLE} `{unsayable}`, which holds a grave accent."),
+                "Rename it, or leave the table out.",
+            );
+        }
         let columns = look.columns(flavour, own);
         let (key, unique) =
             look.indexes(indexes.get(&name).map_or(&[], Vec::as_slice), own, &columns);

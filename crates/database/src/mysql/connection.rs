@@ -35,7 +35,10 @@ SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ZERO_DATE,NO_ZERO_IN_DATE,ERROR_FOR
 SET @branchline_applying = 1";
 
 /// Held by the connection of the one process that owns the office; each database has its own such lock.
-const OWN: &str = "SELECT GET_LOCK(CONCAT('branchline:', MD5(DATABASE())), 0)";
+const OWN_MARIADB: &str = "SELECT GET_LOCK(CONCAT('branchline:', MD5(DATABASE())), 0)";
+/// MySQL has no `MD5` from 9.6 on, and no names of locks above 64 characters.
+const OWN_MYSQL: &str =
+    "SELECT GET_LOCK(CONCAT('branchline:', LEFT(SHA2(DATABASE(), 256), 40)), 0)";
 /// The owner speaks every few seconds ([`MysqlDatabase::keep_owning`]): one that is silent for so long has vanished with
 /// its machine. A server would wait for hours by default.
 const OWNER: &str = "SET SESSION wait_timeout = 60";
@@ -181,7 +184,11 @@ impl MysqlDatabase {
     }
 
     async fn take_lock(&mut self) -> DbResult<bool> {
-        let taken = self.rows(OWN).await?;
+        let own = match self.flavour {
+            Flavour::MariaDb => OWN_MARIADB,
+            Flavour::MySql => OWN_MYSQL,
+        };
+        let taken = self.rows(own).await?;
         let taken = taken.first().is_some_and(|row| row.is(0));
         if taken {
             self.execute(OWNER).await?;

@@ -81,6 +81,13 @@ async fn check_names(db: &mut MysqlDatabase, schema: &Schema) -> DbResult<()> {
                 "another table's name differs from its name in letter case alone, which this server does not tell apart; rename one at the head, or leave it out",
             ));
         }
+        let named = table.columns.iter().map(|column| &column.name);
+        if let Some(name) = unsayable(db.flavour, named.chain([&table.name])) {
+            return Err(mismatch(
+                &table.name,
+                format!("{UNSAYABLE} `{name}`; rename it at the head, or leave the table out"),
+            ));
+        }
         let mut columns = BTreeSet::new();
         for column in &table.columns {
             if !columns.insert(column.name.to_lowercase()) {
@@ -95,6 +102,17 @@ async fn check_names(db: &mut MysqlDatabase, schema: &Schema) -> DbResult<()> {
         }
     }
     Ok(())
+}
+
+pub(super) const UNSAYABLE: &str = "MySQL's triggers lose the name";
+
+/// The name that no trigger can say: MySQL alters, or does not store, one whose text quotes a grave accent.
+pub(super) fn unsayable<'n>(
+    flavour: Flavour,
+    names: impl IntoIterator<Item = &'n String>,
+) -> Option<&'n String> {
+    let mut names = names.into_iter();
+    names.find(|name| flavour == Flavour::MySql && name.contains('`'))
 }
 
 pub(super) async fn exists(db: &mut MysqlDatabase, name: &str) -> DbResult<bool> {

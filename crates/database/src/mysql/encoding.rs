@@ -76,7 +76,9 @@ fn text(kind: &Type, here: &Declared, row: &str) -> String {
         |text: String| format!("TRIM(TRAILING '.' FROM TRIM(TRAILING '0' FROM {text}))");
     match here.base.as_str() {
         "tinyint" | "smallint" | "mediumint" | "int" | "bigint" | "bit" | "year" => number,
-        "float" | "double" => format!("CAST({column} + 0e0 AS CHAR)"),
+        // MySQL keeps 22 characters of an expression's, or of what is cast: enough for a single float alone.
+        "float" => format!("CONCAT({column} + 0e0)"),
+        "double" => format!("CONCAT({column})"),
         "decimal" if here.scale.is_some_and(|scale| scale > 0) => {
             without_zeros(format!("CAST({column} AS CHAR)"))
         }

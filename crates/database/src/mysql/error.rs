@@ -10,7 +10,8 @@ pub(super) fn failed(error: &Error) -> DatabaseError {
 
 /// Whether the connection can no longer be used.
 pub(super) fn ends_the_connection(error: &Error) -> bool {
-    !matches!(error, Error::Server(_))
+    // MySQL says good-bye: stopped by a person (3169), or for a long silence (4031).
+    !matches!(error, Error::Server(told) if !matches!(told.code, 3169 | 4031))
 }
 
 /// Whether the server has no TLS to offer.
@@ -55,9 +56,9 @@ pub(super) const LOCKED: [u16; 2] = [1205, 3572];
 /// | 1451, 1452, 1216, 1217, 1761 | a row does not fit: foreign key |
 /// | 1062, 1586, 1048, 4025, 3819, 1364, 1644, and what triggers signal | a row does not fit |
 /// | 1044, 1045, 1049, 1142, 1143, 1227, 1419, 1290, ... | refused |
-/// | 1040, 1053, 1129, 1203, 1226, 1927, 1021, 1114 and a broken connection | unreachable for now |
+/// | 1040, 1053, 1129, 1203, 1226, 1927, 1021, 1114, 3032, 3168, 3169, 4031 and a broken connection | unreachable for now |
 /// | SQLSTATE 22 and 42, 1292, 1366, 1265 | does not match the plan |
-/// | 1005 with errno 121, 140 or 150, 1022, 1025, 1215, 1553, 1822 to 1834, SQLSTATE 0A | the table cannot be made so |
+/// | 1005 with errno 121, 140 or 150, 1022, 1025, 1215, 1553, 1822 to 1834, SQLSTATE 0A; MySQL: 3108, 3730, 3734, 3780, 3813, 3820, 3822, 3823, 3959, 6125 | the table cannot be made so |
 pub(super) fn on_table(table: &str, error: &Error) -> DatabaseError {
     let Error::Server(told) = error else {
         return match transport(error) {
@@ -89,13 +90,30 @@ pub(super) fn on_table(table: &str, error: &Error) -> DatabaseError {
             "{message}. Triggers on a server with a binary log need: SET GLOBAL log_bin_trust_function_creators = 1"
         )),
         1044 | 1045 | 1049 | 1130 | 1142 | 1143 | 1227 | 1251 | 1290 | 1370 | 1410 | 1524
-        | 1698 | 1792 | 1820 | 1836 | 1862 | 3118 | 4151 => DatabaseError::Refused(message),
-        1040 | 1053 | 1129 | 1203 | 1226 | 1927 | 1021 | 1114 | 1158..=1161 => {
-            DatabaseError::Unreachable(message)
+        | 1698 | 1792 | 1820 | 1836 | 1862 | 3118 | 3159 | 3955 | 4151 => {
+            DatabaseError::Refused(message)
         }
+        1040
+        | 1053
+        | 1129
+        | 1203
+        | 1226
+        | 1927
+        | 1021
+        | 1114
+        | 1158..=1161
+        | 3032
+        | 3168
+        | 3169
+        | 4031 => DatabaseError::Unreachable(message),
         1153 | 1265 | 1292 | 1366 | 1411 if !table.is_empty() => mismatch(table, message),
         1005 | 1025 if !table.is_empty() && ill_formed(&message) => mismatch(table, message),
         1022 | 1215 | 1553 | 1822..=1834 if !table.is_empty() => mismatch(table, message),
+        3108 | 3730 | 3734 | 3780 | 3813 | 3820 | 3822 | 3823 | 3959 | 6125
+            if !table.is_empty() =>
+        {
+            mismatch(table, message)
+        }
         _ if !table.is_empty()
             && ["22", "42", "0A"]
                 .iter()
@@ -226,6 +244,10 @@ mod tests {
             (1826, "HY000", ""),
             (1833, "HY000", ""),
             (1846, "0A000", ""),
+            (3730, "HY000", ""),
+            (3780, "HY000", ""),
+            (3959, "HY000", ""),
+            (6125, "HY000", ""),
         ];
         for (code, state, message) in mismatches {
             let error = told("t", code, state, message);

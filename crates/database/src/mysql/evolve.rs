@@ -18,7 +18,7 @@ use super::connection::MysqlDatabase;
 use super::ddl::{self, Dialect, ident, indexed};
 use super::layout::Declared;
 use super::literal::text_literal;
-use super::retype::{check, whole};
+use super::retype::{check, lengths, whole};
 use super::types::serves;
 use super::{binding, rekey, shape};
 use crate::lineage::{self, Columns, Known, Stop, Tried, filling, in_order, names_of, stop};
@@ -414,9 +414,24 @@ async fn alter<'s>(
         parts.push(format!("DROP COLUMN {}", ident(name)));
     }
     let dialect = Dialect::of(db);
+    let checks = lengths(db, &to.name).await.map_err(Stop::Failed)?;
     for (at, column) in to.columns.iter().enumerate() {
         match step.source(at) {
-            Some((live, here)) => parts.extend(changed(&dialect, step, at, column, live, here)),
+            Some((live, here)) => {
+                let change = changed(&dialect, step, at, column, live, here);
+                if let Some((check, longest)) = checks.get(&live.name).filter(|_| change.is_some())
+                {
+                    parts.push(format!("DROP CHECK {}", ident(check)));
+                    if change
+                        .as_ref()
+                        .is_some_and(|change| !change.contains(" CHECK ("))
+                    {
+                        let name = ident(&column.name);
+                        parts.push(format!("ADD CHECK (CHAR_LENGTH({name}) <= {longest})"));
+                    }
+                }
+                parts.extend(change);
+            }
             None => {
                 let value = filling(column, to.is_key(at));
                 let definition = dialect.column(to, at);

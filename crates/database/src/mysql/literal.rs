@@ -142,6 +142,12 @@ fn written(kind: &Type, here: &Declared, text: &str, as_sent: &Value) -> Result<
             seconds(here, text)?;
             Ok(text_literal(text))
         }
+        "json" => match exact_numbers(text) {
+            true => Ok(text_literal(text)),
+            false => {
+                Err("it keeps numbers of JSON as integers of 64 bits or double floats".to_owned())
+            }
+        },
         "enum" => match labels(&here.whole).iter().any(|label| label == text) {
             true => Ok(text_literal(text)),
             false => Err(format!("`{text}` is none of its labels")),
@@ -166,6 +172,39 @@ fn written(kind: &Type, here: &Declared, text: &str, as_sent: &Value) -> Result<
             }
         }
     }
+}
+
+/// Whether the numbers of a canonical document are whole ones of 64 bits, or doubles: MySQL's own JSON keeps no others.
+fn exact_numbers(document: &str) -> bool {
+    let (mut quoted, mut escaped, mut number) = (false, false, String::new());
+    for character in document.chars().chain(std::iter::once(' ')) {
+        let part = !quoted
+            && match character {
+                '-' | '.' | '0'..='9' => true,
+                'e' | 'E' | '+' => !number.is_empty(),
+                _ => false,
+            };
+        if part {
+            number.push(character);
+            continue;
+        }
+        let whole = number.parse::<i64>().is_ok() || number.parse::<u64>().is_ok();
+        let double = || {
+            number
+                .parse::<f64>()
+                .is_ok_and(|double| double.to_string() == number)
+        };
+        if !number.is_empty() && !whole && !double() {
+            return false;
+        }
+        number.clear();
+        match character {
+            '"' if !escaped => quoted = !quoted,
+            _ => {}
+        }
+        escaped = quoted && !escaped && character == '\\';
+    }
+    true
 }
 
 fn decimal(here: &Declared, text: &str) -> Result<String, String> {
@@ -296,6 +335,26 @@ mod tests {
             scale: Some(2),
             fraction,
             ..Declared::default()
+        }
+    }
+
+    #[test]
+    fn numbers_that_json_of_mysql_would_round_are_found() {
+        for fine in [
+            "{\"a\":18446744073709551615,\"b\":[-9223372036854775808,0.1]}",
+            "\"1e400 \\\"123456789012345678901234567890\"",
+            "10000000000000000000000",
+            "[true,false,null]",
+        ] {
+            assert!(exact_numbers(fine), "{fine}");
+        }
+        for rounded in [
+            "123456789012345678901234567890",
+            "{\"a\":0.12345678901234567891}",
+            "[\"\\\\\",18446744073709551617]",
+            "1e400",
+        ] {
+            assert!(!exact_numbers(rounded), "{rounded}");
         }
     }
 

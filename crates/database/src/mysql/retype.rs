@@ -1,6 +1,8 @@
 //! Columns that become another type: what the server makes of their values is tried out in a temporary table.
 
-use branchline_core::port::DatabaseError;
+use std::collections::BTreeMap;
+
+use branchline_core::port::{DatabaseError, DbResult};
 use branchline_core::schema::Column;
 use branchline_core::value::{Type, canonical, convert, widens};
 
@@ -8,6 +10,7 @@ use super::connection::{Flavour, MysqlDatabase};
 use super::ddl::{Dialect, ident, indexed};
 use super::evolve::Step;
 use super::layout::Declared;
+use super::literal::text_literal;
 use super::types;
 use crate::lineage::{Stop, Tried, stop};
 
@@ -103,6 +106,36 @@ async fn compare(
             return Ok(());
         }
     }
+}
+
+/// The checks of length that [`Dialect::declaration`] made, by column: name and length. In MariaDB such a check is part of its
+/// column; in MySQL it is the table's, keeps the column from being renamed, and stays when the column is declared anew.
+pub(super) async fn lengths(
+    db: &mut MysqlDatabase,
+    table: &str,
+) -> DbResult<BTreeMap<String, (String, u64)>> {
+    if db.flavour == Flavour::MariaDb {
+        return Ok(BTreeMap::new());
+    }
+    let sql = format!(
+        "SELECT c.CONSTRAINT_NAME, c.CHECK_CLAUSE FROM information_schema.TABLE_CONSTRAINTS t
+         JOIN information_schema.CHECK_CONSTRAINTS c USING (CONSTRAINT_SCHEMA, CONSTRAINT_NAME)
+         WHERE t.CONSTRAINT_TYPE = 'CHECK' AND t.TABLE_SCHEMA = DATABASE() AND t.TABLE_NAME = {}",
+        text_literal(table)
+    );
+    let rows = db.rows(sql).await?;
+    let found = rows.iter().filter_map(|row| {
+        let clause = row.text(1);
+        let (column, longest) = clause
+            .strip_prefix("(char_length(`")?
+            .strip_suffix(')')?
+            .rsplit_once("`) <= ")?;
+        Some((
+            column.replace("``", "`"),
+            (row.text(0), longest.parse().ok()?),
+        ))
+    });
+    Ok(found.collect())
 }
 
 /// The server does not say which right it misses.

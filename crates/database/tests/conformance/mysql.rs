@@ -1,4 +1,4 @@
-//! MariaDB, in a database of another character set, with an application that has few rights and odd settings.
+//! MariaDB, or MySQL where the run names one, in a database of another character set, with an application that has few rights and odd settings.
 
 use branchline_core::identity::Micros;
 use branchline_core::schema::{Schema, Table};
@@ -109,6 +109,9 @@ impl Office for MysqlOffice {
             (Type::Jsonb, Type::Json) => true,
             (_, Type::Text { max: None }) if as_text => true,
             (Type::Inet, Type::Text { .. }) => true,
+            // MySQL has no type for it.
+            (Type::Uuid, Type::Char { length: 36 }) => servers::mariadb().is_mysql(),
+            (Type::Json | Type::Jsonb, Type::Text { max: None }) => servers::mariadb().is_mysql(),
             (a, b) => a == b,
         }
     }

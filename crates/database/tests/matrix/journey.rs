@@ -7,6 +7,7 @@ use branchline_core::change::Row;
 use branchline_core::port::{Database, DatabaseError};
 use branchline_core::schema::{Schema, Table};
 use branchline_core::value::Value;
+use branchline_testkit::servers;
 
 use super::place::{ENGINES, Engine, Place, schema};
 use super::samples::{Sample, holds, samples};
@@ -42,7 +43,13 @@ async fn origin(engine: Engine, samples: &[Sample]) -> Origin {
         write!(sql, "{};", sample.before).unwrap();
     }
     if engine == Engine::MariaDb {
-        sql = "ALTER DATABASE CHARACTER SET utf8mb4 COLLATE utf8mb4_nopad_bin; SET sql_mode = 'ALLOW_INVALID_DATES', time_zone = '+00:00';".into();
+        let exact = match servers::mariadb().is_mysql() {
+            true => "utf8mb4_0900_bin",
+            false => "utf8mb4_nopad_bin",
+        };
+        sql = format!(
+            "ALTER DATABASE CHARACTER SET utf8mb4 COLLATE {exact}; SET sql_mode = 'ALLOW_INVALID_DATES', time_zone = '+00:00';"
+        );
     }
     let columns: Vec<String> = (0..)
         .zip(samples)

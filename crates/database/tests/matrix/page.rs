@@ -3,11 +3,16 @@
 use std::path::Path;
 
 use branchline_testkit::conformance::sample;
+use branchline_testkit::servers;
 
 use super::place::{ENGINES, Engine, Place};
 
 /// Fails where the part of the page between `<!-- NAME -->` and `<!-- end -->` is not this, and prints what it should be.
 pub fn says(name: &str, table: &str) {
+    // It tells of MariaDB up to 11.4; what others have instead stands in words beside it.
+    if servers::mariadb().is_mysql() || super::samples::far_timestamps() {
+        return;
+    }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/types.md");
     let page = std::fs::read_to_string(path).unwrap();
     let found = page

@@ -1,8 +1,11 @@
 //! The types that each engine's applications declare, with values at their edges as SQL.
 
+use std::sync::OnceLock;
+
 use branchline_core::value::{Type, Value};
 
 use super::place::Engine;
+use branchline_testkit::servers;
 
 /// A declared type with values of it.
 pub struct Sample {
@@ -425,7 +428,11 @@ fn mariadb() -> Vec<Sample> {
             ],
         ),
         sample(
-            "UUID",
+            if servers::mariadb().is_mysql() {
+                "CHAR(36)"
+            } else {
+                "UUID"
+            },
             &[
                 "'00000000-0000-0000-0000-000000000000'",
                 "'FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF'",
@@ -614,6 +621,16 @@ fn sqlite() -> Vec<Sample> {
     ]
 }
 
+/// Whether this run's server is a MariaDB from 11.5 on, whose `TIMESTAMP` ends later.
+pub fn far_timestamps() -> bool {
+    static FAR: OnceLock<bool> = OnceLock::new();
+    *FAR.get_or_init(|| {
+        let server = servers::mariadb();
+        let year = server.sql("mysql", "SELECT YEAR(FROM_UNIXTIME(2147483648 + 86400))");
+        !server.is_mysql() && year == "2038"
+    })
+}
+
 /// Whether an engine's column, created for this type, can hold the value. What it cannot, it must say.
 pub fn holds(engine: Engine, kind: &Type, value: &Value) -> bool {
     match (engine, kind, value) {
@@ -632,12 +649,16 @@ pub fn holds(engine: Engine, kind: &Type, value: &Value) -> bool {
         (Engine::MariaDb, Type::Date | Type::Timestamp | Type::TimestampTz, Value::Text(text)) => {
             let beyond = text.ends_with("BC") || text.ends_with("infinity");
             let year = text.split('-').next().unwrap_or_default();
-            let seconds = *kind != Type::TimestampTz
-                || ("1970-01-01 00:00:01".."2038-01-19 03:14:08").contains(&text.as_str());
+            let end = match far_timestamps() {
+                true => "2106-02-07 06:28:16",
+                false => "2038-01-19 03:14:08",
+            };
+            let seconds =
+                *kind != Type::TimestampTz || ("1970-01-01 00:00:01"..end).contains(&text.as_str());
             !beyond && year.len() == 4 && seconds
         }
         // Half of a character, and more than 31 levels.
-        (Engine::MariaDb, Type::Json, Value::Text(text)) => {
+        (Engine::MariaDb, Type::Json, Value::Text(text)) if !servers::mariadb().is_mysql() => {
             !text.contains("ud800") && !text.starts_with(&"[".repeat(32))
         }
         _ => true,

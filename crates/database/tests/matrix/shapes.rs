@@ -3,6 +3,7 @@
 use branchline_core::change::{Effect, Row};
 use branchline_core::port::{Database, DatabaseError};
 use branchline_core::value::Value;
+use branchline_testkit::servers;
 
 use super::place::{Engine, Place, schema};
 
@@ -70,7 +71,7 @@ const SHAPES: [Shape; 9] = [
     },
     Shape {
         engine: Engine::MariaDb,
-        sql: "CREATE TABLE t (id INT, at DATE, a INT, twice INT AS (a * 2) PERSISTENT, PRIMARY KEY (id, at)) PARTITION BY HASH (id) PARTITIONS 3",
+        sql: "CREATE TABLE t (id INT, at DATE, a INT, twice INT AS (a * 2) STORED, PRIMARY KEY (id, at)) PARTITION BY HASH (id) PARTITIONS 3",
         written: "INSERT INTO t (id, at, a) VALUES (1, '2024-01-02', 5)",
         taken: &["1", "2024-01-02", "5"],
     },
@@ -260,6 +261,9 @@ async fn what_cannot_travel_is_named_with_a_way_out() {
         ),
     ];
     for (engine, columns) in columns {
+        // MySQL has fewer types to refuse.
+        let has = |declared: &&&str| **declared != "INET6" || !servers::mariadb().is_mysql();
+        let columns: Vec<&str> = columns.iter().filter(has).copied().collect();
         let mut sql = match engine {
             Engine::Postgres => "CREATE TYPE pair AS (a int, b int); CREATE EXTENSION hstore; CREATE EXTENSION citext;".to_owned(),
             _ => String::new(),

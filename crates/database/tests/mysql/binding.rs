@@ -144,6 +144,59 @@ async fn a_first_copy_leaves_out_a_foreign_key_that_the_server_refuses() {
     }
 }
 
+/// The key that served a foreign key goes; so does the one that a foreign key referred to, and the foreign key with it.
+#[tokio::test]
+async fn keys_that_foreign_keys_used_go() {
+    let tables = "CREATE TABLE parent (id INT PRIMARY KEY, code INT NOT NULL);
+         CREATE TABLE child (parent_id INT, line INT, PRIMARY KEY (parent_id, line), FOREIGN KEY (parent_id) REFERENCES parent (id))";
+    let mut shop = numbered(tables, &[]).await;
+    shop.app("INSERT INTO parent VALUES (1, 7); INSERT INTO child VALUES (1, 2)")
+        .await;
+    let line_first = next(&shop.schema, |schema| {
+        named(schema, "child").key = vec![1, 0];
+    });
+    assert_eq!(shop.evolve(&line_first).await, Evolution::default());
+    assert_eq!(shop.references("child").await, 1);
+    shop.schema = line_first;
+    let unbound = next(&shop.schema, |schema| {
+        named(schema, "parent").key = vec![1];
+        named(schema, "child").foreign_keys.clear();
+    });
+    assert_eq!(shop.evolve(&unbound).await, Evolution::default());
+    assert_eq!(shop.references("child").await, 0);
+    shop.schema = unbound;
+    let keys = shop.see("SELECT COLUMN_NAME FROM information_schema.KEY_COLUMN_USAGE WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = 'parent'").await;
+    assert_eq!(keys, [Some("code".into())]);
+}
+
+/// A limit of characters that the column's type cannot have goes with the column, and grows with it.
+#[tokio::test]
+async fn a_long_text_keeps_its_limit_on_the_way() {
+    let mut shop = numbered("CREATE TABLE notes (id INT PRIMARY KEY)", &[]).await;
+    let text = |max| Type::Text { max: Some(max) };
+    for (id, name, max) in [
+        (1, "note", 3000),
+        (2, "remark", 3000),
+        (3, "remark", 4000),
+        (4, "word", 5000),
+    ] {
+        let to = next(&shop.schema, |schema| {
+            let columns = &mut named(schema, "notes").columns;
+            match columns.get_mut(1) {
+                Some(column) => (column.name, column.kind) = (name.into(), text(max)),
+                None => columns.push(nullable(name, text(max))),
+            }
+        });
+        assert_eq!(shop.evolve(&to).await, Evolution::default(), "{name} {max}");
+        shop.schema = to;
+        let write = |length| format!("INSERT INTO notes VALUES ({id}, REPEAT('x', {length}))");
+        let beyond = shop.app.query_drop(write(max + 1)).await;
+        assert!(beyond.is_err(), "{name} {max}");
+        shop.app(&write(max)).await;
+    }
+    assert_eq!(shop.rows("notes").await.len(), 4);
+}
+
 /// A table that the server does not create is refused by name, and nothing is bound to what is not there.
 #[tokio::test]
 async fn nothing_is_bound_to_a_table_that_could_not_be_made() {

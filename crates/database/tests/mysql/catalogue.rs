@@ -3,20 +3,25 @@
 use branchline_core::port::{Database, DatabaseError};
 use branchline_core::schema::Schema;
 use branchline_testkit::conformance::sample;
+use branchline_testkit::servers;
 
 use crate::shop::{beside, shop, unshared};
 
 #[tokio::test]
 async fn tables_that_cannot_be_shared_are_named_with_a_way_out() {
-    let mut shop = unshared(
+    let history = match servers::mariadb().is_mysql() {
+        true => "",
+        false => "CREATE TABLE history (id INT PRIMARY KEY) WITH SYSTEM VERSIONING;",
+    };
+    let tables = format!(
         "CREATE TABLE no_key (id INT);
-         CREATE TABLE aria (id INT PRIMARY KEY) ENGINE = Aria;
+         CREATE TABLE old (id INT PRIMARY KEY) ENGINE = MyISAM;
          CREATE TABLE prefix (t TEXT, PRIMARY KEY (t(10)));
          CREATE TABLE float_key (f DOUBLE PRIMARY KEY);
-         CREATE TABLE history (id INT PRIMARY KEY) WITH SYSTEM VERSIONING;
-         CREATE TABLE fine (id INT PRIMARY KEY, n INT GENERATED ALWAYS AS (id + 1))",
-    )
-    .await;
+         {history}
+         CREATE TABLE fine (id INT PRIMARY KEY, n INT GENERATED ALWAYS AS (id + 1))"
+    );
+    let mut shop = unshared(&tables).await;
     let found = shop.db.inspect().await.unwrap();
     let names: Vec<&str> = found
         .tables
@@ -25,7 +30,11 @@ async fn tables_that_cannot_be_shared_are_named_with_a_way_out() {
         .collect();
     assert_eq!(names, ["fine"]);
     assert_eq!(found.tables[0].columns.len(), 1);
-    for name in ["no_key", "aria", "prefix", "float_key", "history"] {
+    let told = ["no_key", "old", "prefix", "float_key", "history"];
+    for name in told
+        .into_iter()
+        .filter(|name| tables.contains(&format!("TABLE {name} ")))
+    {
         let told = found
             .findings
             .iter()

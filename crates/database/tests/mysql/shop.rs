@@ -40,8 +40,12 @@ pub async fn shop(tables: &str) -> Shop {
     shop
 }
 
-/// Makes these tables; nothing is shared yet.
+/// Makes these tables; nothing is shared yet. The collation that tells all texts apart has another name in MySQL.
 pub async fn unshared(tables: &str) -> Shop {
+    let tables = match servers::mariadb().is_mysql() {
+        true => tables.replace("utf8mb4_nopad_bin", "utf8mb4_0900_bin"),
+        false => tables.to_owned(),
+    };
     let url = servers::mariadb().fresh_database();
     let mut app = connect(&url).await;
     app.query_drop("ALTER DATABASE CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci")

@@ -5,9 +5,17 @@ use std::collections::BTreeSet;
 use branchline_core::port::{Database, Purpose};
 
 use crate::shop::{connect, shop};
+use branchline_testkit::servers;
 use mysql_async::prelude::Queryable;
 
 const NUMBERS: &str = "CREATE TABLE numbers (id INT PRIMARY KEY, n INT)";
+
+/// Writes these numbers in one statement.
+async fn fill(shop: &mut crate::shop::Shop, ids: std::ops::RangeInclusive<u32>) {
+    let rows: Vec<String> = ids.map(|id| format!("({id}, 0)")).collect();
+    shop.app(&format!("INSERT INTO numbers VALUES {}", rows.join(", ")))
+        .await;
+}
 
 /// Takes unit by unit, and returns the keys of each.
 async fn units(shop: &mut crate::shop::Shop, limit: usize) -> Vec<BTreeSet<i64>> {
@@ -47,7 +55,9 @@ async fn statements_of_one_connection_are_units_of_their_own() {
             .await;
     }
     let units = units(&mut shop, 5).await;
-    assert!(units.len() >= 6, "{units:?}");
+    // In MySQL no trigger can tell them apart: they are one.
+    let least = if servers::mariadb().is_mysql() { 1 } else { 6 };
+    assert!(units.len() >= least, "{units:?}");
     for unit in &units {
         for id in unit {
             assert!(unit.contains(&(id ^ 1)), "half a transaction: {unit:?}");
@@ -89,8 +99,7 @@ async fn interleaved_transactions_stay_whole() {
 #[tokio::test]
 async fn a_very_large_unit_is_paged() {
     let mut shop = shop(NUMBERS).await;
-    shop.app("INSERT INTO numbers SELECT seq, 0 FROM seq_1_to_5000")
-        .await;
+    fill(&mut shop, 1..=5000).await;
     shop.app("UPDATE numbers SET n = 1 WHERE id <= 100; DELETE FROM numbers WHERE id > 4990")
         .await;
     let units = units(&mut shop, 100).await;
@@ -110,8 +119,7 @@ async fn a_very_large_unit_is_paged() {
 #[tokio::test]
 async fn a_long_chain_is_one_unit() {
     let mut shop = shop(NUMBERS).await;
-    shop.app("INSERT INTO numbers SELECT seq, 0 FROM seq_0_to_300")
-        .await;
+    fill(&mut shop, 0..=300).await;
     shop.take().await;
     for id in 0..300 {
         let next = id + 1;
@@ -127,8 +135,7 @@ async fn a_long_chain_is_one_unit() {
 #[tokio::test]
 async fn the_application_does_not_wait_for_a_take() {
     let mut shop = shop(NUMBERS).await;
-    shop.app("INSERT INTO numbers SELECT seq, 0 FROM seq_1_to_50")
-        .await;
+    fill(&mut shop, 1..=50).await;
     shop.db.begin(Purpose::Take).await.unwrap();
     assert_eq!(
         shop.db

@@ -1,14 +1,17 @@
 //! Types that only MariaDB has, and values at their edges.
 
 use branchline_core::port::DatabaseError;
-use branchline_core::value::{Type, Value};
+use branchline_core::value::{Type, Value, canonical};
 
 use crate::shop::{put, shop, text, unshared};
 use branchline_core::port::Database;
+use branchline_testkit::servers;
+use mysql_async::prelude::Queryable;
 
 #[tokio::test]
 async fn declared_types_are_recognised_or_refused_with_a_reason() {
-    let cases: [(&str, Option<Type>); 24] = [
+    let mysql = servers::mariadb().is_mysql();
+    let mut cases = vec![
         ("TINYINT(1)", Some(Type::Bool)),
         ("BIT(1)", Some(Type::Bool)),
         ("TINYINT", Some(Type::Int16)),
@@ -32,8 +35,7 @@ async fn declared_types_are_recognised_or_refused_with_a_reason() {
         ),
         ("FLOAT", Some(Type::Float32)),
         ("TINYTEXT", Some(Type::Text { max: None })),
-        ("JSON", Some(Type::Json)),
-        ("UUID", Some(Type::Uuid)),
+        ("JSON", Some(if mysql { Type::Jsonb } else { Type::Json })),
         ("BINARY(16)", Some(Type::Bytes)),
         ("TIMESTAMP(6) NULL", Some(Type::TimestampTz)),
         (
@@ -46,10 +48,14 @@ async fn declared_types_are_recognised_or_refused_with_a_reason() {
         ("FLOAT(7,2)", None),
         ("BIT(64)", None),
         ("SET('a','b')", None),
-        ("INET6", None),
         ("POINT", None),
         ("GEOMETRY", None),
     ];
+    if mysql {
+        cases.push(("VECTOR(3)", None));
+    } else {
+        cases.extend([("UUID", Some(Type::Uuid)), ("INET6", None)]);
+    }
     let tables: Vec<String> = cases
         .iter()
         .enumerate()
@@ -175,6 +181,36 @@ async fn floats_come_back_bit_by_bit() {
     }
 }
 
+/// MySQL's own JSON makes floats of most numbers; MariaDB's is text.
+#[tokio::test]
+async fn json_keeps_its_numbers_or_refuses_them() {
+    let mut shop = shop("CREATE TABLE t (id INT PRIMARY KEY, data JSON)").await;
+    let kept = "{\"a\": [18446744073709551615, 0.1, -0.0, 1e22, 12345678901234567890.0, \"1e999\"], \"b\": null}";
+    shop.apply(&[put(1, vec![Value::Int(1), text(kept)])])
+        .await
+        .unwrap();
+    let kind = shop.table("t").columns[1].kind.clone();
+    let rows = shop.rows("t").await;
+    assert_eq!(
+        canonical(&kind, &rows[0].0[1]),
+        canonical(&kind, &text(kept))
+    );
+    for odd in [
+        "123456789012345678901234567890",
+        "[0.12345678901234567891]",
+        "1e400",
+    ] {
+        let done = shop.apply(&[put(1, vec![Value::Int(2), text(odd)])]).await;
+        match servers::mariadb().is_mysql() {
+            true => assert!(
+                matches!(done, Err(DatabaseError::Mismatch { .. })),
+                "{odd}: {done:?}"
+            ),
+            false => done.unwrap(),
+        }
+    }
+}
+
 /// The server takes 5 for 2005 and 70 for 1970.
 #[tokio::test]
 async fn a_year_is_not_guessed() {
@@ -200,6 +236,15 @@ async fn a_year_is_not_guessed() {
 
 #[tokio::test]
 async fn a_year_of_two_digits_is_not_shared() {
+    if servers::mariadb().is_mysql() {
+        let refused = servers::mariadb().fresh_database();
+        let refused = crate::shop::connect(&refused)
+            .await
+            .query_drop("CREATE TABLE cars (id INT PRIMARY KEY, built YEAR(2))")
+            .await;
+        assert!(refused.is_err(), "it has no such years");
+        return;
+    }
     let mut shop = unshared("CREATE TABLE cars (id INT PRIMARY KEY, built YEAR(2))").await;
     let found = shop.db.inspect().await.unwrap();
     assert!(

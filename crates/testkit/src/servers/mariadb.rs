@@ -27,6 +27,7 @@ const FAST: [&str; 3] = [
 pub struct MariaDb {
     /// The URL of the database `mysql`.
     admin_url: String,
+    mysql: OnceLock<bool>,
     own: Option<Own>,
 }
 
@@ -45,6 +46,7 @@ pub fn mariadb() -> &'static MariaDb {
     SHARED.get_or_init(|| match std::env::var(MYSQL_URL) {
         Ok(admin_url) => MariaDb {
             admin_url,
+            mysql: OnceLock::new(),
             own: None,
         },
         Err(_) => MariaDb::start_with(&FAST),
@@ -81,6 +83,7 @@ impl MariaDb {
         let port = ports::free();
         let mut server = Self {
             admin_url: format!("mysql://root:{PASSWORD}@127.0.0.1:{port}/mysql"),
+            mysql: OnceLock::new(),
             own: Some(Own {
                 folder,
                 port,
@@ -91,6 +94,13 @@ impl MariaDb {
         };
         server.start_again();
         server
+    }
+
+    /// Whether it is MySQL, which a run may name in place of MariaDB ([`MYSQL_URL`]).
+    pub fn is_mysql(&self) -> bool {
+        *self
+            .mysql
+            .get_or_init(|| !self.sql("mysql", "SELECT VERSION()").contains("MariaDB"))
     }
 
     /// The URL of a database, as the super-user.
