@@ -105,6 +105,14 @@ impl Head {
         conclude(db, outcome).await
     }
 
+    /// The hash of the entry at a place, where that needs no reading.
+    fn chain_in_memory(&self, place: LogPosition) -> Option<Digest> {
+        if place == self.book.last {
+            return Some(self.book.chain);
+        }
+        self.tail.get(place).map(|bytes| envelope::chain(bytes))
+    }
+
     /// The hash of the entry at a place, if the log tells it.
     async fn chain_at<D: Database>(
         &self,
@@ -156,24 +164,28 @@ impl Head {
         })
     }
 
-    /// Whether a batch's bases speak of another log than this one: its branch followed what this head has lost, or has not
-    /// yet followed how it went on. A broker may bring such a batch before the branch's greeting.
+    /// Whether a batch's bases speak of another log than this one: its branch followed what this head has lost. A broker may
+    /// bring such a batch before the branch's greeting, and it may still bring the branch lost entries after that.
     pub(super) async fn is_of_another_past<D: Database>(
         &mut self,
         db: &mut D,
         branch: &OfficeName,
         batch: &Batch,
     ) -> OfficeResult<bool> {
-        let seat = self.seats.get(branch).filter(|seat| !seat.agrees);
-        let (Some(seat), Some(ended)) = (seat, batch.log) else {
+        let (Some(seat), Some(ended)) = (self.seats.get(branch), batch.log) else {
             return Ok(false);
         };
-        if seat.agreed == Some(ended) || ended.0.next() < self.log_first {
+        if seat.agreed == Some(ended) || self.is_beyond(ended.0) {
             return Ok(false);
         }
-        db.begin(Purpose::Read).await?;
-        let outcome = self.chain_at(db, ended.0).await;
-        let same = conclude(db, outcome).await? == Some(ended.1);
+        let there = if let Some(chain) = self.chain_in_memory(ended.0) {
+            Some(chain)
+        } else {
+            db.begin(Purpose::Read).await?;
+            let outcome = self.chain_at(db, ended.0).await;
+            conclude(db, outcome).await?
+        };
+        let same = there == Some(ended.1);
         if let Some(seat) = self.seats.get_mut(branch).filter(|_| same) {
             seat.agreed = Some(ended);
         }
