@@ -8,6 +8,7 @@
 use ed25519_dalek::VerifyingKey;
 
 use super::recent::own_entry;
+use super::writer::LogWriter;
 use super::{Head, RECALL_MS, holds};
 use crate::books::{self, CONFLICTS, HeadBook, LOG, RowNames};
 use crate::change::Effect;
@@ -15,7 +16,9 @@ use crate::conflict::ConflictRecord;
 use crate::envelope;
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{Digest, LogPosition, Micros, OfficeName};
-use crate::message::{Batch, Hello, LogBody, LogEntry, Message, Position, Recall, Recalled};
+use crate::message::{
+    Batch, Hello, LogBody, LogEntry, LoggedChanges, Message, Position, Recall, Recalled,
+};
 use crate::office::conclude;
 use crate::output::{Notice, Output, Token};
 use crate::port::{Database, Entry, Purpose};
@@ -35,8 +38,11 @@ pub(super) use taken::trim_lost;
 /// The name of the record that lists where the log ended at the last starts: a restored log goes on from one of them.
 pub(super) const STARTS: &str = "starts";
 /// The record that says that the log came back with rows that the application had written again: that one of them came and
-/// went since the backup must be logged, since the log has it.
+/// went since the backup must be logged, since the log has it. It tells under which numbers that is listed, which goes into
+/// the log with them.
 pub(super) const LEFT: &str = "left";
+/// About how many bytes of such decisions go into one entry.
+const LISTED_BYTES: usize = 512 * 1024;
 /// How many starts are remembered.
 const STARTS_KEPT: usize = 32;
 /// How soon a piece is asked for once more when the branch greets again, in milliseconds.
@@ -514,6 +520,32 @@ async fn list<D: Database>(
     };
     db.append(CONFLICTS, &[entry]).await?;
     Ok(record.id)
+}
+
+/// Logs the decisions about rows that the application had written again, so that they outlast this head.
+pub(super) async fn tell_left<D: Database>(
+    db: &mut D,
+    writer: &mut LogWriter<'_>,
+) -> OfficeResult<()> {
+    let left: Vec<u64> = books::load(db, LEFT).await?.unwrap_or_default();
+    db.set_meta(LEFT, None).await?;
+    let mut left = left.into_iter().peekable();
+    while left.peek().is_some() {
+        let (mut listed, mut bytes) = (Vec::new(), 0);
+        while let Some(number) = left.next_if(|_| bytes < LISTED_BYTES) {
+            if let Some(record) = holds::record(db, number).await? {
+                let record = record.fit_to_travel();
+                bytes += books::encode(&record)?.len();
+                listed.push(record);
+            }
+        }
+        let body = LoggedChanges {
+            listed: Some(listed),
+            ..LoggedChanges::of_the_head()
+        };
+        writer.append(db, LogBody::Changes(body)).await?;
+    }
+    Ok(())
 }
 
 fn effects_of<'e>(
