@@ -10,6 +10,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
+use std::collections::VecDeque;
 
 use ed25519_dalek::{Signer, SigningKey, VerifyingKey};
 
@@ -31,7 +32,14 @@ thread_local! {
         const { RefCell::new(None) };
     static COMPRESSOR: RefCell<Option<zstd::bulk::Compressor<'static>>> =
         const { RefCell::new(None) };
+    /// The last envelopes whose signature was right, by what was checked: one that comes again, since it was sent once more
+    /// or a broker has it twice, costs a hash and not a check.
+    static VERIFIED: RefCell<VecDeque<[u8; 32]>> = const { RefCell::new(VecDeque::new()) };
 }
+
+/// How many envelopes are remembered as verified, and up to which size.
+const REMEMBERED: usize = 256;
+const REMEMBERED_BYTES: usize = 16 * 1024;
 
 const MAGIC: &[u8; 4] = b"BRLN";
 const COMPRESSED: u8 = 1;
@@ -189,8 +197,24 @@ impl Opened<'_> {
     }
 
     fn verify(&self, key: &VerifyingKey) -> Result<(), EnvelopeError> {
+        let small = self.signed.len() <= REMEMBERED_BYTES;
+        let checked = small.then(|| {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(key.as_bytes());
+            hasher.update(&self.signature.to_bytes());
+            <[u8; 32]>::from(hasher.update(self.signed).finalize())
+        });
+        if checked.is_some_and(|checked| VERIFIED.with_borrow(|known| known.contains(&checked))) {
+            return Ok(());
+        }
         key.verify_strict(self.signed, &self.signature)
-            .map_err(|_| EnvelopeError::Forged(self.origin.to_string()))
+            .map_err(|_| EnvelopeError::Forged(self.origin.to_string()))?;
+        VERIFIED.with_borrow_mut(|known| {
+            known.extend(checked);
+            let surplus = known.len().saturating_sub(REMEMBERED);
+            known.drain(..surplus);
+        });
+        Ok(())
     }
 
     /// Reads the message of a first hello, which brings its own key: the caller checks the join code's proof. Anyone may
@@ -329,6 +353,25 @@ mod tests {
             open(&bytes).unwrap().verified_by(&other.verifying_key()),
             Err(EnvelopeError::Forged(_))
         ));
+    }
+
+    #[test]
+    fn what_only_looks_like_an_envelope_that_came_before_is_forged() {
+        let bytes = sealed();
+        let opened = open(&bytes).unwrap();
+        let own = key().verifying_key();
+        for _ in 0..2 {
+            opened.verified_by(&own).unwrap();
+        }
+        let other = SigningKey::from_bytes(&[8; 32]).verifying_key();
+        let mut resigned = opened.clone();
+        resigned.signature = SigningKey::from_bytes(&[8; 32]).sign(opened.signed);
+        let mut shorter = opened.clone();
+        shorter.signed = &opened.signed[..opened.signed.len() - 1];
+        for (envelope, key) in [(&opened, &other), (&resigned, &own), (&shorter, &own)] {
+            let outcome = envelope.verified_by(key);
+            assert!(matches!(outcome, Err(EnvelopeError::Forged(_))));
+        }
     }
 
     /// An envelope around any bytes, by the key of `key()`.

@@ -131,8 +131,9 @@ struct Seat {
     /// What it was asked to give back of the log, and its answer.
     asking: Option<recall::Asking>,
     recalled: Option<Recalled>,
-    /// It follows this log: its greeting said so to this process. Otherwise the last place of which a batch said so.
+    /// It follows this log: its greeting said so to this process.
     agrees: bool,
+    /// The last place of this log of which its greeting or a batch said that it followed it.
     agreed: Option<(LogPosition, Digest)>,
     sessions: Sessions,
     /// While it lacks entries: an entry that it lacks, and since when that is there.

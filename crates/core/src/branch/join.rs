@@ -232,7 +232,11 @@ impl Branch {
                 // Where the tables are copied anew, the change was made on what was here before.
                 let joining = self.book.joining.as_ref();
                 let again_from = joining.and_then(|joining| joining.again_from);
-                let note = Note::Unseen(again_from.unwrap_or(chunk.position).next());
+                let first = again_from.unwrap_or(chunk.position).next();
+                // Nor is what the log had told of it and did not fit here.
+                let noted = notes.get(&key).map(|note| books::decode::<Note>(note));
+                let noted = noted.transpose()?.map(|note| note.first_unseen());
+                let note = Note::Unseen(noted.map_or(first, |noted| noted.min(first)));
                 unseen.push((key, Some(books::encode(&note)?)));
             } else {
                 if unfit_before {

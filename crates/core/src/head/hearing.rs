@@ -207,7 +207,8 @@ impl Head {
         conclude(db, outcome).await?;
         if let Some(seat) = self.seats.get_mut(origin) {
             seat.agrees = matches!(standing, Standing::Agrees | Standing::BeyondHorizon);
-            seat.agreed = None;
+            let known = hello.head.is_some() && matches!(standing, Standing::Agrees);
+            seat.agreed = known.then_some((hello.applied, hello.chain));
         }
         let rewind = match standing {
             Standing::Ahead => {

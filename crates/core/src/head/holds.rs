@@ -370,7 +370,6 @@ impl Head {
         }
         let mut writer = LogWriter::new(&self.identity, &self.schema, self.book.clone());
         let body = LoggedChanges {
-            answers: None,
             changes: effect
                 .map(|effect| Logged {
                     table: table.id,
@@ -380,8 +379,6 @@ impl Head {
                 })
                 .into_iter()
                 .collect(),
-            verdicts: Vec::new(),
-            open: false,
             settlements: vec![Settlement {
                 branch: record.origin.clone(),
                 table: table.id,
@@ -391,6 +388,7 @@ impl Head {
                 settled: Some(settled.clone()),
                 held: None,
             }],
+            ..LoggedChanges::of_the_head()
         };
         writer.append(db, LogBody::Changes(body)).await?;
         writer.finish(db).await?;

@@ -313,9 +313,8 @@ impl Bench<'_> {
                 chain: envelope::chain(bytes),
             }),
             changes: Vec::with_capacity(cases.len()),
-            verdicts: Vec::new(),
             open: batch.open,
-            settlements: Vec::new(),
+            ..LoggedChanges::of_the_head()
         };
         for case in cases {
             self.rule(&case, &present, position, batch.number, &mut body);

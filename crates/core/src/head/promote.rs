@@ -188,6 +188,9 @@ impl<'a> Retold<'a> {
                 self.list(db, &record).await?;
             }
         }
+        for record in body.listed.iter().flatten() {
+            self.list(db, record).await?;
+        }
         for settlement in body.settlements {
             self.seat(&settlement.branch);
             if let Some(record) = &settlement.record {
@@ -278,10 +281,12 @@ pub(crate) async fn found<D: Database>(
         ..seat.clone()
     };
     write_holds(db, schema, &mut retold).await?;
+    let mut listed = Vec::new();
     for mut record in estate.records {
         retold.conflicts += 1;
         record.id = retold.conflicts;
         retold.list(db, &record).await?;
+        listed.push(record.fit_to_travel());
     }
     if retold.seats.contains_key(&estate.head.name) {
         return Err(OfficeError::NotSetUp(format!(
@@ -312,14 +317,11 @@ pub(crate) async fn found<D: Database>(
     };
     let identity = Identity::from_book(estate.head);
     let mut writer = LogWriter::new(&identity, schema, head);
-    let nothing = LoggedChanges {
-        answers: None,
-        changes: Vec::new(),
-        verdicts: Vec::new(),
-        open: false,
-        settlements: Vec::new(),
+    let first = LoggedChanges {
+        listed: (!listed.is_empty()).then_some(listed),
+        ..LoggedChanges::of_the_head()
     };
-    writer.append(db, LogBody::Changes(nothing)).await?;
+    writer.append(db, LogBody::Changes(first)).await?;
     writer.finish(db).await?;
     Ok(names.into_iter().filter(|name| name != me).collect())
 }

@@ -8,6 +8,7 @@
 use ed25519_dalek::VerifyingKey;
 
 use super::recent::own_entry;
+use super::writer::LogWriter;
 use super::{Head, RECALL_MS, holds};
 use crate::books::{self, CONFLICTS, HeadBook, LOG, RowNames};
 use crate::change::Effect;
@@ -15,7 +16,9 @@ use crate::conflict::ConflictRecord;
 use crate::envelope;
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{Digest, LogPosition, Micros, OfficeName};
-use crate::message::{Batch, Hello, LogBody, LogEntry, Message, Position, Recall, Recalled};
+use crate::message::{
+    Batch, Hello, LogBody, LogEntry, LoggedChanges, Message, Position, Recall, Recalled,
+};
 use crate::office::conclude;
 use crate::output::{Notice, Output, Token};
 use crate::port::{Database, Entry, Purpose};
@@ -35,8 +38,11 @@ pub(super) use taken::trim_lost;
 /// The name of the record that lists where the log ended at the last starts: a restored log goes on from one of them.
 pub(super) const STARTS: &str = "starts";
 /// The record that says that the log came back with rows that the application had written again: that one of them came and
-/// went since the backup must be logged, since the log has it.
+/// went since the backup must be logged, since the log has it. It tells under which numbers that is listed, which goes into
+/// the log with them.
 pub(super) const LEFT: &str = "left";
+/// About how many bytes of such decisions go into one entry.
+const LISTED_BYTES: usize = 512 * 1024;
 /// How many starts are remembered.
 const STARTS_KEPT: usize = 32;
 /// How soon a piece is asked for once more when the branch greets again, in milliseconds.
@@ -105,6 +111,14 @@ impl Head {
         conclude(db, outcome).await
     }
 
+    /// The hash of the entry at a place, where that needs no reading.
+    fn chain_in_memory(&self, place: LogPosition) -> Option<Digest> {
+        if place == self.book.last {
+            return Some(self.book.chain);
+        }
+        self.tail.get(place).map(|bytes| envelope::chain(bytes))
+    }
+
     /// The hash of the entry at a place, if the log tells it.
     async fn chain_at<D: Database>(
         &self,
@@ -156,24 +170,28 @@ impl Head {
         })
     }
 
-    /// Whether a batch's bases speak of another log than this one: its branch followed what this head has lost, or has not
-    /// yet followed how it went on. A broker may bring such a batch before the branch's greeting.
+    /// Whether a batch's bases speak of another log than this one: its branch followed what this head has lost. A broker may
+    /// bring such a batch before the branch's greeting, and it may still bring the branch lost entries after that.
     pub(super) async fn is_of_another_past<D: Database>(
         &mut self,
         db: &mut D,
         branch: &OfficeName,
         batch: &Batch,
     ) -> OfficeResult<bool> {
-        let seat = self.seats.get(branch).filter(|seat| !seat.agrees);
-        let (Some(seat), Some(ended)) = (seat, batch.log) else {
+        let (Some(seat), Some(ended)) = (self.seats.get(branch), batch.log) else {
             return Ok(false);
         };
-        if seat.agreed == Some(ended) || ended.0.next() < self.log_first {
+        if seat.agreed == Some(ended) || self.is_beyond(ended.0) {
             return Ok(false);
         }
-        db.begin(Purpose::Read).await?;
-        let outcome = self.chain_at(db, ended.0).await;
-        let same = conclude(db, outcome).await? == Some(ended.1);
+        let there = if let Some(chain) = self.chain_in_memory(ended.0) {
+            Some(chain)
+        } else {
+            db.begin(Purpose::Read).await?;
+            let outcome = self.chain_at(db, ended.0).await;
+            conclude(db, outcome).await?
+        };
+        let same = there == Some(ended.1);
         if let Some(seat) = self.seats.get_mut(branch).filter(|_| same) {
             seat.agreed = Some(ended);
         }
@@ -502,6 +520,32 @@ async fn list<D: Database>(
     };
     db.append(CONFLICTS, &[entry]).await?;
     Ok(record.id)
+}
+
+/// Logs the decisions about rows that the application had written again, so that they outlast this head.
+pub(super) async fn tell_left<D: Database>(
+    db: &mut D,
+    writer: &mut LogWriter<'_>,
+) -> OfficeResult<()> {
+    let left: Vec<u64> = books::load(db, LEFT).await?.unwrap_or_default();
+    db.set_meta(LEFT, None).await?;
+    let mut left = left.into_iter().peekable();
+    while left.peek().is_some() {
+        let (mut listed, mut bytes) = (Vec::new(), 0);
+        while let Some(number) = left.next_if(|_| bytes < LISTED_BYTES) {
+            if let Some(record) = holds::record(db, number).await? {
+                let record = record.fit_to_travel();
+                bytes += books::encode(&record)?.len();
+                listed.push(record);
+            }
+        }
+        let body = LoggedChanges {
+            listed: Some(listed),
+            ..LoggedChanges::of_the_head()
+        };
+        writer.append(db, LogBody::Changes(body)).await?;
+    }
+    Ok(())
 }
 
 fn effects_of<'e>(

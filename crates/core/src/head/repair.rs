@@ -349,11 +349,8 @@ async fn append<D: Database>(
     settlements: VecDeque<Settlement>,
 ) -> OfficeResult<()> {
     let body = LoggedChanges {
-        answers: None,
-        changes: Vec::new(),
-        verdicts: Vec::new(),
-        open: false,
         settlements: settlements.into(),
+        ..LoggedChanges::of_the_head()
     };
     writer.append(db, LogBody::Changes(body)).await
 }

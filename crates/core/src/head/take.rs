@@ -77,17 +77,15 @@ impl Head {
                     source: Source::Sender,
                 };
                 let body = LoggedChanges {
-                    answers: None,
                     changes: run.into_iter().map(logged).collect(),
-                    verdicts: Vec::new(),
                     open: portion.open || runs.peek().is_some(),
-                    settlements: Vec::new(),
+                    ..LoggedChanges::of_the_head()
                 };
                 writer.append(db, LogBody::Changes(body)).await?;
             }
             if !portion.open && (count >= PORTIONS_PER_TAKE || !portion.more) {
                 if self.left && !portion.more {
-                    db.set_meta(recall::LEFT, None).await?;
+                    recall::tell_left(db, &mut writer).await?;
                 }
                 writer.finish(db).await?;
                 return Ok(TakenIn {

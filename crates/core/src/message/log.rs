@@ -48,7 +48,8 @@ impl LogBody {
     pub fn changes(&self) -> usize {
         match self {
             Self::Changes(body) => {
-                body.changes.len() + body.verdicts.len() + body.settlements.len()
+                let listed = body.listed.as_ref().map_or(0, Vec::len);
+                body.changes.len() + body.verdicts.len() + body.settlements.len() + listed
             }
             Self::Barrier(_) | Self::Schema(_) => 0,
         }
@@ -87,6 +88,24 @@ pub struct LoggedChanges {
     /// What single branches must do besides, outside of any answer to a batch.
     #[n(4)]
     pub settlements: Vec<Settlement>,
+    /// Decisions that no verdict and no settlement carries: about what came back to a head that was restored. Each is listed
+    /// by the office whose change it is about, and by every head that has this entry in its log.
+    #[n(5)]
+    pub listed: Option<Vec<ConflictRecord>>,
+}
+
+impl LoggedChanges {
+    /// Of the head's own accord, with nothing in it yet.
+    pub fn of_the_head() -> Self {
+        Self {
+            answers: None,
+            changes: Vec::new(),
+            verdicts: Vec::new(),
+            open: false,
+            settlements: Vec::new(),
+            listed: None,
+        }
+    }
 }
 
 /// Which batch an entry answers.

@@ -108,6 +108,10 @@ pub(super) fn check_updates(
                 .iter()
                 .filter(|(id, _)| *id == table.id)
                 .filter_map(|(_, effect)| effect.row());
+            let mut rows = rows.peekable();
+            if rows.peek().is_none() {
+                continue;
+            }
             let local = Local::of(connection, table)?;
             for row in rows {
                 let row = local.row(table, row)?;

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use branchline_core::port::DbResult;
 use branchline_core::schema::{Schema, Table, TableId};
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::Connection;
 
 use super::catalog::Live;
 use super::declared::serves;
@@ -54,20 +54,25 @@ pub(super) fn install_beside(
         check(table, &live)?;
         wanted.extend(definitions(table, &live));
     }
-    for (name, sql) in installed(connection)? {
-        let kept = table_of(&name).is_some_and(|id| keeps.contains(&id));
-        if !kept
-            && !wanted
-                .iter()
-                .any(|trigger| trigger.name == name && trigger.sql == sql)
-        {
-            connection
-                .execute_batch(&format!("DROP TRIGGER {}", quoted(&name)))
-                .map_err(failure)?;
+    let mut installed = installed(connection)?;
+    let outdated = |name: &String, sql: &String| {
+        let kept = table_of(name).is_some_and(|id| keeps.contains(&id));
+        let mut wanted = wanted.iter();
+        !kept && !wanted.any(|trigger| trigger.name == *name && trigger.sql == *sql)
+    };
+    let mut dropped = Vec::new();
+    installed.retain(|name, sql| {
+        let stays = !outdated(name, sql);
+        if !stays {
+            dropped.push(format!("DROP TRIGGER {}", quoted(name)));
         }
+        stays
+    });
+    for drop in &dropped {
+        connection.execute_batch(drop).map_err(failure)?;
     }
     for trigger in &wanted {
-        if present(connection, &trigger.name)?.is_none() {
+        if !installed.contains_key(&trigger.name) {
             connection.execute_batch(&trigger.sql).map_err(failure)?;
         }
     }
@@ -79,17 +84,14 @@ pub(super) fn install_beside(
 
 /// See [`branchline_core::port::Database::missing_capture`].
 pub(super) fn missing(connection: &Connection, schema: &Schema) -> DbResult<Vec<TableId>> {
+    let installed = installed(connection)?;
     let mut missing = Vec::new();
     for table in &schema.tables {
-        let whole = match Live::find(connection, &table.name)? {
-            Some(live) => definitions(table, &live)
-                .iter()
-                .try_fold(true, |whole, trigger| {
-                    Ok(whole
-                        && present(connection, &trigger.name)?.as_deref() == Some(&trigger.sql))
-                })?,
-            None => false,
-        };
+        let live = Live::find(connection, &table.name)?;
+        let whole = live.is_some_and(|live| {
+            let mut wanted = definitions(table, &live).into_iter();
+            wanted.all(|trigger| installed.get(&trigger.name) == Some(&trigger.sql))
+        });
         if !whole {
             missing.push(table.id);
         }
@@ -122,8 +124,8 @@ pub(super) fn captured_tables(connection: &Connection) -> DbResult<BTreeMap<Tabl
     Ok(found.into_iter().filter_map(number).collect())
 }
 
-/// All capture triggers in the database.
-pub(super) fn installed(connection: &Connection) -> DbResult<Vec<(String, String)>> {
+/// All capture triggers in the database, by name, with their text.
+pub(super) fn installed(connection: &Connection) -> DbResult<BTreeMap<String, String>> {
     connection
         .prepare_cached(
             "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND name GLOB ?1 || '*'",
@@ -132,13 +134,6 @@ pub(super) fn installed(connection: &Connection) -> DbResult<Vec<(String, String
             all.query_map([PREFIX], |row| Ok((row.get(0)?, row.get(1)?)))?
                 .collect()
         })
-        .map_err(failure)
-}
-
-fn present(connection: &Connection, name: &str) -> DbResult<Option<String>> {
-    connection
-        .prepare_cached("SELECT sql FROM sqlite_master WHERE type = 'trigger' AND name = ?1")
-        .and_then(|mut one| one.query_row([name], |row| row.get(0)).optional())
         .map_err(failure)
 }
 

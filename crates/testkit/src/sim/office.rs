@@ -1,5 +1,6 @@
 //! An office: a database that survives, a machine that does not, a clock that may be wrong.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::pin::pin;
@@ -78,6 +79,8 @@ pub struct File {
     address: String,
     /// How often Branchline's process died.
     deaths: u32,
+    /// The application's tables, as they were in this version of the catalogue.
+    known: RefCell<Option<(i64, Vec<Table>)>>,
 }
 
 /// A copy of a database's content.
@@ -115,6 +118,7 @@ impl File {
             _anchor: anchor,
             address,
             deaths: 0,
+            known: RefCell::default(),
         }
     }
 
@@ -177,14 +181,29 @@ impl File {
         run("COMMIT", Vec::new()).map(drop)
     }
 
+    /// Read again where the catalogue has changed.
     fn tables(&self) -> Vec<Table> {
+        let version = self.application.prepare_cached("PRAGMA schema_version");
+        let version = version.and_then(|mut one| one.query_row([], |row| row.get::<_, i64>(0)));
+        // Where another transaction keeps the application from looking, it cannot write either.
+        let Ok(version) = version else {
+            return Vec::new();
+        };
+        let mut known = self.known.borrow_mut();
+        if known.as_ref().is_none_or(|(then, _)| *then != version) {
+            *known = self.read_tables().ok().map(|tables| (version, tables));
+        }
+        known
+            .iter()
+            .flat_map(|(_, tables)| tables)
+            .cloned()
+            .collect()
+    }
+
+    fn read_tables(&self) -> rusqlite::Result<Vec<Table>> {
         let names = "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name";
-        let mut names = self
-            .application
-            .prepare_cached(names)
-            .expect("the catalogue");
-        let names = names.query_map([], |row| row.get::<_, String>(0));
-        let names = names.and_then(Iterator::collect::<rusqlite::Result<Vec<_>>>);
+        let mut names = self.application.prepare_cached(names)?;
+        let names = names.query_map([], |row| row.get::<_, String>(0))?;
         let table = |name: String| {
             let mut columns = self
                 .application
@@ -206,9 +225,7 @@ impl File {
             told.columns = columns.collect::<rusqlite::Result<_>>()?;
             Ok(told)
         };
-        // Where another transaction keeps the application from looking, it cannot write either.
-        let tables = names.unwrap_or_default().into_iter().map(table);
-        tables.collect::<rusqlite::Result<_>>().unwrap_or_default()
+        names.map(|name| table(name?)).collect()
     }
 
     fn migrate(&self, migration: &Migration, here: Option<&Table>) -> bool {

@@ -265,6 +265,40 @@ fn a_batch_that_was_made_on_a_lost_part_of_the_log_waits_for_the_greeting() {
     take_part_again(&mut company);
 }
 
+/// A broker's queue still holds what the head lost: the branch follows it after it has greeted the restored head, and what
+/// its application writes then is made on that.
+#[test]
+fn a_batch_that_was_made_on_lost_entries_which_came_late_is_a_conflict() {
+    let mut company = shop(1);
+    let image = company.head_image();
+    company.cut(0);
+    let at_backup = company.head.last();
+    company.write_head(&[update(2, "lost")]);
+    company.settle();
+    let lost = company.entries_after(at_backup);
+    company.restore_head(&image);
+    company.connect(0);
+    company.settle();
+    company.branches[0].deaf = true;
+    company.write_head(&[update(1, "head's")]);
+    company.settle();
+    assert_eq!(lost.len(), 1);
+    company.hear_late(0, &lost);
+    assert_eq!(company.names_at(0)[&2], "lost");
+    company.write(0, &[update(1, "b1's")]);
+    company.settle();
+    company.branches[0].deaf = false;
+    company.settle();
+    company.settle();
+    company.assert_even();
+    assert!(company.was_noticed(0, |notice| matches!(notice, Notice::Rewound(_))));
+    assert_eq!(company.head_names()[&2], "lost");
+    let records = company.conflicts();
+    let contested = records.iter().filter(|record| record.key == key(1));
+    assert!(contested.count() > 0, "both changed it: {records:?}");
+    take_part_again(&mut company);
+}
+
 /// The backup has the row in its capture only, and what came of it is in the lost part of the log.
 #[test]
 fn a_row_that_came_before_the_backup_and_goes_after_it_is_gone_everywhere() {

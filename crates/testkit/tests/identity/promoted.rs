@@ -197,6 +197,58 @@ fn a_branch_that_is_ahead_gives_back_what_it_followed() {
     take_part_again(&mut company);
 }
 
+/// Whether the lost part came back just as it was, or behind what the restored head had written by then.
+#[test]
+fn what_a_restored_head_listed_is_listed_by_the_branch_that_takes_its_place() {
+    for gone_on in [false, true] {
+        let mut company = shop(3);
+        let image = company.head_image();
+        company.write(0, &[delete(6)]);
+        company.write_head(&[update(7, "head's, lost")]);
+        company.settle();
+        for at in 0..3 {
+            company.cut(at);
+        }
+        company.restore_head(&image);
+        company.write_head(&[update(6, "head's, after"), update(7, "head's, after")]);
+        if gone_on {
+            company.settle();
+        }
+        for at in 0..3 {
+            company.connect(at);
+        }
+        company.settle();
+        company.assert_even();
+        assert_eq!(was_reloaded(&company, 0), gone_on);
+        let mut listed = company.listed(Reason::Restored);
+        listed.sort_unstable_by(|(one, ..), (other, ..)| one.cmp(other));
+        assert_eq!(
+            listed,
+            [
+                (key(6), Some(row(6, "head's, after")), None),
+                (
+                    key(7),
+                    Some(row(7, "head's, after")),
+                    Some(row(7, "head's, lost"))
+                ),
+            ]
+        );
+        for (at, keys) in [(0, vec![key(6)]), (1, vec![])] {
+            let there = company.conflicts_at(at).into_iter();
+            let there: Vec<_> = there.map(|record| record.key).collect();
+            assert_eq!(there, keys, "its own alone");
+        }
+        company.promote(2);
+        company.settle();
+        let mut again = company.listed(Reason::Restored);
+        again.sort_unstable_by(|(one, ..), (other, ..)| one.cmp(other));
+        assert_eq!(again, listed);
+        all_join_again(&mut company);
+        let first = company.log().first;
+        company.assert_even_since(first);
+    }
+}
+
 #[test]
 fn a_branch_that_is_behind_follows_the_gone_heads_part_and_goes_on() {
     let mut company = shop(3);

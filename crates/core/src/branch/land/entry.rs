@@ -76,6 +76,9 @@ impl Landing<'_> {
                 self.settle(settlement, entry.position);
             }
         }
+        let listed = body.listed.iter().flatten();
+        let listed = listed.filter(|record| record.origin == self.branch.identity.name);
+        self.records.extend(listed.cloned());
         self.changes += body.changes.len() as u64;
         if self.pile.is_full() {
             self.pile.write(db, &self.branch.schema).await

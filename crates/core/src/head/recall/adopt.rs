@@ -148,19 +148,25 @@ impl Head {
             }
             self.take_settlements(db, &mut book, &mut seats, &body.settlements)
                 .await?;
+            for record in body.listed.iter().flatten() {
+                list(db, &mut book, record).await?;
+            }
         }
         let clashes = pile.write(db, &self.schema).await?;
         if !clashes.is_empty() {
             return Ok(Err(clashes));
         }
-        if !left.is_empty() {
-            books::store(db, LEFT, &true).await?;
-        }
+        let mut numbers = Vec::new();
         for ((id, key), (origin, logged)) in &left {
             if let Some(table) = self.schema.table(*id) {
-                self.leave(db, now, &mut book, table, key, origin.as_ref(), logged)
-                    .await?;
+                let number = self.leave(db, now, &mut book, table, key, origin.as_ref(), logged);
+                numbers.push(number.await?);
             }
+        }
+        if !numbers.is_empty() {
+            let mut before: Vec<u64> = books::load(db, LEFT).await?.unwrap_or_default();
+            before.extend(numbers);
+            books::store(db, LEFT, &before).await?;
         }
         for (name, seat) in &seats {
             books::store(db, &seat_name(name), seat).await?;
@@ -270,7 +276,7 @@ impl Head {
     }
 
     /// A row that the head's application wrote again since the restore, or that does not fit beside what it wrote: the
-    /// head's present row stands and enters the log; what was lost is listed.
+    /// head's present row stands and enters the log; what was lost is listed. Returns under which number.
     #[allow(clippy::too_many_arguments)]
     pub(super) async fn leave<D: Database>(
         &self,
@@ -281,20 +287,16 @@ impl Head {
         key: &Key,
         origin: Option<&OfficeName>,
         logged: &Logged,
-    ) -> OfficeResult<()> {
+    ) -> OfficeResult<u64> {
         let keys = std::slice::from_ref(key);
         let ours = db.read(table, keys).await?.remove(key);
         let record = self.restored(now, table, key, origin, logged, ours, Resolution::Ours);
-        list(
-            db,
-            book,
-            &ConflictRecord {
-                id: book.conflicts + 1,
-                ..record
-            },
-        )
-        .await?;
-        Ok(db.recapture(table, Some(keys)).await?)
+        let record = ConflictRecord {
+            id: book.conflicts + 1,
+            ..record
+        };
+        db.recapture(table, Some(keys)).await?;
+        list(db, book, &record).await
     }
 
     #[allow(clippy::too_many_arguments)]

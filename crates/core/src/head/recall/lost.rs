@@ -255,6 +255,10 @@ impl Head {
                 verdicts: verdicts.map(|verdict| reader.verdict(verdict)).collect(),
                 open: body.open,
                 settlements: settlements.map(|one| reader.settlement(one)).collect(),
+                listed: body.listed.as_ref().map(|listed| {
+                    let read = listed.iter().map(|record| reader.record(record));
+                    read.collect()
+                }),
             },
             absent: Vec::with_capacity(body.changes.len()),
             unplaced: Vec::new(),

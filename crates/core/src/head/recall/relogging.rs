@@ -65,16 +65,31 @@ impl Relogging<'_> {
         self.pile.put(table, key, effect);
     }
 
-    /// Lists a decision under the next number. Returns it as it travels.
+    /// Lists a decision under the next number, here and in the log. Returns the number.
     async fn list<D: Database>(
         &mut self,
         db: &mut D,
         record: ConflictRecord,
-    ) -> OfficeResult<ConflictRecord> {
+        anew: &mut LoggedChanges,
+    ) -> OfficeResult<u64> {
         let id = self.writer.book.conflicts + 1;
         let record = ConflictRecord { id, ..record };
         list(db, &mut self.writer.book, &record).await?;
-        Ok(record.fit_to_travel())
+        let listed = anew.listed.get_or_insert_with(Vec::new);
+        listed.push(record.fit_to_travel());
+        Ok(id)
+    }
+
+    /// Lists a decision of the lost part again.
+    async fn list_again<D: Database>(
+        &mut self,
+        db: &mut D,
+        record: &ConflictRecord,
+        anew: &mut LoggedChanges,
+    ) -> OfficeResult<()> {
+        let number = self.list(db, record.clone(), anew).await?;
+        self.numbers.insert(record.id, number);
+        Ok(())
     }
 
     /// Whether the branch whose batch an entry answers does not know that answer, and issues the batch again: it went
@@ -183,10 +198,7 @@ impl Relogging<'_> {
         }
         let mut anew = LoggedChanges {
             answers,
-            changes: Vec::new(),
-            verdicts: Vec::new(),
-            open: false,
-            settlements: Vec::new(),
+            ..LoggedChanges::of_the_head()
         };
         let origin = body.answers.as_ref().map(|answer| &answer.branch);
         for (logged, absent) in body.changes.iter().zip(&absent) {
@@ -208,7 +220,11 @@ impl Relogging<'_> {
                 });
             }
         }
+        for record in body.listed.iter().flatten() {
+            self.list_again(db, record, &mut anew).await?;
+        }
         let says = !anew.changes.is_empty() || !anew.settlements.is_empty();
+        let says = says || anew.listed.is_some();
         if anew.answers.is_none() && !says {
             return Ok(false);
         }
@@ -259,7 +275,7 @@ impl Relogging<'_> {
                     merged: Some(row.clone()),
                     ..record
                 };
-                self.list(db, record).await?;
+                self.list(db, record, anew).await?;
             }
             let effect = Effect::Put(row);
             self.put(table.id, key, effect.clone());
@@ -280,7 +296,7 @@ impl Relogging<'_> {
             };
             let (now, head) = (self.now, self.head);
             let record = head.restored(now, table, &key, origin, &logged, ours.clone(), result);
-            self.list(db, record).await?;
+            self.list(db, record, anew).await?;
         }
         if wins && !same {
             self.put(table.id, key, logged.effect.clone());
@@ -369,25 +385,18 @@ impl Relogging<'_> {
             });
         let office = origin.unwrap_or(&self.head.identity.name);
         let record = unplaced.record(0, office, self.now, kept);
-        let record = Some(self.list(db, record).await?);
+        self.list(db, record, anew).await?;
         let (Some((table, key)), Some(_)) = (place, &anew.answers) else {
             return Ok(());
         };
-        let outcome = if kept {
-            Outcome::Accepted
-        } else {
-            Outcome::Overridden(self.ours(table.id, key))
-        };
-        let listed = anew.verdicts.iter_mut();
-        let mut listed = listed.filter(|one| one.table == table.id && one.key == *key);
-        match listed.next() {
-            Some(verdict) => verdict.record = record,
-            None => anew.verdicts.push(Verdict {
+        let mut told = anew.verdicts.iter();
+        if !kept && !told.any(|one| one.table == table.id && one.key == *key) {
+            anew.verdicts.push(Verdict {
                 table: table.id,
                 key: key.clone(),
-                outcome,
-                record,
-            }),
+                outcome: Outcome::Overridden(self.ours(table.id, key)),
+                record: None,
+            });
         }
         Ok(())
     }
@@ -408,8 +417,7 @@ impl Relogging<'_> {
             if decided {
                 // What became of the row is decided already; whom it had won against stays listed.
                 if let Some(record) = &verdict.record {
-                    let listed = self.list(db, record.clone()).await?;
-                    self.numbers.insert(record.id, listed.id);
+                    self.list_again(db, record, anew).await?;
                 }
                 continue;
             }

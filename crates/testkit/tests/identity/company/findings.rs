@@ -10,7 +10,7 @@ use branchline_core::head::holds;
 use branchline_core::identity::{Digest, LogPosition};
 use branchline_core::message::Settled;
 use branchline_core::output::Notice;
-use branchline_core::port::{Database, Extent, Purpose};
+use branchline_core::port::{Database, Entry, Extent, Purpose};
 use branchline_core::schema::{Schema, TableId};
 use branchline_core::value::Value;
 use branchline_testkit::sim::office::Disk;
@@ -152,6 +152,16 @@ impl Company {
             let extent = db.extent(name).await.unwrap();
             db.rollback().await.unwrap();
             extent
+        })
+    }
+
+    /// What the head's log has after a place.
+    pub fn entries_after(&mut self, place: LogPosition) -> Vec<Entry> {
+        on!(self.at_head, db => async {
+            db.begin(Purpose::Read).await.unwrap();
+            let entries = db.entries(books::LOG, place.next().0, usize::MAX / 2).await.unwrap();
+            db.rollback().await.unwrap();
+            entries
         })
     }
 

@@ -8,7 +8,7 @@ use branchline_core::change::Key;
 use branchline_core::failure::OfficeResult;
 use branchline_core::head::{Head, Wiring};
 use branchline_core::output::{Notice, Output};
-use branchline_core::port::{Database, Purpose};
+use branchline_core::port::{Database, Entry, Purpose};
 use branchline_testkit::conformance::Op;
 use branchline_testkit::sim::faults::{Faulty, Plan};
 use branchline_testkit::sim::model::Journal;
@@ -160,6 +160,16 @@ impl Company {
     /// Capture is installed at the head, and no more.
     pub fn install_at_head(&mut self) {
         on!(self.at_head, db => db.install(&self.schema)).unwrap();
+    }
+
+    /// Entries that lay in a branch's queue arrive there, and it follows them.
+    pub fn hear_late(&mut self, at: usize, entries: &[Entry]) {
+        let (now, office) = (self.now, &mut self.branches[at]);
+        for entry in entries {
+            on!(office.disk, db => office.branch.arrived(db, now, &entry.bytes, 1)).unwrap();
+        }
+        while on!(office.disk, db => office.branch.work(db, now)).unwrap() {}
+        self.flush();
     }
 
     /// Bytes that were on their way for long arrive at the head.
