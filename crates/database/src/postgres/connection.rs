@@ -332,7 +332,9 @@ impl PostgresDatabase {
         // Set before the statement is sent: a dropped future may leave the transaction open.
         self.open = Some(purpose);
         let begin = match purpose {
-            Purpose::Take => "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE; SET LOCAL lock_timeout TO '800ms'".into(),
+            // Told of an array's size, the planner would rather read whole tables, as nobody counted their rows yet.
+            Purpose::Take => "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE; SET LOCAL lock_timeout TO '800ms';
+                 SET LOCAL plan_cache_mode TO force_generic_plan".into(),
             Purpose::Read => format!(
                 "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout TO '{READ_TIMEOUT}'"
             ),
