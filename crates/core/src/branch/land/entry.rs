@@ -77,11 +77,7 @@ impl Landing<'_> {
             }
         }
         self.changes += body.changes.len() as u64;
-        if self.pile.is_full() {
-            self.pile.write(db, &self.branch.schema).await
-        } else {
-            Ok(Vec::new())
-        }
+        self.pile.write_if_full(db, &self.branch.schema).await
     }
 
     /// Keeps the entry for a head that may be restored one day (SETTLED 10).
