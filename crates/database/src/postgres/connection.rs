@@ -228,10 +228,15 @@ impl PostgresDatabase {
 
     /// Waits until what [`super::apply::begin_write`] began is done. False where what was asked meanwhile must be asked again.
     pub(super) async fn copied(&mut self) -> DbResult<bool> {
-        match self.copying.take() {
-            Some(copying) => copying.end(self).await,
-            None => Ok(true),
+        let Some(copying) = self.copying.take() else {
+            return Ok(true);
+        };
+        let new = copying.end(self).await;
+        if let Err(DatabaseError::Mismatch { .. }) = &new {
+            // The table may have been altered since it was looked up.
+            self.forget_layouts();
         }
+        new
     }
 
     /// An outcome, or the error of an earlier statement that made it fail.

@@ -211,9 +211,7 @@ pub async fn a_parent_with_children_left_cannot_be_deleted<O: Office>(office: &O
     // At the write already: a commit could not tell which row it was.
     let schema = office_now.schema.clone();
     let db = &mut office_now.db;
-    db.begin(branchline_core::port::Purpose::Apply)
-        .await
-        .unwrap();
+    db.begin(Purpose::Apply).await.unwrap();
     let written = db.write(&schema, &[gone(CUSTOMERS, id(1))]).await;
     assert!(written.is_err(), "the delete was taken");
     db.rollback().await.unwrap();
@@ -229,11 +227,7 @@ pub async fn many_rows_are_written_at_once<O: Office>(office: &O) {
     office_now.apply(&all).await;
     let staff = office_now.table(STAFF);
     let keys: Vec<_> = (0..MANY).map(id).collect();
-    office_now
-        .db
-        .begin(branchline_core::port::Purpose::Apply)
-        .await
-        .unwrap();
+    office_now.db.begin(Purpose::Apply).await.unwrap();
     assert_eq!(
         office_now.db.read(&staff, &keys).await.unwrap().len(),
         keys.len()
