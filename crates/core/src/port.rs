@@ -257,6 +257,15 @@ pub trait Database: Send {
         schema: &Schema,
         effects: &[(TableId, Effect)],
     ) -> impl Future<Output = DbResult<()>> + Send;
+    /// As [`Database::write`], but it may return before it is done. The error is then told in place of what is asked next in
+    /// the transaction, whatever that is, and at the latest by its commit.
+    fn begin_write(
+        &mut self,
+        schema: &Schema,
+        effects: Vec<(TableId, Effect)>,
+    ) -> impl Future<Output = DbResult<()>> + Send {
+        async move { self.write(schema, &effects).await }
+    }
     /// The rows with these keys that exist. Those that cannot be read are left out, here and in [`Database::chunk`].
     fn read(
         &mut self,

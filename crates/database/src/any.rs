@@ -158,6 +158,7 @@ dispatch! {
     fn recapture(&mut self, table: &Table, keys: Option<&[Key]>) -> ();
     fn backlog(&mut self) -> Backlog;
     fn write(&mut self, schema: &Schema, effects: &[(TableId, Effect)]) -> ();
+    fn begin_write(&mut self, schema: &Schema, effects: Vec<(TableId, Effect)>) -> ();
     fn read(&mut self, table: &Table, keys: &[Key]) -> BTreeMap<Key, Row>;
     fn chunk(&mut self, table: &Table, after: Option<&Key>, limit: usize) -> Vec<Row>;
     fn meta(&mut self, name: &str) -> Option<Vec<u8>>;

@@ -47,7 +47,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use branchline_core::change::{Effect, Key, Row};
 use branchline_core::identity::Digest;
 use branchline_core::port::{
-    Backlog, Database, DbResult, Entry, Evolution, Extent, Inspection, Portion, Purpose,
+    Backlog, Database, DatabaseError, DbResult, Entry, Evolution, Extent, Inspection, Portion,
+    Purpose,
 };
 use branchline_core::schema::{Schema, Table, TableId};
 
@@ -69,22 +70,42 @@ impl Database for PostgresDatabase {
         self.told(outcome).await
     }
     async fn captured(&mut self, table: &Table, keys: Option<&[Key]>) -> DbResult<BTreeSet<Key>> {
-        let outcome = capture::captured(self, table, keys).await;
+        let mut outcome = capture::captured(self, table, keys).await;
+        if !self.copied().await? {
+            outcome = capture::captured(self, table, keys).await;
+        }
         self.told(outcome).await
     }
     async fn recapture(&mut self, table: &Table, keys: Option<&[Key]>) -> DbResult<()> {
+        self.copied().await?;
         let outcome = capture::recapture(self, table, keys).await;
         self.told(outcome).await
     }
     async fn backlog(&mut self) -> DbResult<Backlog> {
+        self.copied().await?;
         let outcome = capture::backlog(self).await;
         self.told(outcome).await
     }
     async fn write(&mut self, schema: &Schema, effects: &[(TableId, Effect)]) -> DbResult<()> {
+        self.copied().await?;
         let outcome = apply::write(self, schema, effects).await;
         self.told(outcome).await
     }
+    async fn begin_write(
+        &mut self,
+        schema: &Schema,
+        effects: Vec<(TableId, Effect)>,
+    ) -> DbResult<()> {
+        self.copied().await?;
+        let outcome = apply::begin_write(self, schema, effects).await;
+        if let Err(DatabaseError::Mismatch { .. }) = &outcome {
+            // The table may have been altered since it was looked up.
+            self.forget_layouts();
+        }
+        self.told(outcome).await
+    }
     async fn read(&mut self, table: &Table, keys: &[Key]) -> DbResult<BTreeMap<Key, Row>> {
+        self.copied().await?;
         let outcome = apply::read(self, table, keys).await;
         self.told(outcome).await
     }
@@ -94,30 +115,37 @@ impl Database for PostgresDatabase {
         after: Option<&Key>,
         limit: usize,
     ) -> DbResult<Vec<Row>> {
+        self.copied().await?;
         let outcome = apply::chunk(self, table, after, limit).await;
         self.told(outcome).await
     }
     async fn meta(&mut self, name: &str) -> DbResult<Option<Vec<u8>>> {
+        self.copied().await?;
         let outcome = books::meta(self, name).await;
         self.told(outcome).await
     }
     async fn set_meta(&mut self, name: &str, value: Option<&[u8]>) -> DbResult<()> {
+        self.copied().await?;
         let outcome = books::set_meta(self, name, value).await;
         self.told(outcome).await
     }
     async fn append(&mut self, stream: &str, entries: &[Entry]) -> DbResult<()> {
+        self.copied().await?;
         let outcome = books::append(self, stream, entries).await;
         self.told(outcome).await
     }
     async fn entries(&mut self, stream: &str, from: u64, max_bytes: usize) -> DbResult<Vec<Entry>> {
+        self.copied().await?;
         let outcome = books::entries(self, stream, from, max_bytes).await;
         self.told(outcome).await
     }
     async fn trim(&mut self, stream: &str, through: u64) -> DbResult<()> {
+        self.copied().await?;
         let outcome = books::trim(self, stream, through).await;
         self.told(outcome).await
     }
     async fn extent(&mut self, stream: &str) -> DbResult<Extent> {
+        self.copied().await?;
         let outcome = books::extent(self, stream).await;
         self.told(outcome).await
     }
@@ -126,10 +154,12 @@ impl Database for PostgresDatabase {
         table: &Table,
         keys: Option<&[Key]>,
     ) -> DbResult<BTreeMap<Key, Vec<u8>>> {
+        self.copied().await?;
         let outcome = books::notes(self, table, keys).await;
         self.told(outcome).await
     }
     async fn set_notes(&mut self, table: &Table, notes: &[(Key, Option<Vec<u8>>)]) -> DbResult<()> {
+        self.copied().await?;
         let outcome = books::set_notes(self, table, notes).await;
         self.told(outcome).await
     }
@@ -145,6 +175,7 @@ impl Database for PostgresDatabase {
         install::install(self, schema).await
     }
     async fn shape(&mut self, schema: &Schema) -> DbResult<Digest> {
+        self.copied().await?;
         let outcome = shape::shape(self, schema).await;
         self.told(outcome).await
     }

@@ -336,6 +336,8 @@ macro_rules! conformance_tests {
             writing: a_missing_parent_is_an_error_of_a_foreign_key,
             writing: a_parent_with_children_left_cannot_be_deleted,
             writing: many_rows_are_written_at_once,
+            writing: rows_handed_over_are_there_for_whatever_is_asked_next,
+            writing: what_does_not_fit_of_rows_handed_over_is_told_by_what_is_asked_next,
             references: a_delete_never_reaches_a_child_that_is_not_mentioned,
             references: a_parent_goes_together_with_all_its_children,
             references: a_parent_goes_while_its_children_move,

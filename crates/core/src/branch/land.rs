@@ -186,28 +186,11 @@ impl Branch {
             deferred: 0,
             reused: false,
         };
-        if self.staged {
-            let mut pages = Pages::from(STAGED, self.book.cursor.next().0);
-            while let Some(parts) = pages.next(db).await? {
-                for part in &parts {
-                    let clashes = landing
-                        .hear(db, &own_entry(&part.bytes)?, &part.bytes)
-                        .await?;
-                    if !clashes.is_empty() {
-                        return Ok(LandingEnd::Clash(clashes));
-                    }
-                }
-            }
-            db.trim(STAGED, u64::MAX >> 1).await?;
-        }
-        for slot in self.inbox.slots().take(run) {
-            let clashes = landing.hear(db, &slot.message, &slot.bytes).await?;
-            if !clashes.is_empty() {
-                return Ok(LandingEnd::Clash(clashes));
-            }
-        }
-        landing.show_counters(db).await?;
-        let clashes = landing.pile.write(db, &self.schema).await?;
+        let clashes = match landing.hear_all(db, run).await {
+            // What was handed over may tell late that it does not fit.
+            Err(error) => landing.pile.excuse(db, &self.schema, error).await?,
+            Ok(clashes) => clashes,
+        };
         if !clashes.is_empty() {
             return Ok(LandingEnd::Clash(clashes));
         }
@@ -264,6 +247,35 @@ impl Branch {
 }
 
 impl Landing<'_> {
+    /// Takes the next entries, as many as it is told. Returns rows in whose way the application is.
+    async fn hear_all<D: Database>(
+        &mut self,
+        db: &mut D,
+        run: usize,
+    ) -> OfficeResult<Vec<(TableId, Key)>> {
+        let branch = self.branch;
+        if branch.staged {
+            let mut pages = Pages::from(STAGED, branch.book.cursor.next().0);
+            while let Some(parts) = pages.next(db).await? {
+                for part in &parts {
+                    let clashes = self.hear(db, &own_entry(&part.bytes)?, &part.bytes).await?;
+                    if !clashes.is_empty() {
+                        return Ok(clashes);
+                    }
+                }
+            }
+            db.trim(STAGED, u64::MAX >> 1).await?;
+        }
+        for slot in branch.inbox.slots().take(run) {
+            let clashes = self.hear(db, &slot.message, &slot.bytes).await?;
+            if !clashes.is_empty() {
+                return Ok(clashes);
+            }
+        }
+        self.show_counters(db).await?;
+        self.pile.write(db, &branch.schema).await
+    }
+
     /// Writes the books of this landing; the caller commits.
     async fn finish<D: Database>(self, db: &mut D) -> OfficeResult<Landed> {
         let mut any_notes = false;

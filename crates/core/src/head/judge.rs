@@ -213,25 +213,12 @@ impl Head {
             waiting: Reasons::new(),
             tried,
         };
-        if seat.staged {
-            let stream = staged_of(branch);
-            let mut pages = Pages::from(&stream, seat.book.cursor.next().0);
-            while let Some(parts) = pages.next(db).await? {
-                for part in &parts {
-                    let batch = own_batch(&part.bytes)?;
-                    if bench.hear(db, &batch, &part.bytes).await? {
-                        return Ok(Judgement::Clash);
-                    }
-                }
-            }
-            db.trim(&stream, u64::MAX >> 1).await?;
-        }
-        for slot in seat.inbox.slots().take(run) {
-            if bench.hear(db, &slot.message, &slot.bytes).await? {
-                return Ok(Judgement::Clash);
-            }
-        }
-        if bench.flush(db).await? {
+        let clashes = match bench.hear_all(db, seat, run).await {
+            // What was handed over may tell late that it does not fit.
+            Err(error) => !bench.pile.excuse(db, &self.schema, error).await?.is_empty(),
+            Ok(clash) => clash,
+        };
+        if clashes {
             return Ok(Judgement::Clash);
         }
         bench
@@ -287,6 +274,34 @@ fn own_batch(bytes: &[u8]) -> OfficeResult<Batch> {
 }
 
 impl Bench<'_> {
+    /// Judges the branch's next envelopes, as many as it is told. Returns whether the application was in the way.
+    async fn hear_all<D: Database>(
+        &mut self,
+        db: &mut D,
+        seat: &Seat,
+        run: usize,
+    ) -> OfficeResult<bool> {
+        if seat.staged {
+            let stream = staged_of(self.branch);
+            let mut pages = Pages::from(&stream, seat.book.cursor.next().0);
+            while let Some(parts) = pages.next(db).await? {
+                for part in &parts {
+                    let batch = own_batch(&part.bytes)?;
+                    if self.hear(db, &batch, &part.bytes).await? {
+                        return Ok(true);
+                    }
+                }
+            }
+            db.trim(&stream, u64::MAX >> 1).await?;
+        }
+        for slot in seat.inbox.slots().take(run) {
+            if self.hear(db, &slot.message, &slot.bytes).await? {
+                return Ok(true);
+            }
+        }
+        Ok(!self.pile.write(db, &self.head.schema).await?.is_empty())
+    }
+
     /// Judges one batch. Returns whether the application was in the way.
     async fn hear<D: Database>(
         &mut self,
@@ -329,15 +344,8 @@ impl Bench<'_> {
         self.writer
             .append_rows(db, LogBody::Changes(body), Some(made))
             .await?;
-        if self.pile.is_full() {
-            self.flush(db).await
-        } else {
-            Ok(false)
-        }
-    }
-
-    async fn flush<D: Database>(&mut self, db: &mut D) -> OfficeResult<bool> {
-        Ok(!self.pile.write(db, &self.head.schema).await?.is_empty())
+        let clashes = self.pile.write_if_full(db, &self.head.schema).await?;
+        Ok(!clashes.is_empty())
     }
 
     /// Writes the books of this judgement; the caller commits.

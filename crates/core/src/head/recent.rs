@@ -22,8 +22,9 @@ mod older;
 
 use older::Older;
 
-/// How many rows are remembered in memory, at the most; at the least half of them.
-pub(super) const ROWS_REMEMBERED: usize = 100_000;
+/// How many rows are remembered in memory, at the most; at the least half of them. A half fills its table: it holds 7/8 of a
+/// power of two.
+pub(super) const ROWS_REMEMBERED: usize = 7 << 13;
 /// How many bytes of row names are read at a time.
 const READ_BYTES: usize = 1024 * 1024;
 /// How many bytes of a row's name are kept beside a log entry.

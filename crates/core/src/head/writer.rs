@@ -157,7 +157,7 @@ pub(super) struct Tail {
     bytes: usize,
 }
 
-const TAIL_BYTES: usize = 4 * 1024 * 1024;
+const TAIL_BYTES: usize = 2 * 1024 * 1024;
 
 impl Tail {
     pub fn adopt(&mut self, fresh: Vec<Fresh>, recent: &mut Recent) {

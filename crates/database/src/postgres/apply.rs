@@ -10,18 +10,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use branchline_core::change::{Effect, Key, Row};
 use branchline_core::port::{DatabaseError, DbResult, Purpose};
-use branchline_core::schema::{Schema, Table, TableId};
+use branchline_core::schema::{ForeignKey, Schema, Table, TableId};
 use branchline_core::value::Value;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type as Wire;
 
 use super::books::get;
 use super::connection::PostgresDatabase;
-use super::copy::copy;
+use super::copy::{Copying, copy};
 use super::ddl::ident;
 use super::delete::delete;
 use super::error::on_table;
-use super::layout::{Layout, given, mismatch};
+use super::layout::{Child, Layout, given, mismatch};
 use super::park::park;
 use super::references::{free_followers, let_go, optional, within_key};
 use super::shape::hold_still;
@@ -64,6 +64,41 @@ pub(super) async fn write(
         db.forget_layouts();
     }
     done
+}
+
+/// As [`write`]. New rows of one table may still be on their way when it returns.
+pub(super) async fn begin_write(
+    db: &mut PostgresDatabase,
+    schema: &Schema,
+    effects: Vec<(TableId, Effect)>,
+) -> DbResult<()> {
+    let first = effects.first().and_then(|(id, _)| schema.table(*id));
+    let alone = first.filter(|table| {
+        let put = |(id, effect): &(TableId, Effect)| *id == table.id && effect.row().is_some();
+        let within = |key: &ForeignKey| key.parent == table.name;
+        db.purpose() == Some(Purpose::Apply)
+            && effects.iter().all(put)
+            && !table.foreign_keys.iter().any(within)
+    });
+    let Some(table) = alone else {
+        return write(db, schema, &effects).await;
+    };
+    let layout = db.layout(&table.name).await?;
+    // What follows a changed parent, or waits for the end of the write, takes its turn.
+    let follows = |child: &Child| child.follows_update;
+    if layout.deferrable || layout.children.iter().any(follows) {
+        return write(db, schema, &effects).await;
+    }
+    let rows: Vec<&Row> = effects.iter().filter_map(|(_, e)| e.row()).collect();
+    layout.check_digits(table, &rows)?;
+    let arrays = row_arrays(table, &rows, &[])?;
+    match super::copy::begin(db, table, &layout, rows.len(), &arrays).await? {
+        Some(answer) => {
+            db.copying = Some(Copying::new(table, effects, answer));
+            Ok(())
+        }
+        None => write(db, schema, &effects).await,
+    }
 }
 
 async fn ordered(
@@ -236,7 +271,7 @@ async fn puts(
 }
 
 /// Puts rows, leaving some columns NULL for now.
-async fn put(
+pub(super) async fn put(
     db: &mut PostgresDatabase,
     table: &Table,
     rows: &[&Row],

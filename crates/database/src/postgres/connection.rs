@@ -11,6 +11,7 @@ use branchline_core::port::{DatabaseError, DbResult, Purpose};
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
 
+use super::copy::Copying;
 use super::error::failed;
 use super::layout::Layout;
 use super::plan::Plan;
@@ -78,6 +79,8 @@ pub struct PostgresDatabase {
     /// Tables into which so many writes more are not tried as new rows.
     not_copied: HashMap<String, u32>,
     pub(super) stamped: Option<Stamped>,
+    /// Rows on their way that nobody has waited for yet.
+    pub(super) copying: Option<Copying>,
     open: Option<Purpose>,
     /// This process owns the office: so must each connection that replaces a broken one.
     owner: bool,
@@ -105,6 +108,7 @@ impl PostgresDatabase {
             layouts: HashMap::new(),
             not_copied: HashMap::new(),
             stamped: None,
+            copying: None,
             open: None,
             owner: false,
             taking: Taking::default(),
@@ -222,6 +226,19 @@ impl PostgresDatabase {
         Ok(())
     }
 
+    /// Waits until what [`super::apply::begin_write`] began is done. False where what was asked meanwhile must be asked again.
+    pub(super) async fn copied(&mut self) -> DbResult<bool> {
+        let Some(copying) = self.copying.take() else {
+            return Ok(true);
+        };
+        let new = copying.end(self).await;
+        if let Err(DatabaseError::Mismatch { .. }) = &new {
+            // The table may have been altered since it was looked up.
+            self.forget_layouts();
+        }
+        new
+    }
+
     /// An outcome, or the error of an earlier statement that made it fail.
     pub(super) async fn told<T>(&mut self, outcome: DbResult<T>) -> DbResult<T> {
         if outcome.is_err() {
@@ -324,6 +341,7 @@ impl PostgresDatabase {
         self.reconnect().await?;
         let before = if self.open.is_some() { "ROLLBACK;" } else { "" };
         self.sent.clear();
+        self.copying = None;
         self.taking = Taking::default();
         if self.open.is_some() {
             self.plan = None;
@@ -332,7 +350,9 @@ impl PostgresDatabase {
         // Set before the statement is sent: a dropped future may leave the transaction open.
         self.open = Some(purpose);
         let begin = match purpose {
-            Purpose::Take => "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE; SET LOCAL lock_timeout TO '800ms'".into(),
+            // Told of an array's size, the planner would rather read whole tables, as nobody counted their rows yet.
+            Purpose::Take => "BEGIN ISOLATION LEVEL REPEATABLE READ READ WRITE; SET LOCAL lock_timeout TO '800ms';
+                 SET LOCAL plan_cache_mode TO force_generic_plan".into(),
             Purpose::Read => format!(
                 "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL lock_timeout TO '{READ_TIMEOUT}'"
             ),
@@ -353,6 +373,10 @@ impl PostgresDatabase {
         let Some(purpose) = self.open else {
             return Ok(());
         };
+        if keep {
+            self.copied().await?;
+        }
+        self.copying = None;
         self.taking = Taking::default();
         let plan = self.plan.take();
         let removing = std::mem::take(&mut self.removing);

@@ -211,11 +211,11 @@ impl Plan {
         self.writes.len() >= self.size
     }
 
-    /// Where the smallest number of whole units ends that has at least `limit` writes; fewer at the end, or before a
-    /// large unit.
-    pub(super) fn end(&self, limit: usize) -> End {
+    /// Where, of the writes after the first `after`, which are whole units, the smallest number of whole units ends that
+    /// has at least `limit` writes; fewer at the end, or before a large unit.
+    pub(super) fn end(&self, after: usize, limit: usize) -> End {
         let (mut reach, mut clean) = (Moment(i64::MIN), 0);
-        for (place, write) in self.writes.iter().enumerate() {
+        for (place, write) in self.writes.iter().skip(after).enumerate() {
             if reach < write.at {
                 clean = place;
                 if clean > limit.saturating_mul(LARGE) {
@@ -230,7 +230,7 @@ impl Plan {
             }
             reach = reach.max(write.reach);
         }
-        match self.writes.len() {
+        match self.writes.len().saturating_sub(after) {
             all if self.whole && all <= limit.saturating_mul(LARGE) => End::After(all),
             _ if clean > 0 => End::After(clean),
             all if self.whole => End::Large(all, reach),
@@ -238,9 +238,9 @@ impl Plan {
         }
     }
 
-    /// The next so many writes.
-    pub(super) fn first(&self, count: usize) -> impl Iterator<Item = &Planned> {
-        self.writes.iter().take(count)
+    /// So many writes after the first `after`.
+    pub(super) fn some(&self, after: usize, count: usize) -> impl Iterator<Item = &Planned> {
+        self.writes.iter().skip(after).take(count)
     }
 
     /// Forgets the next so many writes: they are taken.

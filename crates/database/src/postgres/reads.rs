@@ -62,14 +62,14 @@ pub(super) async fn changes(
 }
 
 /// The reads of a portion: one statement for each table, sent together.
-pub(super) struct Reads<'s> {
-    tables: Vec<TableRead<'s>>,
+pub(super) struct Reads {
+    tables: Vec<TableRead>,
     count: usize,
     unreadable: Vec<Unreadable>,
 }
 
-struct TableRead<'s> {
-    table: &'s Table,
+struct TableRead {
+    table: Arc<Table>,
     statement: Statement,
     /// Columns whose type here is not the plan's: they come as texts.
     texts: Vec<bool>,
@@ -78,10 +78,10 @@ struct TableRead<'s> {
     keys: Vec<Key>,
 }
 
-impl<'s> Reads<'s> {
+impl Reads {
     pub(super) async fn prepare(
         db: &mut PostgresDatabase,
-        schema: &'s Schema,
+        schema: &Schema,
         nets: Vec<Net>,
     ) -> DbResult<Self> {
         let count = nets.len();
@@ -125,7 +125,7 @@ impl<'s> Reads<'s> {
         let mut changes: Vec<Option<Taken>> = (0..self.count).map(|_| None).collect();
         let mut unreadable = self.unreadable;
         for (read, rows) in self.tables.into_iter().zip(rows) {
-            let table = read.table;
+            let table = &*read.table;
             for (((place, net), key), row) in read.nets.into_iter().zip(read.keys).zip(rows?) {
                 let effect = match row {
                     None => Effect::Delete(key),
@@ -160,8 +160,8 @@ impl<'s> Reads<'s> {
     }
 }
 
-impl<'s> TableRead<'s> {
-    async fn prepare(db: &mut PostgresDatabase, table: &'s Table) -> DbResult<Self> {
+impl TableRead {
+    async fn prepare(db: &mut PostgresDatabase, table: &Table) -> DbResult<Self> {
         let layout = db.layout(&table.name).await?;
         let (mut texts, mut selected) = (Vec::new(), Vec::new());
         for column in &table.columns {
@@ -186,7 +186,7 @@ impl<'s> TableRead<'s> {
             .statement_on(&table.name, &sql, &types::key_types(table))
             .await?;
         Ok(Self {
-            table,
+            table: Arc::new(table.clone()),
             statement,
             texts,
             nets: Vec::new(),
@@ -196,7 +196,7 @@ impl<'s> TableRead<'s> {
 
     /// The row of each key, where it exists, or what is wrong with it.
     async fn rows(&self, client: &Client) -> DbResult<Vec<Option<Result<CoreRow, String>>>> {
-        let arrays: Vec<Array<'_>> = types::key_arrays(self.table, &self.keys)?;
+        let arrays: Vec<Array<'_>> = types::key_arrays(&self.table, &self.keys)?;
         let found = client
             .query(&self.statement, &types::parameters(&arrays))
             .await;

@@ -1,12 +1,14 @@
 //! Taking captured writes in whole units of visibility (SETTLED 2), in the order of a [`Plan`].
 //!
-//! While the caller works on a portion, the server removes its writes from the capture and reads the next ones. A unit
-//! that is much larger than a portion is not held in memory: it is read again by key, portion by portion.
+//! While the caller works on a portion, the server removes its writes from the capture, reads the rows of the next one and
+//! the writes of the one after that: it never waits for the office. A unit that is much larger than a portion is not held
+//! in memory: it is read again by key, portion by portion.
 //!
 //! The transaction's snapshot stands still, so a cursor over it stays right while writes are removed behind it.
 
 use std::collections::VecDeque;
 
+use branchline_core::office::PORTIONS_PER_TAKE;
 use branchline_core::port::{DatabaseError, DbResult, Portion, Purpose};
 use branchline_core::schema::Schema;
 use tokio::task::JoinHandle;
@@ -15,7 +17,7 @@ use tokio_postgres::types::{ToSql, Type as Wire};
 
 use super::books::get;
 use super::capture::Moment;
-use super::connection::{PostgresDatabase, started};
+use super::connection::{Param, PostgresDatabase, started};
 use super::error::failed;
 use super::net::{Net, Place, Write, net};
 use super::plan::{End, Plan, Planned};
@@ -44,7 +46,12 @@ pub(super) enum Taking {
 #[derive(Default)]
 pub(super) struct Going {
     staged: Option<Staged>,
+    /// The next portion.
+    reading: Option<Reading>,
+    /// The writes of the one after it.
     ahead: Option<Ahead>,
+    /// Portions taken so far.
+    portions: usize,
 }
 
 /// A large unit being read by key.
@@ -56,11 +63,17 @@ struct Staged {
     writes: usize,
 }
 
-/// The next portion's writes, on their way. A task of its own receives them: the connection hands out answers in turn,
-/// and what was asked for later would wait for them.
+/// A portion's writes, on their way. A task of its own receives them, as it does a portion's rows: the connection hands
+/// out answers in turn, and what was asked for later would wait for them.
 struct Ahead {
     count: usize,
     rows: JoinHandle<DbResult<Vec<Row>>>,
+}
+
+/// A portion whose rows are on their way.
+struct Reading {
+    places: Vec<Place>,
+    portion: JoinHandle<DbResult<Portion>>,
 }
 
 pub(super) async fn take(
@@ -153,7 +166,7 @@ async fn portion(
             Some(plan) if !plan.is_empty() => plan,
             _ => Plan::make(db, limit).await?,
         };
-        let (end, fresh) = (plan.end(limit), plan.is_fresh());
+        let (end, fresh) = (plan.end(0, limit), plan.is_fresh());
         db.plan = Some(plan);
         let (writes, end) = match end {
             End::After(count) => return planned(db, schema, limit, count, going).await,
@@ -179,56 +192,66 @@ async fn planned(
     count: usize,
     mut going: Going,
 ) -> DbResult<Portion> {
-    let ahead = match going.ahead.take() {
-        Some(ahead) if ahead.count == count => ahead,
-        _ => Ahead::send(db, count).await?,
+    let reading = match going.reading.take() {
+        Some(reading) if reading.places.len() == count => reading,
+        _ => {
+            going.ahead = None;
+            let ahead = Ahead::send(db, 0, count).await?;
+            Reading::begin(db, schema, 0, ahead).await?
+        }
     };
-    let rows = ahead.rows.await;
-    let rows = rows.map_err(|ended| DatabaseError::Other(ended.to_string()))??;
-    let mut writes = rows
-        .iter()
-        .map(Write::with_old)
-        .collect::<DbResult<Vec<_>>>()?;
-    drop(rows);
-    writes.sort_unstable_by_key(|write| (write.at, write.place));
+    db.removing += count as u64;
+    let places: Vec<Param> = vec![Box::new(reading.places)];
+    db.send(REMOVE, &[Wire::TID_ARRAY], places, 0).await?;
+    going.portions += 1;
+    read_ahead(db, schema, limit, count, &mut going).await?;
     let Some(plan) = &mut db.plan else {
         return Err(moved());
     };
-    let turns = |planned: &Planned| (planned.at, planned.place);
-    if !plan
-        .first(count)
-        .map(turns)
-        .eq(writes.iter().map(|write| (write.at, write.place)))
-    {
-        return Err(moved());
-    }
     plan.take(count);
-    let (more, next) = (plan.more(), plan.end(limit));
+    let more = plan.more();
     if !more {
         db.plan = None;
-    }
-    let places: Vec<Place> = writes.iter().map(|write| write.place).collect();
-    db.removing += places.len() as u64;
-    let reads = Reads::prepare(db, schema, net(writes)).await?;
-    // Nothing may be waited for while the rows come, not even that a statement is prepared. Preparing one may forget others.
-    for statement in [WRITES, REMOVE, WRITES] {
-        db.statement(statement, &[Wire::TID_ARRAY]).await?;
-    }
-    let reads = started(reads.run(db.shared_client()?)).await;
-    db.send(REMOVE, &[Wire::TID_ARRAY], vec![Box::new(places)], 0)
-        .await?;
-    if let End::After(count @ 1..) = next {
-        going.ahead = Some(Ahead::send(db, count).await?);
     }
     db.taking = if more {
         Taking::Going(going)
     } else {
         Taking::Done
     };
-    Ok(Portion {
-        more,
-        ..reads.await?
-    })
+    let portion = reading.portion.await;
+    let portion = portion.map_err(|ended| DatabaseError::Other(ended.to_string()))??;
+    Ok(Portion { more, ..portion })
+}
+
+/// Asks for the portion after the next `count` writes, and for the writes of the one after it. Not beyond what a
+/// transaction takes: it would only wait for what nobody wants.
+async fn read_ahead(
+    db: &mut PostgresDatabase,
+    schema: &Schema,
+    limit: usize,
+    count: usize,
+    going: &mut Going,
+) -> DbResult<()> {
+    let left = PORTIONS_PER_TAKE.saturating_sub(going.portions);
+    let end =
+        |db: &PostgresDatabase, after| match db.plan.as_ref().map(|plan| plan.end(after, limit)) {
+            Some(End::After(count)) => count,
+            _ => 0,
+        };
+    let next = end(db, count);
+    if left < 1 || next == 0 {
+        return Ok(());
+    }
+    let ahead = match going.ahead.take() {
+        Some(ahead) if ahead.count == next => ahead,
+        _ => Ahead::send(db, count, next).await?,
+    };
+    going.reading = Some(Reading::begin(db, schema, count, ahead).await?);
+    let after = end(db, count + next);
+    if left > 1 && after > 0 {
+        going.ahead = Some(Ahead::send(db, count + next, after).await?);
+    }
+    Ok(())
 }
 
 /// What is planned is not where it was.
@@ -236,12 +259,46 @@ fn moved() -> DatabaseError {
     DatabaseError::Busy("the captured writes were moved while they were taken".to_owned())
 }
 
+impl Reading {
+    /// Asks for the rows of the plan's writes after the first `after`.
+    async fn begin(
+        db: &mut PostgresDatabase,
+        schema: &Schema,
+        after: usize,
+        ahead: Ahead,
+    ) -> DbResult<Self> {
+        let rows = ahead.rows.await;
+        let rows = rows.map_err(|ended| DatabaseError::Other(ended.to_string()))??;
+        let mut writes = rows
+            .iter()
+            .map(Write::with_old)
+            .collect::<DbResult<Vec<_>>>()?;
+        drop(rows);
+        writes.sort_unstable_by_key(|write| (write.at, write.place));
+        let Some(plan) = &db.plan else {
+            return Err(moved());
+        };
+        let turns = |planned: &Planned| (planned.at, planned.place);
+        if !plan
+            .some(after, ahead.count)
+            .map(turns)
+            .eq(writes.iter().map(|write| (write.at, write.place)))
+        {
+            return Err(moved());
+        }
+        let places = writes.iter().map(|write| write.place).collect();
+        let reads = Reads::prepare(db, schema, net(writes)).await?;
+        let portion = tokio::spawn(started(reads.run(db.shared_client()?)).await);
+        Ok(Self { places, portion })
+    }
+}
+
 impl Ahead {
-    /// Asks for the plan's next writes.
-    async fn send(db: &mut PostgresDatabase, count: usize) -> DbResult<Self> {
+    /// Asks for so many of the plan's writes after the first `after`.
+    async fn send(db: &mut PostgresDatabase, after: usize, count: usize) -> DbResult<Self> {
         let plan = db.plan.iter();
         let places: Vec<Place> = plan
-            .flat_map(|plan| plan.first(count))
+            .flat_map(|plan| plan.some(after, count))
             .map(|write| write.place)
             .collect();
         let statement = db.statement(WRITES, &[Wire::TID_ARRAY]).await?;

@@ -1,13 +1,15 @@
 //! Applying: the order of statements, and rows that do not fit.
 
-use branchline_core::port::{Database, DatabaseError, DbResult};
+use std::collections::BTreeSet;
+
+use branchline_core::port::{Database, DatabaseError, DbResult, Entry, Purpose};
 use branchline_core::schema::TableId;
 
 use super::sample::{
     CUSTOMERS, LINES, ORDERS, STAFF, STOCK, customer, gone, id, item, line, line_key, member,
     order, put, sku,
 };
-use super::{Office, Ready, ready};
+use super::{Office, Op, Ready, ready};
 
 /// Two customers, an order of the first, with two lines.
 async fn with_an_order<O: Office>(office: &O) -> Ready<O> {
@@ -209,9 +211,7 @@ pub async fn a_parent_with_children_left_cannot_be_deleted<O: Office>(office: &O
     // At the write already: a commit could not tell which row it was.
     let schema = office_now.schema.clone();
     let db = &mut office_now.db;
-    db.begin(branchline_core::port::Purpose::Apply)
-        .await
-        .unwrap();
+    db.begin(Purpose::Apply).await.unwrap();
     let written = db.write(&schema, &[gone(CUSTOMERS, id(1))]).await;
     assert!(written.is_err(), "the delete was taken");
     db.rollback().await.unwrap();
@@ -227,11 +227,7 @@ pub async fn many_rows_are_written_at_once<O: Office>(office: &O) {
     office_now.apply(&all).await;
     let staff = office_now.table(STAFF);
     let keys: Vec<_> = (0..MANY).map(id).collect();
-    office_now
-        .db
-        .begin(branchline_core::port::Purpose::Apply)
-        .await
-        .unwrap();
+    office_now.db.begin(Purpose::Apply).await.unwrap();
     assert_eq!(
         office_now.db.read(&staff, &keys).await.unwrap().len(),
         keys.len()
@@ -252,4 +248,87 @@ pub async fn many_rows_are_written_at_once<O: Office>(office: &O) {
         .collect();
     office_now.apply(&deletes).await;
     assert_eq!(office_now.rows(STAFF).await, [member(0, "x", None)]);
+}
+
+/// Enough for whatever an engine does with many rows.
+const HANDED: i64 = 300;
+
+/// What is asked next finds the rows there, whether or not they were new.
+pub async fn rows_handed_over_are_there_for_whatever_is_asked_next<O: Office>(office: &O) {
+    let mut office_now = ready(office).await;
+    let schema = office_now.schema.clone();
+    let customers = office_now.table(CUSTOMERS);
+    let named = |from: i64, through: i64, name: &str| -> Vec<_> {
+        let rows = (from..=through).map(|number| customer(number, name, None));
+        rows.map(|row| put(CUSTOMERS, row)).collect()
+    };
+    office_now
+        .local(&[Op::Insert(CUSTOMERS, customer(5, "here", None))])
+        .await;
+    let keys: Vec<_> = (1..=HANDED).map(id).collect();
+    let db = &mut office_now.db;
+    db.begin(Purpose::Apply).await.unwrap();
+    db.begin_write(&schema, named(1001, 1000 + HANDED, "new"))
+        .await
+        .unwrap();
+    let entry = Entry {
+        number: 1,
+        bytes: b"kept".to_vec(),
+    };
+    db.append("handed", std::slice::from_ref(&entry))
+        .await
+        .unwrap();
+    // One of them is there already, and the application has just written it.
+    db.begin_write(&schema, named(1, HANDED, "first"))
+        .await
+        .unwrap();
+    let captured = db.captured(&customers, Some(&keys)).await.unwrap();
+    assert_eq!(captured, BTreeSet::from([id(5)]));
+    db.begin_write(&schema, named(1, HANDED, "second"))
+        .await
+        .unwrap();
+    let read = db.read(&customers, &keys).await.unwrap();
+    assert_eq!(read.get(&id(7)), Some(&customer(7, "second", None)));
+    db.begin_write(&schema, named(2001, 2000 + HANDED, "last"))
+        .await
+        .unwrap();
+    db.commit().await.unwrap();
+    let (rows, many) = (office_now.rows(CUSTOMERS).await, HANDED as usize);
+    assert_eq!(rows.len(), 3 * many);
+    assert_eq!(rows[6], customer(7, "second", None));
+    assert_eq!(rows[3 * many - 1], customer(2000 + HANDED, "last", None));
+    office_now.db.begin(Purpose::Read).await.unwrap();
+    let kept = office_now.db.entries("handed", 1, 100).await.unwrap();
+    office_now.db.rollback().await.unwrap();
+    assert_eq!(kept, [entry]);
+}
+
+/// An order that is not there.
+pub async fn what_does_not_fit_of_rows_handed_over_is_told_by_what_is_asked_next<O: Office>(
+    office: &O,
+) {
+    let mut office_now = with_an_order(office).await;
+    let schema = office_now.schema.clone();
+    let lines = || -> Vec<_> {
+        let rows = (1..=HANDED).map(|place| put(LINES, line(99, place, "x")));
+        rows.collect()
+    };
+    for asks in [false, true] {
+        let db = &mut office_now.db;
+        db.begin(Purpose::Apply).await.unwrap();
+        let outcome = async {
+            db.begin_write(&schema, lines()).await?;
+            if asks {
+                db.set_meta("handed", Some(b"x")).await?;
+            }
+            db.commit().await
+        };
+        let outcome = outcome.await;
+        assert_eq!(refused(&outcome), ("lines", true));
+        db.rollback().await.unwrap();
+        db.begin(Purpose::Read).await.unwrap();
+        assert_eq!(db.meta("handed").await.unwrap(), None);
+        db.rollback().await.unwrap();
+        assert_eq!(office_now.rows(LINES).await.len(), 2);
+    }
 }

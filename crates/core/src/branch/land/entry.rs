@@ -80,11 +80,7 @@ impl Landing<'_> {
         let listed = listed.filter(|record| record.origin == self.branch.identity.name);
         self.records.extend(listed.cloned());
         self.changes += body.changes.len() as u64;
-        if self.pile.is_full() {
-            self.pile.write(db, &self.branch.schema).await
-        } else {
-            Ok(Vec::new())
-        }
+        self.pile.write_if_full(db, &self.branch.schema).await
     }
 
     /// Keeps the entry for a head that may be restored one day (SETTLED 10).
