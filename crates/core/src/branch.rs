@@ -254,10 +254,9 @@ impl Branch {
     /// Does one bounded piece of work. Returns whether there may be more.
     pub async fn work<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<bool> {
         // Before anything is taken or lands it is known what of the tables here serves.
-        if self.shape.is_none() && self.book.head.is_some() && self.is_prepared() {
-            if !unchanged(self.look(db, Some(now)).await)? {
-                return Ok(false);
-            }
+        let unknown = self.shape.is_none() && self.book.head.is_some() && self.is_prepared();
+        if unknown && !unchanged(self.look(db, Some(now)).await)? {
+            return Ok(false);
         }
         if self.differing.is_empty() {
             return self.work_on(db, now).await;

@@ -340,6 +340,10 @@ pub trait Database: Send {
     /// definitions are locked, so that an `ALTER` waits; one that holds the lock makes this [`DatabaseError::Busy`]).
     /// Branchline's own tables, triggers and functions do not count. Cheap: asked at every take.
     fn shape(&mut self, schema: &Schema) -> impl Future<Output = DbResult<Digest>> + Send;
+    /// Waits for the application's transactions that write to this table, and keeps others from writing to it until the open
+    /// [`Purpose::Load`] transaction ends: what they wrote is [`Self::captured`] then. Where DDL commits by itself (MariaDB)
+    /// nothing can be kept, and this does nothing.
+    fn hold_still(&mut self, table: &Table) -> impl Future<Output = DbResult<()>> + Send;
     /// Turns the tables of `from` into those of `to` by the engine's own DDL, and installs capture for `to`. Needs an open
     /// [`Purpose::Load`] transaction, in which it becomes true with the books; where DDL commits by itself (MariaDB) it ends that
     /// transaction and opens another one.

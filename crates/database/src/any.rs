@@ -174,6 +174,7 @@ dispatch! {
     fn prepare(&mut self) -> ();
     fn install(&mut self, schema: &Schema) -> ();
     fn shape(&mut self, schema: &Schema) -> Digest;
+    fn hold_still(&mut self, table: &Table) -> ();
     fn evolve(&mut self, from: &Schema, to: &Schema, dropped: &[TableId]) -> Evolution;
     fn missing_capture(&mut self, schema: &Schema) -> Vec<TableId>;
     fn create_tables(&mut self, schema: &Schema) -> Vec<String>;

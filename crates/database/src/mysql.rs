@@ -139,6 +139,9 @@ impl Database for MysqlDatabase {
     async fn shape(&mut self, schema: &Schema) -> DbResult<Digest> {
         shape::shape(self, schema).await
     }
+    async fn hold_still(&mut self, _table: &Table) -> DbResult<()> {
+        Ok(())
+    }
     async fn evolve(
         &mut self,
         from: &Schema,

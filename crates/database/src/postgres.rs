@@ -179,6 +179,9 @@ impl Database for PostgresDatabase {
         let outcome = shape::shape(self, schema).await;
         self.told(outcome).await
     }
+    async fn hold_still(&mut self, table: &Table) -> DbResult<()> {
+        evolve::hold_still(self, table).await
+    }
     async fn evolve(
         &mut self,
         from: &Schema,

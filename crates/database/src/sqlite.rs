@@ -166,6 +166,10 @@ impl Database for SqliteDatabase {
     async fn shape(&mut self, schema: &Schema) -> DbResult<Digest> {
         self.shape_of(schema)
     }
+    async fn hold_still(&mut self, _table: &Table) -> DbResult<()> {
+        // One writer at a time.
+        Ok(())
+    }
     async fn evolve(
         &mut self,
         from: &Schema,

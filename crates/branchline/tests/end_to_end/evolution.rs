@@ -491,3 +491,40 @@ fn a_branch_on_mariadb_goes_on_without_what_its_server_refuses() {
     let found = company.close("SELECT id, c0 FROM wide");
     assert_eq!(found, [["1", "here"]]);
 }
+
+/// A step that takes a column away waits for a transaction that writes to it: what that wrote is sent before it goes.
+#[test]
+fn what_is_written_while_a_step_waits_for_it_is_listed() {
+    let mut company = Company::open(
+        Postgres,
+        &[("b-p", Postgres)],
+        "CREATE TABLE item (id integer PRIMARY KEY, name varchar(20), note varchar(20)); \
+         INSERT INTO item VALUES (1, 'one', 'first')",
+    );
+    let database = company.branch("b-p").database.clone();
+    let (mut app, mut watcher) = (Db::open(&database), Db::open(&database));
+    app.run("BEGIN");
+    app.run("UPDATE item SET note = 'late' WHERE id = 1");
+    company.migrate("ALTER TABLE item DROP COLUMN note", &[]);
+    wait_until("the step waits", SOON, || {
+        let waiting = watcher.rows(
+            "SELECT count(*) FROM pg_locks JOIN pg_class c ON c.oid = relation
+             WHERE NOT granted AND mode = 'AccessExclusiveLock' AND relname = 'item'",
+        );
+        match waiting == [["0"]] {
+            false => Ok(()),
+            true => Err("nobody waits".into()),
+        }
+    });
+    app.run("COMMIT");
+    wait_until("the head lists what has no place any more", SOON, || {
+        let conflicts = company.head.json(&["conflicts"]);
+        let listed = conflicts.as_array().unwrap().iter();
+        let late = |one: &serde_json::Value| one["theirs"]["note"] == "late";
+        match listed.clone().any(late) {
+            true => Ok(()),
+            false => Err(conflicts.to_string()),
+        }
+    });
+    settle(&company.head, &[&company.branches[0]], SOON);
+}

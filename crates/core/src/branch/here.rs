@@ -371,6 +371,13 @@ impl<D: Database> Database for Here<'_, D> {
         self.db.shape(schema).await
     }
 
+    async fn hold_still(&mut self, table: &Table) -> DbResult<()> {
+        match self.table(table).cloned() {
+            Some(local) => self.db.hold_still(&local).await,
+            None => Ok(()),
+        }
+    }
+
     async fn evolve(
         &mut self,
         from: &Schema,

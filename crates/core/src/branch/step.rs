@@ -14,11 +14,15 @@ use crate::message::{LogBody, SchemaStep};
 use crate::office::conclude;
 use crate::output::{Notice, Output};
 use crate::port::{Database, Entry, Evolution, Purpose};
-use crate::schema::{Schema, SchemaVersion, Table, TableId};
+use crate::schema::{Column, Schema, SchemaVersion, Table, TableId};
 
 /// The record of the versions that a branch leaves that goes back to where the head's log went on otherwise, with the one
 /// that it goes back to, until its batches say for themselves what they stand in.
 pub(super) const LOST_VERSIONS: &str = "lost-versions";
+
+/// How often a step is begun anew since the application has written to what goes with it. One that never pauses must not
+/// keep the step out for ever.
+const TRIES: u32 = 20;
 
 /// Notes on rows of tables whose shape changes, in both shapes.
 type Moved = Vec<(TableId, Vec<(Key, Option<(Key, Note)>)>)>;
@@ -38,11 +42,33 @@ impl Branch {
         db: &mut D,
         step: SchemaStep,
     ) -> OfficeResult<bool> {
-        if !self.take_all(db).await? {
-            return Ok(true);
+        let mut tries = TRIES;
+        loop {
+            if !self.take_all(db).await? {
+                return Ok(true);
+            }
+            if self.try_step(db, &step, tries == 0).await? {
+                break;
+            }
+            tries -= 1;
         }
+        self.outputs
+            .extend(self.inbox.leave(1).into_iter().map(Output::Settle));
+        if step.compare && self.link.welcomed && self.book.joining.is_none() {
+            self.verify(true)?;
+        }
+        Ok(true)
+    }
+
+    /// Changes the tables, unless something of what goes with the step was written since all was taken; then returns false.
+    async fn try_step<D: Database>(
+        &mut self,
+        db: &mut D,
+        step: &SchemaStep,
+        anyhow: bool,
+    ) -> OfficeResult<bool> {
         let Some(slot) = self.inbox.slots().next() else {
-            return Ok(false);
+            return Ok(true);
         };
         let mut book = BranchBook {
             cursor: slot.message.position,
@@ -57,7 +83,16 @@ impl Branch {
             bytes: slot.bytes.clone(),
         };
         let stream = self.book.followed();
-        self.evolve(
+        db.begin(Purpose::Load).await?;
+        let untaken = match anyhow || !self.is_prepared() || !self.may_freeze() {
+            true => Ok(false),
+            false => self.is_untaken(db, &step.schema).await,
+        };
+        if !matches!(untaken, Ok(false)) {
+            db.rollback().await?;
+            return untaken.map(|_| false);
+        }
+        self.evolve_on(
             db,
             &step.schema,
             &step.dropped,
@@ -65,12 +100,26 @@ impl Branch {
             Some((stream, followed)),
         )
         .await?;
-        self.outputs
-            .extend(self.inbox.leave(1).into_iter().map(Output::Settle));
-        if step.compare && self.link.welcomed && self.book.joining.is_none() {
-            self.verify(true)?;
-        }
         Ok(true)
+    }
+
+    /// Whether the application wrote something that is not taken yet to a table that this version takes something from.
+    /// Nothing more is written to these tables until the transaction ends, where the engine can see to that.
+    async fn is_untaken<D: Database>(&self, db: &mut D, to: &Schema) -> OfficeResult<bool> {
+        let loses = |from: &&Table| {
+            let stays = |column: &Column| {
+                let mut columns = to.table(from.id).into_iter().flat_map(|to| &to.columns);
+                columns.any(|one| one.id == column.id && one.kind == column.kind)
+            };
+            !from.columns.iter().all(stays)
+        };
+        for table in self.schema.tables.iter().filter(loses) {
+            db.hold_still(table).await?;
+            if !db.captured(table, None).await?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// What the application wrote so far is sent as it wrote it: a column that goes takes its values with it. Returns
@@ -105,6 +154,19 @@ impl Branch {
         db: &mut D,
         to: &Schema,
         dropped: &[TableId],
+        book: BranchBook,
+        followed: Option<(String, Entry)>,
+    ) -> OfficeResult<()> {
+        db.begin(Purpose::Load).await?;
+        self.evolve_on(db, to, dropped, book, followed).await
+    }
+
+    /// As [`Self::evolve`], in the transaction that is open; ends it.
+    async fn evolve_on<D: Database>(
+        &mut self,
+        db: &mut D,
+        to: &Schema,
+        dropped: &[TableId],
         mut book: BranchBook,
         followed: Option<(String, Entry)>,
     ) -> OfficeResult<()> {
@@ -135,7 +197,6 @@ impl Branch {
         versions.add(to.clone());
         let mut refused = Vec::new();
         let mut differing = self.differing.clone();
-        db.begin(Purpose::Load).await?;
         let outcome = async {
             let moved = self.moved_notes(db, to).await?;
             let done = if prepared {

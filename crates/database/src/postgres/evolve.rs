@@ -16,6 +16,7 @@ use super::books;
 use super::catalog;
 use super::connection::PostgresDatabase;
 use super::ddl::{self, ident, names, relation};
+use super::error::on_table;
 use super::{install, literal, rekey, retype};
 use crate::lineage::{self, Columns, Known, Stop, Tried, filling, in_order, stop};
 
@@ -26,6 +27,16 @@ pub(super) struct Step<'s> {
     /// As it is now, or was before anything was renamed.
     pub(super) live: Table,
     pub(super) columns: Columns,
+}
+
+/// Locks a table as its `ALTER` or `DROP` will, so that the two wait only once.
+pub(super) async fn hold_still(db: &mut PostgresDatabase, table: &Table) -> DbResult<()> {
+    let sql = format!(
+        "LOCK TABLE {} IN ACCESS EXCLUSIVE MODE",
+        relation(&table.name)
+    );
+    let locked = db.client()?.batch_execute(&sql).await;
+    locked.map_err(|error| on_table(&table.name, &error))
 }
 
 pub(super) async fn evolve(
@@ -407,5 +418,5 @@ pub(super) async fn alter(db: &PostgresDatabase, table: &Table, what: &str) -> T
 /// Runs a statement on behalf of a table; what the database says against it refuses the table.
 pub(super) async fn run(db: &PostgresDatabase, id: TableId, table: &str, sql: &str) -> Tried<()> {
     let done = db.client()?.batch_execute(sql).await;
-    done.map_err(|error| stop(id, super::error::on_table(table, &error)))
+    done.map_err(|error| stop(id, on_table(table, &error)))
 }

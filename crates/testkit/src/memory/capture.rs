@@ -23,7 +23,7 @@ pub(super) fn take(
     }
     let mut changes = Vec::new();
     if unit.is_empty() {
-        for next in units(state, schema) {
+        for next in units(state) {
             if !changes.is_empty() && changes.len() + rows_of(state, &next) > limit {
                 break;
             }
@@ -65,7 +65,7 @@ pub(super) fn take(
 }
 
 /// The numbers of the writes of each unit, the unit with the oldest write first.
-fn units(state: &State, schema: &Schema) -> Vec<Vec<u64>> {
+fn units(state: &State) -> Vec<Vec<u64>> {
     let writes: Vec<(u64, &Write)> = state
         .capture
         .iter()

@@ -315,6 +315,10 @@ impl Database for MemoryDatabase {
         self.step(|open, _| Ok(open.work.shape(schema)))
     }
 
+    async fn hold_still(&mut self, _table: &Table) -> DbResult<()> {
+        Ok(())
+    }
+
     async fn evolve(
         &mut self,
         from: &Schema,

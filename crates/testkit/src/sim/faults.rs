@@ -568,6 +568,13 @@ impl Database for Faulty<'_> {
         step!(self, db => db.shape(schema))
     }
 
+    async fn hold_still(&mut self, table: &Table) -> DbResult<()> {
+        let result = step!(self, db => db.hold_still(table));
+        // The simulator's application writes to several tables at a time.
+        self.plan.race = None;
+        result
+    }
+
     async fn evolve(
         &mut self,
         from: &Schema,
