@@ -1,16 +1,18 @@
 //! Rows of the log that the tables here do not take: set aside with a note, tried again now and then (P6).
 
+use std::collections::BTreeMap;
+
 use super::Branch;
 use super::land::Aside;
 use crate::books::{self, BranchBook, Note, Pages, RowNames, STAGED};
 use crate::change::{Effect, Key, Row};
 use crate::failure::{OfficeError, OfficeResult};
 use crate::head::own_entry;
-use crate::identity::Micros;
+use crate::identity::{LogPosition, Micros};
 use crate::message::{LogBody, LogEntry, Outcome};
 use crate::office::conclude;
 use crate::port::{Database, Purpose};
-use crate::schema::{Table, TableId};
+use crate::schema::TableId;
 use crate::unfit::{self, is_unfit};
 
 /// How often rows that did not fit are tried again, in milliseconds.
@@ -19,6 +21,9 @@ const RETRY_MS: i64 = 5_000;
 const BIND_AGAIN_MS: i64 = 3_600_000;
 /// How many rows of a table are tried in one round.
 const RETRIED: usize = 100;
+
+/// A row that did not fit, and what it is to become.
+type Unfit = (TableId, Key, Effect);
 
 impl Branch {
     /// The rows of the first waiting entries that do not fit.
@@ -108,6 +113,8 @@ impl Branch {
             return Ok(());
         }
         let mut left = std::mem::take(&mut self.unfit_after);
+        // What came in one transaction shows in one, where all of it fits by now (P5).
+        let mut units: BTreeMap<LogPosition, Vec<Unfit>> = BTreeMap::new();
         for table in &self.schema.tables {
             db.begin(Purpose::Read).await?;
             let notes = db.notes(table, None).await.map_err(OfficeError::from);
@@ -117,16 +124,22 @@ impl Branch {
             let later = |key: &Key| after.as_ref().is_none_or(|after| key > after);
             let mut tried = 0;
             for (key, note) in notes.into_iter().filter(|(key, _)| later(key)) {
-                let Note::Unfit(_, effect) = books::decode(&note)? else {
+                let Note::Unfit(first, effect) = books::decode(&note)? else {
                     continue;
                 };
-                self.retry_row(db, table, &key, effect).await?;
+                if !self.claims.contains_key(&key.digest(table)) {
+                    let row = (table.id, key.clone(), effect);
+                    units.entry(first).or_default().push(row);
+                }
                 tried += 1;
                 if tried == RETRIED {
                     self.unfit_after.insert(table.id, key);
                     break;
                 }
             }
+        }
+        for unit in units.into_values() {
+            self.retry_unit(db, unit).await?;
         }
         Ok(())
     }
@@ -151,35 +164,66 @@ impl Branch {
         self.keep_book(db, book).await
     }
 
-    async fn retry_row<D: Database>(
+    /// Writes those of the rows that fit by now in one transaction.
+    async fn retry_unit<D: Database>(&self, db: &mut D, mut rows: Vec<Unfit>) -> OfficeResult<()> {
+        while let Some(left) = self.retry_rows(db, &rows).await? {
+            if left.len() == rows.len() && rows.len() > 1 {
+                // It is not known which of them is to blame.
+                for row in rows {
+                    self.retry_rows(db, &[row]).await?;
+                }
+                return Ok(());
+            }
+            let tried = rows.len();
+            rows.retain(|(id, key, _)| !left.contains(&(*id, key.clone())));
+            if rows.is_empty() || rows.len() == tried {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes rows in one transaction, and forgets that they did not fit. Where that cannot be, returns those that do not
+    /// fit, or that the application has changed meanwhile.
+    async fn retry_rows<D: Database>(
         &self,
         db: &mut D,
-        table: &Table,
-        key: &Key,
-        effect: Effect,
-    ) -> OfficeResult<()> {
-        if self.claims.contains_key(&key.digest(table)) {
-            return Ok(());
-        }
+        rows: &[Unfit],
+    ) -> OfficeResult<Option<RowNames>> {
+        let effects = rows.iter().map(|(id, _, effect)| (*id, effect.clone()));
+        let effects: Vec<(TableId, Effect)> = effects.collect();
         db.begin(Purpose::Apply).await?;
         let outcome = async {
-            db.write(&self.schema, &[(table.id, effect)]).await?;
-            let keys = std::slice::from_ref(key);
-            let free = db.captured(table, Some(keys)).await?.is_empty();
-            db.set_notes(table, &[(key.clone(), None)]).await?;
-            Ok(free)
+            db.write(&self.schema, &effects).await?;
+            let mut changed = RowNames::new();
+            for of_table in rows.chunk_by(|a, b| a.0 == b.0) {
+                let table = of_table.first().and_then(|row| self.schema.table(row.0));
+                let Some(table) = table else { continue };
+                let keys: Vec<Key> = of_table.iter().map(|(_, key, _)| key.clone()).collect();
+                let captured = db.captured(table, Some(&keys)).await?;
+                changed.extend(captured.into_iter().map(|key| (table.id, key)));
+                let gone: Vec<_> = keys.into_iter().map(|key| (key, None)).collect();
+                db.set_notes(table, &gone).await?;
+            }
+            Ok(changed)
         };
-        let outcome: OfficeResult<bool> = outcome.await;
+        let outcome: OfficeResult<RowNames> = outcome.await;
         let outcome = match outcome {
-            Ok(true) => db.commit().await.map_err(OfficeError::from),
-            Ok(false) => Ok(()),
-            Err(error) => Err(error),
+            Ok(changed) if changed.is_empty() => match db.commit().await {
+                Ok(()) => Ok(changed),
+                Err(error) => Err(error.into()),
+            },
+            other => other,
         };
         // After a commit there is nothing left to undo.
         db.rollback().await?;
         match outcome {
-            Err(error) if !is_unfit(&error) => Err(error),
-            _ => Ok(()),
+            Ok(changed) => Ok((!changed.is_empty()).then_some(changed)),
+            Err(error) if is_unfit(&error) => {
+                let found = unfit::find(db, &self.schema, Purpose::Apply, effects).await?;
+                Ok(Some(found))
+            }
+            Err(error) => Err(error),
         }
     }
 }

@@ -129,6 +129,37 @@ fn a_step_of_the_schema_is_taken_once_whoever_is_in_the_way() {
     }
 }
 
+/// What did not fit and came in one transaction shows in one when it fits (P5).
+#[test]
+fn rows_that_did_not_fit_are_put_together_as_they_came() {
+    let before_it = || {
+        let mut company = Company::new(1);
+        company.write_head(&[insert(10, "a"), insert(11, "b")]);
+        company.alter(0, NAMES, |table| table.unique.push(vec![1]));
+        company.settle();
+        // The third never fits.
+        company.write_head(&[insert(1, "a"), insert(2, "b"), insert(3, "a")]);
+        company.settle();
+        company.write_head(&[delete(10), delete(11)]);
+        while company.step() {}
+        assert!(company.names_at(0).is_empty());
+        company.now = company.now.plus_millis(6_000);
+        company
+    };
+    for step in 0.. {
+        let mut company = before_it();
+        let mut plan = dies_at(step);
+        let outcome = company.work_under(0, &mut plan);
+        let here: Vec<i64> = company.names_at(0).into_keys().collect();
+        if !plan.dead {
+            outcome.unwrap();
+            assert!(step > 3 && here == [1, 2], "step {step}: {here:?}");
+            return;
+        }
+        assert!(here.is_empty() || here == [1, 2], "step {step}: {here:?}");
+    }
+}
+
 #[test]
 fn a_comparison_is_answered_whoever_is_in_the_way() {
     let before_it = || {
