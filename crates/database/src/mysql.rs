@@ -35,6 +35,7 @@ mod read;
 mod references;
 mod rekey;
 mod retype;
+mod session;
 mod shape;
 mod take;
 mod tls;

@@ -13,26 +13,15 @@ use branchline_core::schema::TableId;
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Row, Value};
 
-use super::error::{LOCKED, code, ends_the_connection, failed, no_tls, on_table, other_name};
+use super::error::{LOCKED, code, ends_the_connection, failed, on_table};
 use super::layout::Layout;
+use super::session::session;
 use super::take::Taking;
 use super::tls::{Target, target};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often, and after what pause, a lock that the application holds is asked for: 750 ms in all.
 const LOCK_ATTEMPTS: u32 = 16;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
-
-/// What makes every statement's meaning independent of the server's and the user's settings. Only our own session.
-///
-/// `@branchline_applying` is what the capture's triggers look at: this connection writes to shared tables only when
-/// it applies. A value of an application's own session cannot be mistaken for it.
-const SESSION: &str = "SET NAMES utf8mb4;
-SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ZERO_DATE,NO_ZERO_IN_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_AUTO_VALUE_ON_ZERO,NO_ENGINE_SUBSTITUTION',
-  time_zone = '+00:00', autocommit = 1, foreign_key_checks = 1, unique_checks = 1, sql_safe_updates = 0,
-  sql_select_limit = DEFAULT, sql_auto_is_null = 0, innodb_lock_wait_timeout = 1, lock_wait_timeout = 1,
-  wait_timeout = 2147483, net_read_timeout = 60, net_write_timeout = 60, max_join_size = DEFAULT, completion_type = 0;
-SET @branchline_applying = 1";
 
 /// Held by the connection of the one process that owns the office; each database has its own such lock.
 const OWN_MARIADB: &str = "SELECT GET_LOCK(CONCAT('branchline:', MD5(DATABASE())), 0)";
@@ -42,10 +31,6 @@ const OWN_MYSQL: &str =
 /// The owner speaks every few seconds ([`MysqlDatabase::keep_owning`]): one that is silent for so long has vanished with
 /// its machine. A server would wait for hours by default.
 const OWNER: &str = "SET SESSION wait_timeout = 60";
-
-/// Settings that only MariaDB has. The first: long lists in `IN` stay lists.
-const SESSION_MARIADB: &str = "SET SESSION in_predicate_conversion_threshold = 0, max_statement_time = 0,
-  idle_transaction_timeout = 0, idle_readonly_transaction_timeout = 0, idle_write_transaction_timeout = 0";
 
 /// The warning that a table was left out of the catalogue, since its definition is being changed.
 const SKIPPED: u16 = 1684;
@@ -550,72 +535,5 @@ impl FilterServer for Result<(), mysql_async::Error> {
             Err(error) if ends_the_connection(&error) => Err(error),
             _ => Ok(()),
         }
-    }
-}
-
-/// A new connection with its settings made.
-pub(super) struct Session {
-    pub(super) conn: Conn,
-    flavour: Flavour,
-    version: String,
-    whole_rollback: bool,
-}
-
-pub(super) async fn session(target: &Target) -> DbResult<Session> {
-    let mut conn = match dial(target, &target.opts).await? {
-        Err(error) if no_tls(&error) && target.fallback.is_some() => {
-            let plain = target.fallback.as_ref().unwrap_or(&target.opts);
-            dial(target, plain).await?
-        }
-        Err(error) => match other_name(&error).and_then(|name| target.under_name(name)) {
-            Some(renamed) => dial(target, &renamed).await?,
-            None => Err(error),
-        },
-        dialled => dialled,
-    }
-    .map_err(|error| named(target, &error))?;
-    let told: Option<(String, bool)> = conn
-        .query_first("SELECT VERSION(), @@innodb_rollback_on_timeout")
-        .await
-        .map_err(|error| named(target, &error))?;
-    let (version, whole_rollback) = told.unwrap_or_default();
-    let flavour = if version.contains("MariaDB") {
-        Flavour::MariaDb
-    } else {
-        Flavour::MySql
-    };
-    let mut settings = SESSION.to_owned();
-    if flavour == Flavour::MariaDb {
-        settings = format!("{settings}; {SESSION_MARIADB}");
-    }
-    conn.query_drop(settings)
-        .await
-        .map_err(|error| named(target, &error))?;
-    Ok(Session {
-        conn,
-        flavour,
-        version,
-        whole_rollback,
-    })
-}
-
-async fn dial(
-    target: &Target,
-    opts: &mysql_async::Opts,
-) -> DbResult<Result<Conn, mysql_async::Error>> {
-    let dialled = tokio::time::timeout(CONNECT_TIMEOUT, Conn::new(opts.clone())).await;
-    dialled.map_err(|_| DatabaseError::Unreachable(format!("{}: no answer", target.place)))
-}
-
-/// The error of a connection attempt, with the place that it was made to.
-fn named(target: &Target, error: &mysql_async::Error) -> DatabaseError {
-    match failed(error) {
-        DatabaseError::Unreachable(words) => {
-            DatabaseError::Unreachable(format!("{}: {words}", target.place))
-        }
-        DatabaseError::Refused(words) => {
-            DatabaseError::Refused(format!("{}: {words}", target.place))
-        }
-        other => other,
     }
 }

@@ -11,8 +11,8 @@ use mysql_async::prelude::Queryable;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
-use super::connection::{Session, session};
 use super::error::failed;
+use super::session::{Session, session};
 use super::tls::{Target, target};
 
 const AWAKE: Duration = Duration::from_millis(50);
