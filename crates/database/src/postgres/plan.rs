@@ -42,12 +42,16 @@ ORDER BY at, ctid LIMIT $1";
 const STATE: &str = "SELECT pg_catalog.pg_current_snapshot()::pg_catalog.text,
     pg_catalog.pg_relation_filenode('branchline.capture'::pg_catalog.regclass)";
 
-/// Later writes of the transactions and rows that have a write until then.
+/// Later writes of the transactions and rows that have a write until then, some twice. Two joins, each of which the server
+/// may do in parts on its disk: of one condition with `OR` it makes lists, and goes through them once for each write
+/// where they are larger than its `work_mem`.
 const RELATED: &str = "SELECT at, tx, tbl, pg_catalog.hash_array_extended(key, 0), ctid FROM branchline.capture
-WHERE at >= $1 AND (
-    tx <= (SELECT tx FROM branchline.capture WHERE at <= $1 ORDER BY tx DESC LIMIT 1)
-    AND tx IN (SELECT tx FROM branchline.capture WHERE at <= $1)
-    OR pg_catalog.hash_array_extended(key, 0) IN (SELECT pg_catalog.hash_array_extended(key, 0) FROM branchline.capture WHERE at <= $1))";
+WHERE at >= $1 AND tx <= (SELECT tx FROM branchline.capture WHERE at <= $1 ORDER BY tx DESC LIMIT 1)
+  AND tx IN (SELECT tx FROM branchline.capture WHERE at <= $1)
+UNION ALL
+SELECT at, tx, tbl, pg_catalog.hash_array_extended(key, 0), ctid FROM branchline.capture
+WHERE at >= $1
+  AND pg_catalog.hash_array_extended(key, 0) IN (SELECT pg_catalog.hash_array_extended(key, 0) FROM branchline.capture WHERE at <= $1)";
 
 /// Writes that a snapshot did not show.
 const SINCE: &str =
@@ -136,17 +140,20 @@ impl Plan {
             file,
         };
         plan.writes.truncate(size);
-        let mut related = Vec::new();
+        let mut last = Last::default();
+        plan.writes.iter().for_each(|write| last.note(write));
         if !plan.whole {
             plan.until = plan.writes.back().map_or(plan.until, |write| write.at);
             let later = db.statement(RELATED, &[Wire::TIMESTAMPTZ]).await?;
-            related = planned(db.client()?, &later, &[&plan.until]).await?;
+            // However small the server takes a backlog to be, it is not joined write by write.
+            db.send_all("SET LOCAL enable_nestloop TO off".to_owned())
+                .await?;
+            each(db.client()?, &later, &[&plan.until], |write| {
+                last.note_again(&write);
+            })
+            .await?;
+            db.send_all("RESET enable_nestloop".to_owned()).await?;
         }
-        let mut last = Last::default();
-        plan.writes
-            .iter()
-            .chain(&related)
-            .for_each(|write| last.note(write));
         plan.writes.iter_mut().for_each(|write| last.extend(write));
         Ok(plan)
     }
@@ -293,8 +300,11 @@ impl Last {
         *of_row = write.at.max(*of_row);
     }
 
-    /// Notes an earlier write where its row is known.
+    /// Notes another write where its transaction or row is known.
     fn note_again(&mut self, write: &Planned) {
+        if let Some(of_tx) = self.of_tx.get_mut(&write.tx) {
+            *of_tx = write.at.max(*of_tx);
+        }
         if let Some(of_row) = self.of_row.get_mut(&write.row) {
             *of_row = write.at.max(*of_row);
         }
@@ -313,19 +323,29 @@ async fn state_of(client: &Client, statement: &Statement) -> DbResult<(String, O
     Ok((get(&row, 0)?, get(&row, 1)?))
 }
 
-/// Reads writes one by one: their rows would take several times the memory.
 async fn planned(
     client: &Client,
     statement: &Statement,
     values: &[&(dyn ToSql + Sync)],
 ) -> DbResult<Vec<Planned>> {
+    let mut writes = Vec::new();
+    each(client, statement, values, |write| writes.push(write)).await?;
+    Ok(writes)
+}
+
+/// Reads writes one by one: their rows would take several times the memory.
+async fn each(
+    client: &Client,
+    statement: &Statement,
+    values: &[&(dyn ToSql + Sync)],
+    mut act: impl FnMut(Planned),
+) -> DbResult<()> {
     let rows = client.query_raw(statement, values.iter().copied()).await;
     let mut rows = pin!(rows.map_err(|e| failed(&e))?);
-    let mut writes = Vec::new();
     while let Some(row) = rows.try_next().await.map_err(|e| failed(&e))? {
-        writes.push(Planned::read(&row)?);
+        act(Planned::read(&row)?);
     }
-    Ok(writes)
+    Ok(())
 }
 
 /// A transaction's number.

@@ -64,8 +64,11 @@ fn part(size: usize) -> String {
              UNION ALL
              SELECT c.tbl, c.at, c.key, c.tx FROM branchline.capture c
              WHERE c.at >= (SELECT at FROM part ORDER BY at DESC LIMIT 1)
-               AND (c.tx <= (SELECT tx FROM part ORDER BY tx DESC LIMIT 1) AND c.tx IN (SELECT tx FROM part)
-                    OR pg_catalog.hash_array(c.key) IN (SELECT pg_catalog.hash_array(key) FROM part)))
+               AND c.tx <= (SELECT tx FROM part ORDER BY tx DESC LIMIT 1) AND c.tx IN (SELECT tx FROM part)
+             UNION ALL
+             SELECT c.tbl, c.at, c.key, c.tx FROM branchline.capture c
+             WHERE c.at >= (SELECT at FROM part ORDER BY at DESC LIMIT 1)
+               AND pg_catalog.hash_array(c.key) IN (SELECT pg_catalog.hash_array(key) FROM part))
          SELECT w.at, greatest(w.at, t.last, k.last) AS reach
          FROM part w
          LEFT JOIN (SELECT tx, pg_catalog.max(at) AS last FROM near

@@ -1,7 +1,7 @@
 //! Referential actions, none of which may reach a row that is not among the effects.
 //!
-//! Foreign keys wait for the commit (which includes RESTRICT, under `defer_foreign_keys`), but what they would *do* comes
-//! at once, and a commit that fails does not say which row it was. So a row that children hang on is deleted after the
+//! Foreign keys wait for the commit where they must (which includes RESTRICT, under `defer_foreign_keys`), but what they
+//! would *do* comes at once, and a commit that fails does not say which row it was. So a row that children hang on is deleted after the
 //! puts, which may have given the children another parent. What is left then are lines and circles of rows that all go,
 //! or the write is refused. A put
 //! that changes columns which children follow is refused unless the children are among the effects too.
@@ -13,6 +13,7 @@ use branchline_core::port::{DatabaseError, DbResult};
 use branchline_core::schema::{Schema, Table, TableId};
 use rusqlite::{Connection, params_from_iter};
 
+use super::connection::Session;
 use super::error::on;
 use super::local::Local;
 use super::references::Reference;
@@ -24,7 +25,7 @@ pub(super) type Doomed<'a> = (&'a Table, &'a Key);
 
 /// Deletes the rows whose deletion reaches no other row; returns those held back.
 pub(super) fn delete_free<'a>(
-    connection: &Connection,
+    connection: &Session,
     references: &[Reference],
     table: &'a Table,
     keys: &[&'a Key],
@@ -52,7 +53,7 @@ pub(super) fn delete_free<'a>(
 
 /// Deletes rows that were held back, or refuses.
 pub(super) fn delete_held(
-    connection: &Connection,
+    connection: &Session,
     references: &[Reference],
     schema: &Schema,
     mut held: Vec<Doomed<'_>>,
@@ -92,7 +93,7 @@ pub(super) fn delete_held(
 
 /// Refuses puts after which a reference would act on rows that are not among the effects.
 pub(super) fn check_updates(
-    connection: &Connection,
+    connection: &Session,
     references: &[Reference],
     schema: &Schema,
     effects: &[(TableId, Effect)],

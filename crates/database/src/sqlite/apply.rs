@@ -11,7 +11,8 @@ use rusqlite::params_from_iter;
 
 use super::SqliteDatabase;
 use super::actions::{check_updates, delete_free, delete_held, key_columns};
-use super::error::{failure, mismatch, on};
+use super::connection::run;
+use super::error::{failure, is_for_foreign_key, mismatch, on};
 use super::local::Local;
 use super::put::put_rows;
 use super::sql::{columns, places, quoted, select_row};
@@ -55,12 +56,37 @@ impl SqliteDatabase {
                 self.touch(table, batch.puts.iter().map(|row| table.key_of(row)))?;
             }
         }
+        if !self.applying()?.concerned || self.applying()?.deferred {
+            return self.write_batches(schema, effects, &batches);
+        }
+        // Rows mostly come in an order in which no foreign key is broken, even for a moment.
+        run(&self.connection, "SAVEPOINT branchline_ordered")?;
+        let mut done = self.write_batches(schema, effects, &batches);
+        if done.as_ref().is_err_and(is_for_foreign_key) {
+            run(&self.connection, "ROLLBACK TO branchline_ordered")?;
+            // It throws away all prepared statements.
+            self.connection
+                .execute_batch("PRAGMA defer_foreign_keys = ON")
+                .map_err(failure)?;
+            self.applying()?.deferred = true;
+            done = self.write_batches(schema, effects, &batches);
+        }
+        done?;
+        run(&self.connection, "RELEASE branchline_ordered")
+    }
+
+    fn write_batches(
+        &mut self,
+        schema: &Schema,
+        effects: &[(TableId, Effect)],
+        batches: &[Batch<'_>],
+    ) -> DbResult<()> {
         let enforced = self.applying()?.purpose == Purpose::Apply;
         let references = self.references.load(&self.connection)?;
         let references = if enforced { references } else { &[] };
         check_updates(&self.connection, references, schema, effects)?;
         let mut held = Vec::new();
-        for (table, batch) in schema.tables.iter().zip(&batches).rev() {
+        for (table, batch) in schema.tables.iter().zip(batches).rev() {
             held.extend(delete_free(
                 &self.connection,
                 references,
@@ -68,7 +94,7 @@ impl SqliteDatabase {
                 &batch.deletes,
             )?);
         }
-        for (table, batch) in schema.tables.iter().zip(&batches) {
+        for (table, batch) in schema.tables.iter().zip(batches) {
             put_rows(&self.connection, table, &batch.puts)?;
         }
         delete_held(&self.connection, references, schema, held)
@@ -87,7 +113,7 @@ impl SqliteDatabase {
         Ok(())
     }
 
-    /// Remembers rows of tables that foreign keys refer from or to, and lets these keys wait until the commit.
+    /// Remembers rows of tables that foreign keys refer from or to.
     fn touch(&mut self, table: &Table, keys: impl Iterator<Item = Key>) -> DbResult<()> {
         let concerned = self
             .references
@@ -98,13 +124,7 @@ impl SqliteDatabase {
                     || reference.parent.eq_ignore_ascii_case(&table.name)
             });
         if concerned {
-            if !self.applying()?.deferred {
-                // It throws away all prepared statements: only where a foreign key may be broken for a moment.
-                self.connection
-                    .execute_batch("PRAGMA defer_foreign_keys = ON")
-                    .map_err(failure)?;
-                self.applying()?.deferred = true;
-            }
+            self.applying()?.concerned = true;
             let local = Local::of(&self.connection, table)?;
             let key_columns: Arc<[String]> = key_columns(table).into();
             let touched = &mut self.applying()?.touched;

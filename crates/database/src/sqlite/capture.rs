@@ -7,6 +7,7 @@
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use branchline_core::change::{Effect, Key, Row};
 use branchline_core::identity::Micros;
@@ -16,6 +17,7 @@ use branchline_core::value::canonical;
 use rusqlite::params_from_iter;
 
 use super::SqliteDatabase;
+use super::connection::run;
 use super::error::{failure, on};
 use super::image;
 use super::local::Local;
@@ -81,20 +83,24 @@ impl SqliteDatabase {
     /// rows of that write's image behind it.
     fn gather(&self, schema: &Schema) -> DbResult<()> {
         let shared = shared(schema);
-        let gather = format!(
-            "DELETE FROM temp.branchline_taking;
-             INSERT INTO temp.branchline_taking(first, tbl, op, at, {SLOTS})
-             SELECT g.first, c.tbl, c.op, g.at, {SLOTS}
-             FROM (SELECT min(rowid) AS first, max(at) AS at FROM branchline_capture
-                   WHERE tbl IN ({shared}) AND op <> 'B' GROUP BY tbl, {SLOTS}) AS g
-             JOIN branchline_capture AS c ON c.rowid = g.first;
-             INSERT INTO temp.branchline_taking(first, tbl, op, at, {SLOTS})
-             SELECT c.rowid, c.tbl, c.op, c.at, {SLOTS} FROM branchline_capture AS c
-             WHERE c.tbl IN ({shared}) AND c.op = 'B'
-                 AND c.rowid - 1 - c.at IN (SELECT first FROM temp.branchline_taking);
-             DELETE FROM branchline_capture WHERE tbl IN ({shared})"
-        );
-        self.connection.execute_batch(&gather).map_err(failure)
+        let gather = [
+            "DELETE FROM temp.branchline_taking".to_owned(),
+            format!(
+                "INSERT INTO temp.branchline_taking(first, tbl, op, at, {SLOTS})
+                 SELECT g.first, c.tbl, c.op, g.at, {SLOTS}
+                 FROM (SELECT min(rowid) AS first, max(at) AS at FROM branchline_capture
+                       WHERE tbl IN ({shared}) AND op <> 'B' GROUP BY tbl, {SLOTS}) AS g
+                 JOIN branchline_capture AS c ON c.rowid = g.first"
+            ),
+            format!(
+                "INSERT INTO temp.branchline_taking(first, tbl, op, at, {SLOTS})
+                 SELECT c.rowid, c.tbl, c.op, c.at, {SLOTS} FROM branchline_capture AS c
+                 WHERE c.tbl IN ({shared}) AND c.op = 'B'
+                     AND c.rowid - 1 - c.at IN (SELECT first FROM temp.branchline_taking)"
+            ),
+            format!("DELETE FROM branchline_capture WHERE tbl IN ({shared})"),
+        ];
+        gather.iter().try_for_each(|sql| run(&self.connection, sql))
     }
 
     /// The next keys of `branchline_taking` with their present rows.
@@ -104,7 +110,7 @@ impl SqliteDatabase {
         );
         let mut all = self.connection.prepare_cached(&all).map_err(failure)?;
         let mut rows = all.query([]).map_err(failure)?;
-        let mut selects: BTreeMap<TableId, (&Table, Local, String)> = BTreeMap::new();
+        let mut selects: BTreeMap<TableId, (&Table, Arc<Local>, String)> = BTreeMap::new();
         let (mut page, mut fetched) = (Page::default(), 0);
         while let Some(row) = rows.next().map_err(failure)? {
             if !image::is_image(row)? {
@@ -199,10 +205,10 @@ impl SqliteDatabase {
     pub(super) fn put_back_untaken(&self) -> DbResult<()> {
         let back = format!(
             "INSERT INTO branchline_capture(tbl, op, at, {SLOTS})
-             SELECT tbl, op, at, {SLOTS} FROM temp.branchline_taking ORDER BY first;
-             DELETE FROM temp.branchline_taking"
+             SELECT tbl, op, at, {SLOTS} FROM temp.branchline_taking ORDER BY first"
         );
-        self.connection.execute_batch(&back).map_err(failure)
+        run(&self.connection, &back)?;
+        run(&self.connection, "DELETE FROM temp.branchline_taking")
     }
 
     /// The captured writes as a table expression, including those gathered and not yet returned.

@@ -5,6 +5,14 @@ use rusqlite::Connection;
 
 use super::error::failure;
 
+/// SQLite's own count of changes to the catalogue. A rollback takes it back.
+pub(super) fn version(connection: &Connection) -> DbResult<i64> {
+    connection
+        .prepare_cached("PRAGMA main.schema_version")
+        .and_then(|mut version| version.query_row([], |row| row.get(0)))
+        .map_err(failure)
+}
+
 /// Collations that every SQLite has. An index in another one cannot be written without the application's code.
 const BUILT_IN: [&str; 3] = ["BINARY", "NOCASE", "RTRIM"];
 

@@ -1,6 +1,8 @@
 //! The connection, and the one transaction open on it.
 
+use std::cell::RefCell;
 use std::fs::{File, TryLockError};
+use std::ops::Deref;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,6 +14,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::apply::Touched;
 use super::courtesy::Courtesy;
 use super::error::{failure, is_foreign_key};
+use super::local::Locals;
 use super::references::{self, References};
 
 /// How long a transaction waits for the application's before it reports [`DatabaseError::Busy`].
@@ -25,10 +28,25 @@ const STATEMENTS: usize = 512;
 const TAKING: &str = "CREATE TEMP TABLE IF NOT EXISTS branchline_taking(
     first INTEGER PRIMARY KEY, tbl, op, at, k0, k1, k2, k3, k4, k5, k6, k7)";
 
+/// A connection, and what was looked up of the tables on it.
+#[derive(Debug)]
+pub(super) struct Session {
+    connection: Connection,
+    pub(super) locals: RefCell<Locals>,
+}
+
+impl Deref for Session {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        &self.connection
+    }
+}
+
 /// An office's SQLite database.
 #[derive(Debug)]
 pub struct SqliteDatabase {
-    pub(super) connection: Connection,
+    pub(super) connection: Session,
     pub(super) transaction: Option<Transaction>,
     pub(super) references: References,
     pub(super) courtesy: Courtesy,
@@ -56,6 +74,8 @@ pub(super) struct Transaction {
     pub(super) purpose: Purpose,
     /// The marker row is in place.
     pub(super) marked: bool,
+    /// Rows of tables with foreign keys are written.
+    pub(super) concerned: bool,
     /// Foreign keys wait for the commit.
     pub(super) deferred: bool,
     /// What was captured has been moved to `branchline_taking`.
@@ -82,7 +102,10 @@ impl SqliteDatabase {
         let connection = Connection::open_with_flags(&path, flags).map_err(failure)?;
         settle(&connection).map_err(failure)?;
         Ok(Self {
-            connection,
+            connection: Session {
+                connection,
+                locals: RefCell::default(),
+            },
             transaction: None,
             references: References::default(),
             courtesy: Courtesy::new(),
@@ -160,19 +183,17 @@ impl SqliteDatabase {
         match purpose {
             Purpose::Take | Purpose::Apply | Purpose::Load => {
                 self.courtesy.leave_gap();
-                self.connection
-                    .execute_batch("BEGIN IMMEDIATE")
-                    .inspect(|()| self.courtesy.taken())
+                execute(&self.connection, "BEGIN IMMEDIATE").inspect(|()| self.courtesy.taken())
             }
             // A deferred transaction has its snapshot only once it has read something.
-            Purpose::Read => self
-                .connection
-                .execute_batch("BEGIN; SELECT 1 FROM sqlite_master LIMIT 1"),
+            Purpose::Read => execute(&self.connection, "BEGIN")
+                .and_then(|()| execute(&self.connection, "SELECT 1 FROM sqlite_master LIMIT 1")),
         }
         .map_err(failure)?;
         self.transaction = Some(Transaction {
             purpose,
             marked: false,
+            concerned: false,
             deferred: false,
             taking: false,
             touched: Vec::new(),
@@ -197,11 +218,9 @@ impl SqliteDatabase {
             self.put_back_untaken()?;
         }
         if transaction.marked {
-            self.connection
-                .execute_batch("DELETE FROM branchline_applying")
-                .map_err(failure)?;
+            run(&self.connection, "DELETE FROM branchline_applying")?;
         }
-        match self.connection.execute_batch("COMMIT") {
+        match execute(&self.connection, "COMMIT") {
             Ok(()) => {
                 self.transaction = None;
                 self.courtesy.released();
@@ -215,11 +234,12 @@ impl SqliteDatabase {
     pub(super) fn roll_back(&mut self) -> DbResult<()> {
         let open = self.transaction.take();
         if !self.connection.is_autocommit() {
-            self.connection.execute_batch("ROLLBACK").map_err(failure)?;
+            run(&self.connection, "ROLLBACK")?;
             if open.is_none_or(|open| open.purpose != Purpose::Read) {
                 // SQLite's count of changes to the catalogue goes back with them.
                 self.shape = None;
                 self.references = References::default();
+                self.connection.locals.take();
             }
         }
         self.courtesy.released();
@@ -319,6 +339,19 @@ impl SqliteDatabase {
             foreign_key: true,
         }
     }
+}
+
+/// Runs a statement that stays prepared; what it selects is stepped through.
+fn execute(connection: &Connection, sql: &str) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare_cached(sql)?;
+    let mut rows = statement.query([])?;
+    while rows.next()?.is_some() {}
+    Ok(())
+}
+
+/// The same, for a statement that concerns no shared table.
+pub(super) fn run(connection: &Connection, sql: &str) -> DbResult<()> {
+    execute(connection, sql).map_err(failure)
 }
 
 /// Makes the file if there is none. It will hold the office's signing key: others are kept out, until its owner lets them in.

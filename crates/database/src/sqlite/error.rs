@@ -89,3 +89,15 @@ pub(super) fn is_foreign_key(error: &rusqlite::Error) -> bool {
         .sqlite_error()
         .is_some_and(|cause| cause.extended_code == ffi::SQLITE_CONSTRAINT_FOREIGNKEY)
 }
+
+/// Whether a statement failed because of a foreign key, or of what one restricts (which SQLite reports as a trigger's refusal).
+pub(super) fn is_for_foreign_key(error: &DatabaseError) -> bool {
+    match error {
+        DatabaseError::Constraint {
+            foreign_key,
+            message,
+            ..
+        } => *foreign_key || message.contains("FOREIGN KEY"),
+        _ => false,
+    }
+}

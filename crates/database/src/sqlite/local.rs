@@ -5,15 +5,17 @@
 //! interval as microseconds in `bigint`. Keys have one spelling each, or a row would not be found again.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use branchline_core::change::{Key, Row};
 use branchline_core::port::{DatabaseError, DbResult};
 use branchline_core::schema::{Column, Table};
 use branchline_core::value::{Type, Value, canonical, micros_of_interval};
-use rusqlite::Connection;
 use rusqlite::types::ValueRef;
 
-use super::catalog::Live;
+use super::catalog::{self, Live};
+use super::connection::Session;
 use super::declared::{EXACT_DIGITS, Form, form};
 use super::error::mismatch;
 
@@ -26,11 +28,53 @@ struct Spelling {
 
 /// How a table's columns spell the plan's values, in the plan's order.
 #[derive(Debug)]
-pub(super) struct Local(Vec<Spelling>);
+pub(super) struct Local {
+    columns: Vec<(String, Type)>,
+    key: Vec<u16>,
+    spellings: Vec<Spelling>,
+}
+
+/// What is known of tables, as they are declared in one version of the catalogue.
+#[derive(Debug, Default)]
+pub(super) struct Locals {
+    schema_version: Option<i64>,
+    known: BTreeMap<String, Arc<Local>>,
+}
+
+impl Locals {
+    /// The table as it is declared now.
+    fn find(&mut self, connection: &Session, table: &Table) -> DbResult<Arc<Local>> {
+        let present = Some(catalog::version(connection)?);
+        if self.schema_version != present {
+            self.known.clear();
+            self.schema_version = present;
+        }
+        if let Some(known) = self.known.get(&table.name)
+            && known.is_of(table)
+        {
+            return Ok(Arc::clone(known));
+        }
+        let found = Arc::new(Local::look_up(connection, table)?);
+        self.known.insert(table.name.clone(), Arc::clone(&found));
+        Ok(found)
+    }
+}
 
 impl Local {
-    /// Looks at the table as it is declared now.
-    pub(super) fn of(connection: &Connection, table: &Table) -> DbResult<Self> {
+    /// The table as it is declared now.
+    pub(super) fn of(connection: &Session, table: &Table) -> DbResult<Arc<Self>> {
+        connection.locals.borrow_mut().find(connection, table)
+    }
+
+    fn is_of(&self, table: &Table) -> bool {
+        let columns = table.columns.iter();
+        self.key == table.key
+            && columns
+                .map(|column| (&column.name, &column.kind))
+                .eq(self.columns.iter().map(|(name, kind)| (name, kind)))
+    }
+
+    fn look_up(connection: &Session, table: &Table) -> DbResult<Self> {
         let live = Live::columns_of(connection, &table.name)?;
         let spelling = |(at, column): (usize, &Column)| {
             let mut columns = live.iter();
@@ -40,15 +84,18 @@ impl Local {
                 key: table.is_key(at),
             }
         };
-        Ok(Self(
-            table.columns.iter().enumerate().map(spelling).collect(),
-        ))
+        let columns = table.columns.iter();
+        Ok(Self {
+            spellings: columns.clone().enumerate().map(spelling).collect(),
+            columns: columns.map(|c| (c.name.clone(), c.kind.clone())).collect(),
+            key: table.key.clone(),
+        })
     }
 
     /// A row as it is stored here.
     pub(super) fn row<'r>(&self, table: &Table, row: &'r Row) -> DbResult<Cow<'r, Row>> {
         let mut changed: Option<Row> = None;
-        for ((at, spelling), column) in self.0.iter().enumerate().zip(&table.columns) {
+        for ((at, spelling), column) in self.spellings.iter().enumerate().zip(&table.columns) {
             let Some(value) = row.0.get(at) else { continue };
             if let Cow::Owned(spelled) = spelling.of(table, column, value)? {
                 let row = changed.get_or_insert_with(|| row.clone());
@@ -63,10 +110,13 @@ impl Local {
     /// A key as it is stored here.
     pub(super) fn key(&self, table: &Table, key: &Key) -> DbResult<Key> {
         let columns = table.key.iter().zip(table.key_columns()).zip(&key.0);
-        let values = columns.map(|((&at, column), value)| match self.0.get(usize::from(at)) {
-            Some(spelling) => spelling.of(table, column, value).map(Cow::into_owned),
-            None => Ok(value.clone()),
-        });
+        let values =
+            columns.map(
+                |((&at, column), value)| match self.spellings.get(usize::from(at)) {
+                    Some(spelling) => spelling.of(table, column, value).map(Cow::into_owned),
+                    None => Ok(value.clone()),
+                },
+            );
         values.collect::<DbResult<_>>().map(Key)
     }
 
@@ -78,7 +128,7 @@ impl Local {
         value: &Value,
         stored: ValueRef<'_>,
     ) -> bool {
-        let mut columns = self.0.iter().zip(&table.columns);
+        let mut columns = self.spellings.iter().zip(&table.columns);
         let Some((spelling, column)) = columns.find(|(_, column)| column.name == name) else {
             return false;
         };

@@ -11,13 +11,14 @@ use branchline_core::schema::{Column, Table};
 use branchline_core::value::Type;
 use rusqlite::{Connection, params_from_iter};
 
+use super::connection::Session;
 use super::error::{failure, is_taken, on};
 use super::local::Local;
 use super::sql::{all, list, places, quoted};
 use super::stored::Stored;
 
 /// Makes these rows of one table so.
-pub(super) fn put_rows(connection: &Connection, table: &Table, rows: &[&Row]) -> DbResult<()> {
+pub(super) fn put_rows(connection: &Session, table: &Table, rows: &[&Row]) -> DbResult<()> {
     if rows.is_empty() {
         return Ok(());
     }

@@ -6,6 +6,8 @@ use branchline_core::schema::{Schema, Table, TableId};
 use rusqlite::{Connection, OptionalExtension, params_from_iter};
 
 use super::apply::Touched;
+use super::catalog;
+use super::connection::Session;
 use super::error::failure;
 use super::local::Local;
 use super::sql::{all, columns, quoted};
@@ -32,10 +34,7 @@ pub(super) struct References {
 impl References {
     /// The foreign keys at this moment.
     pub(super) fn load(&mut self, connection: &Connection) -> DbResult<&[Reference]> {
-        let present = connection
-            .prepare_cached("PRAGMA main.schema_version")
-            .and_then(|mut version| version.query_row([], |row| row.get(0)))
-            .map_err(failure)?;
+        let present = catalog::version(connection)?;
         if self.schema_version != Some(present) {
             self.all = read(connection).map_err(failure)?;
             self.schema_version = Some(present);
@@ -115,7 +114,7 @@ impl Reference {
     /// The other rows that refer to the row of the parent table with this key.
     pub(super) fn children(
         &self,
-        connection: &Connection,
+        connection: &Session,
         child: &Table,
         key_columns: &[String],
         key: &Key,
@@ -170,7 +169,7 @@ impl Reference {
     /// one in a table that is not shared.
     pub(super) fn followers(
         &self,
-        connection: &Connection,
+        connection: &Session,
         schema: &Schema,
         parent: &Table,
         row: &Row,

@@ -6,6 +6,7 @@ use branchline_core::schema::Schema;
 use rusqlite::Connection;
 
 use super::SqliteDatabase;
+use super::catalog;
 use super::error::failure;
 
 /// The last answer, and what it was an answer to.
@@ -19,11 +20,7 @@ pub(super) struct Known {
 
 impl SqliteDatabase {
     pub(super) fn shape_of(&mut self, schema: &Schema) -> DbResult<Digest> {
-        let version: i64 = self
-            .connection
-            .prepare_cached("PRAGMA schema_version")
-            .and_then(|mut version| version.query_row([], |row| row.get(0)))
-            .map_err(failure)?;
+        let version = catalog::version(&self.connection)?;
         let named = |known: &Known| {
             let names = schema.tables.iter().map(|table| &table.name);
             known.version == version && names.eq(known.tables.iter())
