@@ -247,6 +247,7 @@ impl Branch {
             session: self.session,
             offset: self.book.clock_offset,
             staged: Some(self.inbox.received()),
+            chain: None,
         };
         self.tell(&Message::Position(position))
     }

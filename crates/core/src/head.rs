@@ -498,6 +498,7 @@ impl Head {
                 session: [0; 16],
                 offset: None,
                 staged: None,
+                chain: Some(self.book.chain),
             };
             let bytes = envelope::seal(
                 &self.identity.name,

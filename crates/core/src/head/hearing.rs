@@ -315,6 +315,7 @@ impl Head {
             session: [0; 16],
             offset: None,
             staged: None,
+            chain: Some(self.book.chain),
         };
         self.tell(to, &Message::Position(position))
     }

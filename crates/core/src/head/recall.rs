@@ -229,6 +229,7 @@ impl Head {
             session: [0; 16],
             offset: None,
             staged: None,
+            chain: None,
         };
         self.tell(branch, &Message::Position(position))
     }

@@ -149,4 +149,7 @@ pub struct Position {
     /// is larger than it comes.
     #[n(6)]
     pub staged: Option<u64>,
+    /// From the head: the hash of its log's last entry. A branch that has another one there follows what the head lost.
+    #[n(7)]
+    pub chain: Option<Digest>,
 }

@@ -542,15 +542,23 @@ fn nothing_lost(world: &World, head: &Holdings) -> Result<(), String> {
 }
 
 /// What was written to a table that was dropped had come to the head before, or is listed. What the offices dropped
-/// themselves is gone.
+/// themselves is gone. A branch that copied the tables anew does not know that one was dropped meanwhile: there it is the
+/// application's own from then on.
 fn gone_with_its_table(
     world: &World,
     row: &RowName,
     writes: &[WriteId],
     listed: &BTreeSet<WriteId>,
 ) -> Result<(), String> {
+    let is_there = |office: usize| {
+        let ids = world.migrations.as_ref().map(|migrations| &migrations.ids);
+        let office = world.offices.get(office).zip(ids);
+        office.is_some_and(|(office, ids)| office.disk.tables(ids).table(row.0).is_some())
+    };
     for &id in writes {
-        let known = |write: &&Write| write.office == 0 || write.undone || write.delete;
+        let known = |write: &&Write| {
+            write.office == 0 || write.undone || write.delete || is_there(write.office)
+        };
         let excused = world.journal.write(id).as_ref().is_none_or(known);
         let came = world.log.places.contains_key(&id) || listed.contains(&id);
         if !excused && !came && !world.journal.is_followed(id) {

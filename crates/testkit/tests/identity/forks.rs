@@ -299,6 +299,33 @@ fn a_batch_that_was_made_on_lost_entries_which_came_late_is_a_conflict() {
     take_part_again(&mut company);
 }
 
+/// As above, and nobody writes again: the logs are equally long, and no entry that comes tells that they differ.
+#[test]
+fn lost_entries_that_came_late_are_noticed_where_nothing_follows_them() {
+    let mut company = shop(1);
+    let image = company.head_image();
+    company.cut(0);
+    let at_backup = company.head.last();
+    company.write_head(&[update(2, "lost")]);
+    company.settle();
+    let lost = company.entries_after(at_backup);
+    company.restore_head(&image);
+    company.connect(0);
+    company.settle();
+    company.branches[0].deaf = true;
+    company.write_head(&[update(1, "head's")]);
+    company.settle();
+    company.hear_late(0, &lost);
+    assert_eq!(company.names_at(0)[&2], "lost");
+    company.branches[0].deaf = false;
+    company.settle();
+    company.settle();
+    company.assert_even();
+    assert!(company.was_noticed(0, |notice| matches!(notice, Notice::Rewound(_))));
+    assert_eq!(company.head_names()[&1], "head's");
+    take_part_again(&mut company);
+}
+
 /// The backup has the row in its capture only, and what came of it is in the lost part of the log.
 #[test]
 fn a_row_that_came_before_the_backup_and_goes_after_it_is_gone_everywhere() {
