@@ -141,7 +141,9 @@ impl Branch {
         let last = LogPosition(position.produced);
         let elsewhere = last == self.book.cursor
             && !self.staged
-            && position.chain.is_some_and(|chain| chain != self.book.log_chain);
+            && position
+                .chain
+                .is_some_and(|chain| chain != self.book.log_chain);
         if last < self.book.cursor || elsewhere {
             // An old announcement, or a head that was restored: a broker may have brought what it lost after the greeting.
             self.greet_again(now)?;
@@ -155,7 +157,9 @@ impl Branch {
         }
         let asked = self.link.earlier_questions + 1..=self.link.question;
         if asked.contains(&position.question) {
-            let even = position.applied == Some(self.book.frozen.0) && last <= self.book.cursor && !elsewhere;
+            let even = position.applied == Some(self.book.frozen.0)
+                && last <= self.book.cursor
+                && !elsewhere;
             self.link.answer = (position.question, even);
         }
         Ok(())

@@ -3,8 +3,12 @@
 //! A chunk is read when everything in the log has been handed out, and carries the log's end at that moment: the
 //! branch lands it when its cursor stands just there, so that nothing newer is overwritten and nothing is missed
 //! (the log position takes the place of the watermarks of Andreakis and Papapanagiotou, "DBLog", 2019).
+//!
+//! Rows that the application wrote and the head has not taken yet are left out: the log brings them, or nothing does where
+//! they are gone again by then.
 
 use super::Head;
+use crate::change::Key;
 use crate::failure::{OfficeError, OfficeResult, unchanged};
 use crate::identity::{Micros, OfficeName};
 use crate::message::{Chunk, ChunkRequest, Message};
@@ -55,7 +59,7 @@ impl Head {
         Ok(served)
     }
 
-    /// Answers a branch's request; false where the tables changed, which comes first.
+    /// Answers a branch's request; false where it is to be read again: the tables changed, or all rows were yet to be taken.
     async fn serve_chunk<D: Database>(
         &mut self,
         db: &mut D,
@@ -77,6 +81,10 @@ impl Head {
                 chunk.settled = self.book.last;
                 self.tell(name, &Message::Chunk(chunk))?;
                 Ok(true)
+            }
+            Read::Untaken => {
+                while self.take(db, now).await? {}
+                Ok(false)
             }
             Read::Nothing => {
                 let why = format!("{name} asked for a table that is not shared");
@@ -117,6 +125,12 @@ impl Head {
             rows.truncate(fits);
             last = false;
         }
+        let keys: Vec<Key> = rows.iter().map(|row| table.key_of(row)).collect();
+        let untaken = db.captured(table, Some(&keys)).await?;
+        rows.retain(|row| !untaken.contains(&table.key_of(row)));
+        if rows.is_empty() && !last {
+            return Ok(Read::Untaken);
+        }
         Ok(Read::Chunk(Chunk {
             request: request.clone(),
             position: self.book.last,
@@ -131,6 +145,8 @@ impl Head {
 /// What reading for a branch's request led to.
 enum Read {
     Chunk(Chunk),
+    /// All rows are yet to be taken.
+    Untaken,
     /// There is no such table or key.
     Nothing,
     /// The tables are not what the present version says any more.

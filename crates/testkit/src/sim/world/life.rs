@@ -308,7 +308,9 @@ impl World {
             let last = backup.schema.version;
             migrations.versions.retain(|version, _| *version <= last);
             migrations.unfollowed = None;
-            migrations.planned = migrations.planned.take().or(migrations.made.take());
+            // What a branch made first, and the head too, is to be made there again.
+            migrations.begun |= migrations.made.is_some();
+            migrations.planned = migrations.made.take().or(migrations.planned.take());
             self.schema = backup.schema;
         }
         self.head_restored = true;
