@@ -209,7 +209,8 @@ async fn page(
     sql.extend_from_slice(MICROS.as_bytes());
     sql.extend_from_slice(b"), `key` FROM branchline_capture FORCE INDEX (by_key) WHERE ");
     if let Some((table, key)) = &paging.last {
-        let after = format!("tbl >= {table} AND (tbl > {table} OR `key` > ");
+        // In this form the server begins at the key; given `tbl >=` it walks there from the table's first.
+        let after = format!("(tbl > {table} OR tbl = {table} AND `key` > ");
         sql.extend_from_slice(after.as_bytes());
         super::literal::push_bytes(&mut sql, key);
         sql.extend_from_slice(b") AND ");
