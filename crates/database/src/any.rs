@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use branchline_core::change::{Effect, Key, Row};
 use branchline_core::identity::Digest;
 use branchline_core::port::{
-    Backlog, Database, DatabaseError, DbResult, Entry, Evolution, Extent, Inspection, Portion,
-    Purpose,
+    Backlog, Database, DatabaseError, DbResult, Entry, Evolution, Extent, Inspection, LeftOut,
+    Portion, Purpose,
 };
 use branchline_core::schema::{Schema, Table, TableId};
 
@@ -62,6 +62,14 @@ fn engine_of(url: &str) -> Result<Engine, &'static str> {
 }
 
 impl AnyDatabase {
+    /// What of a table's definition this engine would not make where the table is created here.
+    pub fn left_out(&self, table: &Table) -> Vec<LeftOut> {
+        match self {
+            Self::Mysql(db) => db.left_out(table),
+            Self::Postgres(_) | Self::Sqlite(_) => Vec::new(),
+        }
+    }
+
     /// Whether an address names an engine that is known; if not, a sentence that says so without repeating it.
     pub fn check_address(url: &str) -> Result<(), &'static str> {
         engine_of(url).map(|_| ())

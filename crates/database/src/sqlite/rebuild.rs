@@ -15,6 +15,7 @@ use super::definition::{Definition, Part, What, Written};
 use super::error::failure;
 use super::evolve::{Step, renaming_quietly, run};
 use super::sql::{list, literal, quoted, text};
+use crate::checks::{self, Dialect};
 use crate::lineage::{Link, Stop, Tried, links, names_of, numbers_of};
 
 /// What has to be done to a table.
@@ -74,6 +75,7 @@ pub(super) fn reshape(
             _ => work.adds.push(at),
         }
     }
+    work.uncheck(step);
     work.key(step);
     work.unindex(step, &live);
     work.references(from, goal, step);
@@ -144,6 +146,23 @@ impl Work {
             }
         }
         self.rebuild |= *written != before;
+    }
+
+    /// Checks that the former version had and the new one has not.
+    fn uncheck(&mut self, step: &Step<'_>) {
+        let Some(former) = step.former else { return };
+        let columns = &step.live.columns;
+        let number = |column: &Column| numbers(step, &[column.name.clone()])?.pop();
+        let gone = checks::gone(former, step.to, &step.live, number);
+        if gone.is_empty() {
+            return;
+        }
+        let folds = |_: &Column| false;
+        let goes = |part: &Part| {
+            let read = checks::read(Dialect::Sqlite, columns, &folds, &part.found().text);
+            read.is_ok_and(|said| gone.iter().any(|check| check.condition == said))
+        };
+        self.rebuild |= self.definition.without_checks(goes);
     }
 
     /// The primary key.
