@@ -152,7 +152,7 @@ impl Work {
     fn uncheck(&mut self, step: &Step<'_>) {
         let Some(former) = step.former else { return };
         let columns = &step.live.columns;
-        let number = |column: &Column| numbers(step, &[column.name.clone()])?.pop();
+        let number = |column: &Column| numbers(step, std::slice::from_ref(&column.name))?.pop();
         let gone = checks::gone(former, step.to, &step.live, number);
         if gone.is_empty() {
             return;
