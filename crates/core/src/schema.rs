@@ -265,6 +265,18 @@ impl Table {
         self.checks.0.iter().filter(|check| check.fits(self))
     }
 
+    /// Its checks that are made where the table is created. One of a counter is not: the sum of all that happened stands, whatever
+    /// it is, and what an office shows of it meanwhile may be below what the head's row says.
+    pub fn made_checks(&self) -> impl Iterator<Item = &Check> {
+        self.fitting_checks().filter(|check| !self.counts(check))
+    }
+
+    /// Whether a check speaks of a counter.
+    pub fn counts(&self, check: &Check) -> bool {
+        let mut counters = self.counters.iter().map(|one| usize::from(one.column));
+        counters.any(|column| check.condition.names(column))
+    }
+
     /// What a condition on this table's rows is of another version of it, told by the columns' numbers; nothing where a
     /// column is gone.
     pub fn condition_in(&self, other: &Self, condition: &Condition) -> Option<Condition> {

@@ -10,6 +10,7 @@ use branchline_core::port::{
 };
 use branchline_core::schema::{Schema, Table, TableId};
 
+use crate::checks;
 use crate::mysql::{self, MysqlDatabase};
 use crate::postgres::{self, PostgresDatabase};
 use crate::sqlite::{self, SqliteDatabase};
@@ -64,10 +65,11 @@ fn engine_of(url: &str) -> Result<Engine, &'static str> {
 impl AnyDatabase {
     /// What of a table's definition this engine would not make where the table is created here.
     pub fn left_out(&self, table: &Table) -> Vec<LeftOut> {
-        match self {
-            Self::Mysql(db) => db.left_out(table),
-            Self::Postgres(_) | Self::Sqlite(_) => Vec::new(),
+        let mut left = checks::of_counters(table);
+        if let Self::Mysql(db) = self {
+            left.extend(db.left_out(table));
         }
+        left
     }
 
     /// Whether an address names an engine that is known; if not, a sentence that says so without repeating it.

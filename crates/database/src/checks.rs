@@ -79,7 +79,7 @@ pub(crate) struct Words {
     pub(crate) text: fn(&str) -> String,
 }
 
-/// The checks of a table as `CREATE TABLE` says them; those that do not fit the table are left out.
+/// The checks of a table as `CREATE TABLE` says them; those that do not fit the table, and those of counters, are left out.
 pub(crate) fn clauses<'t>(
     words: &Words,
     table: &'t Table,
@@ -87,7 +87,7 @@ pub(crate) fn clauses<'t>(
     named: bool,
 ) -> Vec<String> {
     let mut taken = BTreeSet::new();
-    let checks = table.fitting_checks().filter(|check| wanted(check));
+    let checks = table.made_checks().filter(|check| wanted(check));
     let clause = |check: &'t Check| {
         let name = check.name.as_deref();
         let name = name.filter(|name| named && taken.insert(name.to_lowercase()));
@@ -164,6 +164,17 @@ fn sign(how: Comparison) -> &'static str {
         Comparison::Greater => ">",
         Comparison::AtLeast => ">=",
     }
+}
+
+/// The checks of a table that are made nowhere, since they speak of a counter.
+pub fn of_counters(table: &Table) -> Vec<LeftOut> {
+    let checks = table.fitting_checks().filter(|check| table.counts(check));
+    let left = |check| LeftOut {
+        table: table.name.clone(),
+        what: format!("check {}", told(table, check)),
+        why: "it speaks of a counter, whose sum stands whatever it is; `floor` reports one".into(),
+    };
+    checks.map(left).collect()
 }
 
 /// A check for a person: its name and what it says.

@@ -91,7 +91,7 @@ async fn show(context: &Context, settings: &Settings) -> Outcome<u8> {
                 "list": list.map(ToString::to_string), "policy": settings.plan.policy(),
                 "tables": tables.collect::<Vec<_>>(), "would_add": outlook.would_add(),
                 "would_remove": outlook.would_remove(), "changed": outlook.next.told, "cannot": cannot,
-                "not_carried": outlook.not_carried().into_iter().map(left_out_to_json).collect::<Vec<_>>(),
+                "not_carried": outlook.not_carried().iter().map(left_out_to_json).collect::<Vec<_>>(),
             })
         }
         RoleName::Branch => {

@@ -76,13 +76,18 @@ impl Outlook {
     }
 
     /// What of the shared tables, and of those that would be, is not carried over to where they are created.
-    pub fn not_carried(&self) -> Vec<&LeftOut> {
+    pub fn not_carried(&self) -> Vec<LeftOut> {
         let shared = |name: &str| {
             let both = [&self.present, &self.next.schema];
             both.iter().any(|schema| schema.table_named(name).is_some())
         };
         let left_out = self.found.left_out.iter();
-        left_out.filter(|one| shared(&one.table)).collect()
+        let of_counters = self.next.schema.tables.iter().flat_map(checks::of_counters);
+        left_out
+            .filter(|one| shared(&one.table))
+            .cloned()
+            .chain(of_counters)
+            .collect()
     }
 
     /// Names of tables that the next version has and the present one has not.
@@ -158,7 +163,7 @@ pub fn table_to_json(table: &Table) -> Value {
     let counters: Vec<Value> = counters
         .map(|counter| json!({ "column": name_of(counter.column), "floor": counter.floor }))
         .collect();
-    let checks = table.fitting_checks();
+    let checks = table.made_checks();
     let checks: Vec<String> = checks.map(|check| checks::told(table, check)).collect();
     let parents = table.foreign_keys.iter().map(|key| key.parent.as_str());
     json!({

@@ -261,6 +261,13 @@ impl<'r> Reader<'r> {
             }
             Token::Sign("-") => match self.next()? {
                 Token::Number(digits) => number(&format!("-{digits}"))?,
+                // MySQL puts the digits in parentheses.
+                Token::Sign("(") => match self.deeper(Self::operand)? {
+                    Said::Number(number) if self.sign(")") => {
+                        Said::Number(number.checked_neg().ok_or_else(ends)?)
+                    }
+                    _ => return Err("a sign is of no number".into()),
+                },
                 token => return Err(unknown(token)),
             },
             Token::Sign("+") => match self.next()? {

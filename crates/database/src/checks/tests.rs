@@ -143,6 +143,7 @@ fn what_the_engines_keep_is_read() {
             "`note` = 'it\\'s' or `note` in ('','\\'')",
             "note IN ('it''s') OR note IN ('', '''')",
         ),
+        (Mysql, "(`qty` > -(5))", "qty > -5"),
         (Mysql, "!`qty`", ""),
         // SQLite: as a person wrote it.
         (Sqlite, "qty>0", "qty > 0"),
@@ -282,6 +283,8 @@ fn what_is_too_deep_or_too_long_is_refused_without_a_panic() {
     let deep = format!("{}qty > 1{}", "(".repeat(100_000), ")".repeat(100_000));
     assert!(reading(Sqlite, &deep).is_err());
     let deep = format!("{}qty > 1{}", "(".repeat(5_000), ")".repeat(5_000));
+    assert!(reading(Sqlite, &deep).is_err());
+    let deep = format!("qty > {}1{}", "-(".repeat(5_000), ")".repeat(5_000));
     assert!(reading(Sqlite, &deep).is_err());
     let deep = format!("{} qty > 1", "NOT ".repeat(4_000));
     assert!(reading(Sqlite, &deep).is_err());

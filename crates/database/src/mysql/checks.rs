@@ -152,7 +152,7 @@ fn given(table: &str, check: &Written) -> bool {
 
 /// The checks of a table in `CREATE TABLE`.
 pub(super) fn clauses(flavour: Flavour, table: &Table) -> Vec<String> {
-    let wanted = |check: &Check| refused(flavour, table, check).is_none();
+    let wanted = |check: &Check| refused(table, check).is_none();
     // MySQL's names are the whole database's.
     let named = flavour == Flavour::MariaDb;
     checks::clauses(&WORDS, table, wanted, named)
@@ -162,19 +162,19 @@ impl MysqlDatabase {
     /// What of a table's definition the server would not make.
     pub(crate) fn left_out(&self, table: &Table) -> Vec<LeftOut> {
         let left = |check: &Check| {
-            let why = refused(self.flavour, table, check)?;
+            let why = refused(table, check)?;
             Some(LeftOut {
                 table: table.name.clone(),
                 what: format!("check {}", checks::told(table, check)),
                 why: why.into(),
             })
         };
-        table.fitting_checks().filter_map(left).collect()
+        table.made_checks().filter_map(left).collect()
     }
 }
 
 /// Why the server does not take a check, where it does not.
-fn refused(flavour: Flavour, table: &Table, check: &Check) -> Option<&'static str> {
+fn refused(table: &Table, check: &Check) -> Option<&'static str> {
     let names = |at: usize| check.condition.names(at);
     let mut places = 0..table.columns.len();
     if places.any(|at| names(at) && numbers_itself(table, at)) {
@@ -189,8 +189,7 @@ fn refused(flavour: Flavour, table: &Table, check: &Check) -> Option<&'static st
         set_null || acts(&key.on_update)
     });
     let bound = bound.any(|key| key.columns.iter().any(|&at| names(usize::from(at))));
-    (flavour == Flavour::MySql && bound)
-        .then_some("the server takes no check of a column that a foreign key changes")
+    bound.then_some("the server takes no check of a column that a foreign key's action changes")
 }
 
 /// What becomes of the checks of a table that changes: those that go with the version, and those of columns that go, are dropped.
@@ -214,8 +213,13 @@ pub(super) async fn follow(
         .iter()
         .any(|column| drops.contains(&column.name) || renamed(&column.name));
     let number = |column: &Column| step.columns.number(step.to, &column.name);
+    // One that the server takes no more goes too: a foreign key may come to its column.
+    let mut to = step.to.clone();
+    to.checks
+        .0
+        .retain(|check| refused(step.to, check).is_none());
     let gone = step.former.map_or_else(Vec::new, |former| {
-        checks::gone(former, step.to, &step.live, number)
+        checks::gone(former, &to, &step.live, number)
     });
     if gone.is_empty() && !touched {
         return Ok(());

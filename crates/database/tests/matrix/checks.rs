@@ -1,7 +1,7 @@
 //! Check constraints: what means the same everywhere is made where the table is created, whatever engine it comes from.
 
 use branchline_core::port::{Database, Purpose};
-use branchline_core::schema::{Schema, Table};
+use branchline_core::schema::{Counter, Schema, Table};
 use branchline_database::checks::told;
 use branchline_testkit::servers;
 
@@ -251,6 +251,23 @@ async fn names_and_texts_of_a_check_cannot_break_out() {
     }
 }
 
+/// What an office shows of a counter is the head's value and its own later sums, which may be below what the check says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_check_of_a_counter_is_not_made() {
+    let mut plan = plan(Engine::Postgres).await;
+    plan.tables[0].counters = vec![Counter {
+        column: 1,
+        floor: Some(0),
+    }];
+    for engine in ENGINES {
+        let mut branch = Place::new(engine).await;
+        branch.share(&plan).await.unwrap();
+        assert_eq!(branch.db.left_out(&plan.tables[0]).len(), 2);
+        insert(&branch, REFUSED[0]).await.unwrap();
+        assert!(insert(&branch, REFUSED[2]).await.is_err(), "{engine}");
+    }
+}
+
 /// Rows that were there before a check may break it, and so may all rows where it is not in force.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_check_that_does_not_hold_at_the_head_is_not_carried() {
@@ -282,5 +299,53 @@ async fn a_check_that_does_not_hold_at_the_head_is_not_carried() {
             matches!(left.as_slice(), [one] if one.what.contains("`c`")),
             "{engine}: {left:?}"
         );
+    }
+}
+
+/// MariaDB and MySQL take no check of a column that they number, and none of one that a foreign key's action changes. The table is
+/// made without it, and it is told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_server_does_not_take_does_not_keep_the_table_out() {
+    let sql = "CREATE TABLE kind (id INTEGER PRIMARY KEY CHECK (id > 0), CHECK (id < 5000000000));
+         CREATE TABLE goods (id INTEGER PRIMARY KEY, n INTEGER CHECK (n > 0),
+             kind INTEGER REFERENCES kind (id) ON DELETE SET NULL ON UPDATE CASCADE, CHECK (kind <> 13))";
+    let mut head = Place::with(Engine::Sqlite, sql).await;
+    let mut plan = schema(head.look().await.tables);
+    plan.number();
+    assert!(plan.tables[0].columns[0].generated_key);
+    for engine in ENGINES {
+        let mut branch = Place::new(engine).await;
+        branch.share(&plan).await.unwrap();
+        let left: Vec<_> = plan
+            .tables
+            .iter()
+            .map(|table| branch.db.left_out(table))
+            .collect();
+        let left: Vec<usize> = left.iter().map(Vec::len).collect();
+        let expected = match engine {
+            Engine::MariaDb => [2, 1],
+            _ => [0, 0],
+        };
+        assert_eq!(left, expected, "{engine}");
+        let refused = branch
+            .try_sql("INSERT INTO goods (id, n) VALUES (1, 0)")
+            .await;
+        assert!(refused.is_err(), "{engine}");
+        let kept = branch.try_sql("INSERT INTO kind (id) VALUES (-1)").await;
+        assert_eq!(kept.is_ok(), expected[0] > 0, "{engine}: {kept:?}");
+        // A foreign key that comes later is not kept out by the check.
+        let mut without = plan.clone();
+        let goods = &mut without.tables[1];
+        goods.foreign_keys.clear();
+        let mut branch = Place::new(engine).await;
+        branch.share(&without).await.unwrap();
+        let broken = "INSERT INTO goods (id, kind) VALUES (1, 13)";
+        assert!(branch.try_sql(broken).await.is_err(), "{engine}");
+        let mut bound = plan.clone();
+        bound.version += 1;
+        follow(&mut branch, &without, &bound).await;
+        let found = branch.look().await;
+        let goods = found.tables.iter().find(|table| table.name == "goods");
+        assert_eq!(goods.unwrap().foreign_keys.len(), 1, "{engine}");
     }
 }
