@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use branchline_core::check::Checks;
-use branchline_core::port::{DbResult, Finding, Inspection, LeftOut, Origin};
+use branchline_core::port::{DbResult, Finding, Inspection, Origin};
 use branchline_core::schema::{Column, ForeignKey, Table};
 use branchline_core::value::Type;
 use tokio_postgres::Row;
@@ -11,8 +10,7 @@ use tokio_postgres::Row;
 use super::books::get;
 use super::connection::PostgresDatabase;
 use super::layout::{Layout, ROOTS, mismatch};
-use super::{install, literal, types};
-use crate::checks::{self, Dialect, Found};
+use super::{checks, install, literal, types};
 
 /// The tables that an application may have made; not partitions, not what belongs to an extension.
 const TABLES: &str = "
@@ -60,12 +58,6 @@ SELECT i.indrelid, (pg_catalog.string_to_array(i.indkey::text, ' ')::int2[])[1:i
 FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class x ON x.oid = i.indexrelid
 JOIN pg_catalog.pg_am m ON m.oid = x.relam AND m.amname = 'btree'
 WHERE NOT i.indisunique AND i.indpred IS NULL AND i.indexprs IS NULL ORDER BY i.indexrelid";
-
-/// Check constraints, and whether the rows that were there obey them. PostgreSQL 18 has some that are not enforced at all, which
-/// nobody validates either.
-const CHECKS: &str = "
-SELECT c.conrelid, c.conname::text, pg_catalog.pg_get_expr(c.conbin, c.conrelid), c.convalidated
-FROM pg_catalog.pg_constraint c WHERE c.contype = 'c' AND c.conrelid <> 0 ORDER BY c.oid";
 
 /// Whether a foreign key `f` sets some of its columns on delete, and leaves others; known from PostgreSQL 15 on. The plan
 /// has no word for it.
@@ -128,7 +120,7 @@ pub(super) async fn look(db: &mut PostgresDatabase) -> DbResult<Inspection> {
         .replace("@some", SETS_SOME);
     let foreign_keys = by_table(db.query(&foreign_keys, &[], &[]).await?)?;
     let triggers = by_table(db.query(TRIGGERS, &[], &[]).await?)?;
-    let constraints = by_table(db.query(CHECKS, &[], &[]).await?)?;
+    let constraints = by_table(db.query(checks::CHECKS, &[], &[]).await?)?;
     let none = Vec::new();
     for row in db.query(TABLES, &[], &[]).await? {
         let oid: u32 = get(&row, 0)?;
@@ -147,7 +139,7 @@ pub(super) async fn look(db: &mut PostgresDatabase) -> DbResult<Inspection> {
         }
         let indexes = plain(indexes.get(&oid).unwrap_or(&none), &read)?;
         let constraints = constraints.get(&oid).unwrap_or(&none);
-        let checks = checks(&look.name, constraints, &read, &mut found.left_out)?;
+        let checks = checks::carried(&look.name, constraints, &read, &mut found.left_out)?;
         let fatal = look.findings.iter().any(|finding| finding.fatal);
         if !fatal {
             let origin = Origin {
@@ -189,33 +181,6 @@ fn plain(rows: &[Row], columns: &Columns) -> DbResult<Vec<Vec<u16>>> {
         indexes.extend(index.filter(|index| !indexes.contains(index)));
     }
     Ok(indexes)
-}
-
-/// The checks that can be carried over.
-fn checks(
-    table: &str,
-    rows: &[Row],
-    columns: &Columns,
-    left_out: &mut Vec<LeftOut>,
-) -> DbResult<Checks> {
-    let mut found = Vec::new();
-    for row in rows {
-        let (name, text) = (Some(get(row, 1)?), get::<String>(row, 2)?);
-        if get(row, 3)? {
-            found.push(Found { name, text });
-        } else {
-            let why = "it is not validated: rows that are there may break it";
-            left_out.push(checks::left(table, name, &text, why.into()));
-        }
-    }
-    let folds = |column: &Column| {
-        let place = columns.columns.iter().position(|one| one == column);
-        let number = place.and_then(|place| columns.numbers.get(place));
-        number.is_none_or(|number| columns.unfit_as_key.contains_key(number))
-    };
-    let dialect = Dialect::Postgres;
-    let carried = checks::carried(dialect, table, &columns.columns, &folds, found, left_out);
-    Ok(Checks(carried))
 }
 
 /// Whether our role may create our schema, and what the server's settings mean for us.
@@ -260,14 +225,21 @@ fn by_table(rows: Vec<Row>) -> DbResult<BTreeMap<u32, Vec<Row>>> {
 }
 
 /// Columns that travel, with their numbers in the catalogue beside them.
-struct Columns {
-    columns: Vec<Column>,
+pub(super) struct Columns {
+    pub(super) columns: Vec<Column>,
     numbers: Vec<i16>,
     /// Those that cannot tell rows apart, with the reason.
     unfit_as_key: BTreeMap<i16, &'static str>,
 }
 
 impl Columns {
+    /// Whether different texts, or other values, in a column are equal to the server.
+    pub(super) fn folds(&self, column: &Column) -> bool {
+        let place = self.columns.iter().position(|one| one == column);
+        let number = place.and_then(|place| self.numbers.get(place));
+        number.is_none_or(|number| self.unfit_as_key.contains_key(number))
+    }
+
     /// Column numbers as indexes; `None` where one does not travel.
     fn indexes(&self, numbers: &[i16]) -> Option<Vec<u16>> {
         let index = |number| {

@@ -1,21 +1,17 @@
 //! What the application's tables look like, and what about them will hurt.
 
-use branchline_core::check::Checks;
 use branchline_core::port::{DbResult, Finding, Inspection, LeftOut};
 use branchline_core::schema::{Column, ForeignKey, Table};
-use branchline_core::value::Type;
+use rusqlite::Connection;
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OptionalExtension};
 
 use super::catalog::Live;
-use super::ddl;
+use super::checks;
 use super::declared::logical;
-use super::definition::{Definition, Part};
 use super::error::failure;
 use super::references::primary_key;
 use super::sql::{KEY_COLUMNS, list, places, plain_default, quoted};
 use super::triggers;
-use crate::checks::{self, Dialect, Found};
 
 /// See [`branchline_core::port::Database::inspect`].
 pub(super) fn inspect(connection: &Connection) -> DbResult<Inspection> {
@@ -149,7 +145,7 @@ fn ordinary(
         indexes.extend(index.filter(|index| !indexes.contains(index)));
     }
     let foreign_keys = foreign_keys(connection, name, &columns).map_err(failure)?;
-    let checks = checks(connection, name, &columns, left_out)?;
+    let checks = checks::carried(connection, name, &columns, left_out)?;
     Ok(Some(Table {
         id: 0,
         name: name.to_owned(),
@@ -166,49 +162,6 @@ fn ordinary(
         indexes,
         checks,
     }))
-}
-
-/// The checks that can be carried over.
-fn checks(
-    connection: &Connection,
-    name: &str,
-    columns: &[Column],
-    left_out: &mut Vec<LeftOut>,
-) -> DbResult<Checks> {
-    let sql: Option<String> = connection
-        .prepare_cached(
-            "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?1 COLLATE NOCASE",
-        )
-        .and_then(|mut text| text.query_row([name], |row| row.get(0)).optional())
-        .map_err(failure)?
-        .flatten();
-    let Some(sql) = sql else {
-        return Ok(Checks::default());
-    };
-    let Some(definition) = Definition::parse(&sql) else {
-        let why = "the table's definition is not understood";
-        if sql.to_uppercase().contains("CHECK") {
-            left_out.push(checks::left(name, None, "...", why.into()));
-        }
-        return Ok(Checks::default());
-    };
-    let found = definition.checks().filter(|part| !is_own(part, columns));
-    let found: Vec<Found> = found.map(Part::found).collect();
-    let folds = |column: &Column| definition.folds(&column.name);
-    let dialect = Dialect::Sqlite;
-    let carried = checks::carried(dialect, name, columns, &folds, found, left_out);
-    Ok(Checks(carried))
-}
-
-/// Whether a check is one that Branchline wrote for a column's type: the type is carried over.
-fn is_own(part: &Part, columns: &[Column]) -> bool {
-    columns.iter().any(|column| {
-        let kinds = [&column.kind, &Type::Int16, &Type::Int32];
-        let own = |kind| ddl::check(&quoted(&column.name), kind);
-        let own = kinds.into_iter().filter_map(own);
-        own.into_iter()
-            .any(|own| part.says(&format!("CHECK ({own})")))
-    })
 }
 
 fn check_key(live: &Live, findings: &mut Findings<'_>) {

@@ -9,13 +9,13 @@ use branchline_core::value::{Type, widens};
 use rusqlite::{Connection, OptionalExtension};
 
 use super::catalog::Live;
+use super::checks;
 use super::ddl::{self, check, numbered_key};
 use super::declared::{compatible, declaration};
 use super::definition::{Definition, Part, What, Written};
 use super::error::failure;
 use super::evolve::{Step, renaming_quietly, run};
 use super::sql::{list, literal, quoted, text};
-use crate::checks::{self, Dialect};
 use crate::lineage::{Link, Stop, Tried, links, names_of, numbers_of};
 
 /// What has to be done to a table.
@@ -75,7 +75,7 @@ pub(super) fn reshape(
             _ => work.adds.push(at),
         }
     }
-    work.uncheck(step);
+    work.rebuild |= checks::drop_gone(&mut work.definition, step);
     work.key(step);
     work.unindex(step, &live);
     work.references(from, goal, step);
@@ -146,23 +146,6 @@ impl Work {
             }
         }
         self.rebuild |= *written != before;
-    }
-
-    /// Checks that the former version had and the new one has not.
-    fn uncheck(&mut self, step: &Step<'_>) {
-        let Some(former) = step.former else { return };
-        let columns = &step.live.columns;
-        let number = |column: &Column| numbers(step, std::slice::from_ref(&column.name))?.pop();
-        let gone = checks::gone(former, step.to, &step.live, number);
-        if gone.is_empty() {
-            return;
-        }
-        let folds = |_: &Column| false;
-        let goes = |part: &Part| {
-            let read = checks::read(Dialect::Sqlite, columns, &folds, &part.found().text);
-            read.is_ok_and(|said| gone.iter().any(|check| check.condition == said))
-        };
-        self.rebuild |= self.definition.without_checks(goes);
     }
 
     /// The primary key.
@@ -555,7 +538,7 @@ fn obeyed(connection: &Connection, step: &Step<'_>, bound: &[ForeignKey]) -> Tri
 }
 
 /// The numbers of a table's columns by their new names; `None` where one is not the plan's.
-fn numbers(step: &Step<'_>, named: &[String]) -> Option<Vec<u32>> {
+pub(super) fn numbers(step: &Step<'_>, named: &[String]) -> Option<Vec<u32>> {
     let drops = step.columns.drops_renamed(step.to);
     let number = |name: &String| {
         let stays = step
