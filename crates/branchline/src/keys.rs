@@ -93,6 +93,7 @@ mod tests {
             before: false,
             columns_ever: 0,
             indexes: Vec::new(),
+            checks: Default::default(),
         });
         schema
     }

@@ -142,6 +142,7 @@ mod tests {
             before: true,
             columns_ever: 0,
             indexes: Vec::new(),
+            checks: Default::default(),
         }
     }
 

@@ -20,6 +20,7 @@ pub mod books;
 pub mod branch;
 mod by_name;
 pub mod change;
+pub mod check;
 pub mod conflict;
 pub mod envelope;
 pub mod evolution;

@@ -129,6 +129,19 @@ pub struct Inspection {
     pub origins: BTreeMap<String, Origin>,
     /// What each table with capture is called now: the capture goes with a table that is renamed.
     pub captured: BTreeMap<TableId, String>,
+    /// What the tables have and would not have where they are created.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// Something of a table that is not carried over to where Branchline creates the table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    /// The table.
+    pub table: String,
+    /// What it is, with its name and its own words.
+    pub what: String,
+    /// Why not, in half a sentence.
+    pub why: String,
 }
 
 /// The engine's own lasting names of a table and its columns, which survive renaming (PostgreSQL: `oid` and `attnum`).
@@ -352,7 +365,8 @@ pub trait Database: Send {
     /// not `from`: a step that the application has made already, or that a crash cut off, is not made twice. Tables that
     /// only `to` has are created (as by `create_tables`); of those that only `from` has, the ones named in `dropped` are
     /// dropped, the others only lose their capture. Columns renamed, added, dropped, retyped, nullability, defaults, unique
-    /// constraints, foreign keys, indexes, key columns and enum labels follow. Rows keep their values; a new column holds
+    /// constraints, foreign keys, indexes, key columns and enum labels follow. Checks that `from` has and `to` has not are
+    /// dropped, and those of dropped columns; others stay, and none is added. Rows keep their values; a new column holds
     /// its default. What cannot be done to a table leaves that table whole as it was, and the others go on.
     /// Captured writes stay captured.
     fn evolve(
@@ -366,7 +380,7 @@ pub trait Database: Send {
         &mut self,
         schema: &Schema,
     ) -> impl Future<Output = DbResult<Vec<TableId>>> + Send;
-    /// Creates shared tables that do not exist, with keys and unique keys, parents first, and returns their names.
+    /// Creates shared tables that do not exist, with keys, unique keys and checks, parents first, and returns their names.
     /// Foreign keys are created with them where the engine cannot add them later (SQLite).
     fn create_tables(
         &mut self,

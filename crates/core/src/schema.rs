@@ -3,6 +3,7 @@
 use minicbor::{Decode, Encode};
 
 use crate::change::{Key, Row};
+use crate::check::{Check, Checks, Condition};
 use crate::value::Type;
 
 /// The number of a schema version, given by the head, counted from 1.
@@ -128,6 +129,10 @@ pub struct Table {
     /// Indexes besides the key and the unique constraints, as indexes into `columns`. Only those over plain columns.
     #[n(12)]
     pub indexes: Vec<Vec<u16>>,
+    /// Check constraints that mean the same everywhere. They are made with the table, and go where they go at the head; one
+    /// that comes later is no reason for another version.
+    #[n(13)]
+    pub checks: Checks,
 }
 
 /// How a table's changes travel and are decided; the plan sets it.
@@ -253,6 +258,41 @@ impl Table {
             .iter()
             .filter_map(|&at| row.0.get(usize::from(at)).cloned())
             .collect())
+    }
+
+    /// Its checks, but for those that do not fit it.
+    pub fn fitting_checks(&self) -> impl Iterator<Item = &Check> {
+        self.checks.0.iter().filter(|check| check.fits(self))
+    }
+
+    /// Its checks that are made where the table is created. One of a counter is not: the sum of all that happened stands, whatever
+    /// it is, and what an office shows of it meanwhile may be below what the head's row says.
+    pub fn made_checks(&self) -> impl Iterator<Item = &Check> {
+        self.fitting_checks().filter(|check| !self.counts(check))
+    }
+
+    /// Whether a check speaks of a counter.
+    pub fn counts(&self, check: &Check) -> bool {
+        let mut counters = self.counters.iter().map(|one| usize::from(one.column));
+        counters.any(|column| check.condition.names(column))
+    }
+
+    /// What a condition on this table's rows is of another version of it, told by the columns' numbers; nothing where a
+    /// column is gone.
+    pub fn condition_in(&self, other: &Self, condition: &Condition) -> Option<Condition> {
+        condition.moved(&|at| {
+            let id = self.columns.get(usize::from(at))?.id;
+            let place = other.columns.iter().position(|column| column.id == id)?;
+            u16::try_from(place).ok()
+        })
+    }
+
+    /// The checks that another version of this table does not have any more.
+    pub fn checks_gone_in(&self, other: &Self) -> impl Iterator<Item = &Check> {
+        self.fitting_checks().filter(|check| {
+            let there = self.condition_in(other, &check.condition);
+            !there.is_some_and(|condition| other.checks.say(&condition))
+        })
     }
 
     /// The table's rules.

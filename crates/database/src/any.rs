@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use branchline_core::change::{Effect, Key, Row};
 use branchline_core::identity::Digest;
 use branchline_core::port::{
-    Backlog, Database, DatabaseError, DbResult, Entry, Evolution, Extent, Inspection, Portion,
-    Purpose,
+    Backlog, Database, DatabaseError, DbResult, Entry, Evolution, Extent, Inspection, LeftOut,
+    Portion, Purpose,
 };
 use branchline_core::schema::{Schema, Table, TableId};
 
+use crate::checks;
 use crate::mysql::{self, MysqlDatabase};
 use crate::postgres::{self, PostgresDatabase};
 use crate::sqlite::{self, SqliteDatabase};
@@ -62,6 +63,15 @@ fn engine_of(url: &str) -> Result<Engine, &'static str> {
 }
 
 impl AnyDatabase {
+    /// What of a table's definition this engine would not make where the table is created here.
+    pub fn left_out(&self, table: &Table) -> Vec<LeftOut> {
+        let mut left = checks::of_counters(table);
+        if let Self::Mysql(db) = self {
+            left.extend(db.left_out(table));
+        }
+        left
+    }
+
     /// Whether an address names an engine that is known; if not, a sentence that says so without repeating it.
     pub fn check_address(url: &str) -> Result<(), &'static str> {
         engine_of(url).map(|_| ())

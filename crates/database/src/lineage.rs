@@ -155,6 +155,15 @@ impl Columns {
         }
     }
 
+    /// The number of a present column, where the new version has it.
+    pub(crate) fn number(&self, to: &Table, name: &str) -> Option<ColumnId> {
+        let place = self
+            .sources
+            .iter()
+            .position(|source| source.as_deref() == Some(name))?;
+        to.columns.get(place).map(|column| column.id)
+    }
+
     /// The renames to make, as present and new name. Columns that go in the way of one get a name of ours.
     pub(crate) fn renames(&self, to: &Table) -> Vec<(String, String)> {
         let taken = |name: &String| to.columns.iter().any(|column| column.name == *name);
@@ -289,7 +298,12 @@ pub(crate) fn mark(id: TableId) -> String {
 
 /// What is remembered.
 pub(crate) fn marked(table: &Table) -> Vec<u8> {
-    Digest::of(format!("{table:?}").as_bytes()).0.to_vec()
+    // Checks may come to a version later.
+    let plain = Table {
+        checks: Default::default(),
+        ..table.clone()
+    };
+    Digest::of(format!("{plain:?}").as_bytes()).0.to_vec()
 }
 
 /// Notes to set or to clear.
@@ -388,6 +402,7 @@ mod tests {
             before: false,
             columns_ever: 0,
             indexes: vec![],
+            checks: Default::default(),
         }
     }
 

@@ -20,6 +20,7 @@ mod books;
 mod capture;
 mod cascade;
 mod catalog;
+mod checks;
 mod connection;
 mod ddl;
 mod delete;

@@ -18,6 +18,7 @@ mod bonds;
 mod books;
 mod capture;
 mod catalog;
+mod checks;
 mod connection;
 mod copy;
 mod ddl;

@@ -20,6 +20,7 @@ mod apply;
 mod books;
 mod capture;
 mod catalog;
+mod checks;
 mod connection;
 mod copy;
 mod courtesy;

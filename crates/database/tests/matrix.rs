@@ -1,6 +1,8 @@
 //! Every value of every engine, by way of every other engine and back (P7).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
+#[path = "matrix/checks.rs"]
+mod checks;
 #[path = "matrix/collations.rs"]
 mod collations;
 #[path = "matrix/frameworks.rs"]

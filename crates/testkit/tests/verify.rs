@@ -60,6 +60,7 @@ fn schema(tables: u32) -> Schema {
         before: false,
         columns_ever: 0,
         indexes: Vec::new(),
+        checks: Default::default(),
     };
     Schema {
         version: 1,

@@ -14,7 +14,7 @@ use crate::api;
 use crate::config::{self, RoleName, Settings};
 use crate::exit::{Failure, NO, Outcome};
 use crate::office::Lock;
-use crate::plan::outlook::{Outlook, present, table_to_json, to_json};
+use crate::plan::outlook::{Outlook, left_out_to_json, present, table_to_json, to_json};
 use crate::plan::{PlanSettings, TableList, tell, tell_parts};
 use crate::request::Ask;
 
@@ -91,6 +91,7 @@ async fn show(context: &Context, settings: &Settings) -> Outcome<u8> {
                 "list": list.map(ToString::to_string), "policy": settings.plan.policy(),
                 "tables": tables.collect::<Vec<_>>(), "would_add": outlook.would_add(),
                 "would_remove": outlook.would_remove(), "changed": outlook.next.told, "cannot": cannot,
+                "not_carried": outlook.not_carried().iter().map(left_out_to_json).collect::<Vec<_>>(),
             })
         }
         RoleName::Branch => {
@@ -102,7 +103,10 @@ async fn show(context: &Context, settings: &Settings) -> Outcome<u8> {
                     || told.clone().any(|one| one.table.as_deref() == Some(name))
             };
             let missing = schema.tables.iter().filter(|table| !there(&table.name));
-            let missing: Vec<&str> = missing.map(|table| table.name.as_str()).collect();
+            let missing: Vec<&Table> = missing.collect();
+            let left_out = missing.iter().flat_map(|table| db.left_out(table));
+            let left_out: Vec<Value> = left_out.map(|left| left_out_to_json(&left)).collect();
+            let missing: Vec<&str> = missing.iter().map(|table| table.name.as_str()).collect();
             let fatal = found.findings.iter().filter(|finding| {
                 let table = finding.table.as_deref();
                 finding.fatal && table.is_some_and(|name| schema.table_named(name).is_some())
@@ -112,6 +116,7 @@ async fn show(context: &Context, settings: &Settings) -> Outcome<u8> {
                 "office": settings.name, "role": "branch", "differs": differs, "schema_version": schema.version,
                 "tables": schema.tables.iter().map(table_to_json).collect::<Vec<_>>(),
                 "would_create": missing, "cannot": fatal.map(to_json).collect::<Vec<_>>(),
+                "not_carried": left_out,
             })
         }
     };
@@ -348,11 +353,13 @@ fn shared(document: &Value) -> String {
                 text(&column["type"])
             )
         });
+        let checks = one["checks"].as_array().into_iter().flatten();
+        let checks = checks.map(|check| format!("check {}", text(check)));
         rows.add_row([
             text(&one["name"]),
             text(&one["direction"]),
             text(&one["conflict"]),
-            columns.collect::<Vec<_>>().join("\n"),
+            columns.chain(checks).collect::<Vec<_>>().join("\n"),
         ]);
     }
     let mut lines = vec![
@@ -389,5 +396,15 @@ fn shared(document: &Value) -> String {
         )
     }));
     lines.extend(refused(document));
+    let left_out = document["not_carried"].as_array().into_iter().flatten();
+    lines.extend(left_out.map(|one| {
+        let part = |key: &str| text(&one[key]);
+        format!(
+            "not carried over to where table `{}` is created: {}: {}",
+            part("table"),
+            part("what"),
+            part("why")
+        )
+    }));
     lines.join("\n")
 }

@@ -3,9 +3,9 @@
 use branchline_core::books;
 use branchline_core::evolution::{Follow, Next, preview};
 use branchline_core::failure::OfficeError;
-use branchline_core::port::{Database, Finding, Inspection, Purpose};
+use branchline_core::port::{Database, Finding, Inspection, LeftOut, Purpose};
 use branchline_core::schema::{Schema, Table};
-use branchline_database::AnyDatabase;
+use branchline_database::{AnyDatabase, checks};
 use serde_json::{Value, json};
 
 use super::former::Former;
@@ -75,6 +75,21 @@ impl Outlook {
         cannot
     }
 
+    /// What of the shared tables, and of those that would be, is not carried over to where they are created.
+    pub fn not_carried(&self) -> Vec<LeftOut> {
+        let shared = |name: &str| {
+            let both = [&self.present, &self.next.schema];
+            both.iter().any(|schema| schema.table_named(name).is_some())
+        };
+        let left_out = self.found.left_out.iter();
+        let of_counters = self.next.schema.tables.iter().flat_map(checks::of_counters);
+        left_out
+            .filter(|one| shared(&one.table))
+            .cloned()
+            .chain(of_counters)
+            .collect()
+    }
+
     /// Names of tables that the next version has and the present one has not.
     pub fn would_add(&self) -> Vec<&str> {
         names_without(&self.next.schema, &self.present)
@@ -127,6 +142,11 @@ pub fn to_json(finding: &Finding) -> Value {
     json!({ "table": finding.table, "problem": finding.problem, "advice": finding.advice })
 }
 
+/// What is not carried over, under the public interface's keys.
+pub fn left_out_to_json(left: &LeftOut) -> Value {
+    json!({ "table": left.table, "what": left.what, "why": left.why })
+}
+
 /// A shared table under the public interface's keys.
 pub fn table_to_json(table: &Table) -> Value {
     let columns = table.columns.iter().enumerate().map(|(at, column)| {
@@ -143,10 +163,13 @@ pub fn table_to_json(table: &Table) -> Value {
     let counters: Vec<Value> = counters
         .map(|counter| json!({ "column": name_of(counter.column), "floor": counter.floor }))
         .collect();
+    let checks = table.made_checks();
+    let checks: Vec<String> = checks.map(|check| checks::told(table, check)).collect();
     let parents = table.foreign_keys.iter().map(|key| key.parent.as_str());
     json!({
         "name": table.name, "id": table.id, "direction": table.direction, "conflict": table.conflict,
         "insert": table.insert, "counters": counters, "before": table.before,
         "columns": columns.collect::<Vec<_>>(), "parents": parents.collect::<Vec<_>>(),
+        "checks": checks,
     })
 }

@@ -169,6 +169,7 @@ mod tests {
             before: false,
             columns_ever: 3,
             indexes: vec![],
+            checks: Default::default(),
         }
     }
 

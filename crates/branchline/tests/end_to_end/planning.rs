@@ -70,8 +70,17 @@ fn the_plan_is_written_shown_and_changed_in_the_configuration() {
     assert_eq!(item["direction"], "both");
     assert_eq!(item["columns"][0]["key"], true, "{item}");
 
-    db.run("CREATE TABLE price (id integer PRIMARY KEY, amount integer); CREATE TABLE loose (what text)");
+    db.run(
+        "CREATE TABLE price (id integer PRIMARY KEY, amount integer, CHECK (amount > 0), CONSTRAINT even CHECK (amount % 2 = 0));
+         CREATE TABLE loose (what text)",
+    );
     let shown = head.json(&["plan", "show"]);
+    let left_out = &shown["not_carried"][0];
+    assert_eq!(left_out["table"], "price", "{shown}");
+    assert_eq!(left_out["what"], "check `even` (amount % 2 = 0)");
+    assert!(left_out["why"].as_str().unwrap().contains('%'));
+    let told = head.cmd(&["plan", "show"]).expect(0).out;
+    assert!(told.contains("where table `price` is created"), "{told}");
     assert_eq!(names(&shown, "would_add"), ["price"]);
     assert_eq!(shown["cannot"][0]["table"], "loose", "{shown}");
     assert!(shown["cannot"][0]["advice"].as_str().unwrap().len() > 10);
@@ -265,10 +274,35 @@ fn tables_are_added_and_taken_out_while_all_runs() {
     head.edit("tables = \"item\"", "tables = \"item,price*\"");
     let applied = head.json(&["plan", "apply"]);
     assert_eq!(applied["changed"], json!([]), "{applied}");
-    at_head.run("CREATE TABLE prices (id integer PRIMARY KEY, amount numeric(10,2)); INSERT INTO prices VALUES (1, 2.50)");
+    at_head.run(
+        "CREATE TABLE prices (id integer PRIMARY KEY, amount numeric(10,2) CHECK (amount > 0), pieces integer CONSTRAINT has_pieces CHECK (pieces > 0)); \
+         INSERT INTO prices VALUES (1, 2.50, 3)",
+    );
     at_head.run("INSERT INTO item VALUES (3, 'wakes')");
     wait_for(&mut at_branch, "SELECT count(*) FROM prices", "1");
     settle(&head, &[&branch], SOON);
+
+    // A check that means the same at both came with it, and goes where it goes at the head.
+    let shown = head.json(&["plan", "show"]);
+    let prices = shown["tables"].as_array().unwrap().iter();
+    let prices = prices.clone().find(|table| table["name"] == "prices");
+    assert_eq!(
+        prices.unwrap()["checks"],
+        json!(["`has_pieces`: pieces > 0"])
+    );
+    assert_eq!(shown["not_carried"][0]["table"], "prices", "{shown}");
+    let none = "INSERT INTO prices VALUES (2, -1, 0) RETURNING id";
+    let refused = at_branch.try_rows(none).unwrap_err();
+    assert!(refused.contains("has_pieces"), "{refused}");
+    at_head.run("ALTER TABLE prices DROP CONSTRAINT has_pieces");
+    at_head.run("INSERT INTO prices VALUES (3, 1, 0)");
+    wait_for(
+        &mut at_branch,
+        "SELECT pieces FROM prices WHERE id = 3",
+        "0",
+    );
+    settle(&head, &[&branch], SOON);
+    assert_eq!(branch.json(&["holds"]), json!([]));
     branch.stop();
     head.stop();
 }

@@ -49,6 +49,7 @@ pub(super) fn table() -> Table {
         before: false,
         columns_ever: 0,
         indexes: Vec::new(),
+        checks: Default::default(),
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::matching::{match_columns, match_tables};
 use super::{Plan, Renamed};
+use crate::check::{Check, Checks};
 use crate::port::{Inspection, Origin};
 use crate::schema::{Column, ColumnId, Direction, Rules, Schema, Table, TableId};
 use crate::value::widens;
@@ -25,6 +26,8 @@ pub struct Next {
     pub told: Vec<String>,
     /// What the plan itself adds and takes out, in sentences: nobody need be asked about that again.
     pub planned: Vec<String>,
+    /// Checks are gone, which branches must know.
+    unchecked: bool,
 }
 
 impl Next {
@@ -167,6 +170,23 @@ impl Next {
         for reference in &mut merged.foreign_keys {
             reference.columns = moved(&reference.columns);
         }
+        let place = |at: u16| places.get(usize::from(at)).copied();
+        merged.checks.0 = now
+            .fitting_checks()
+            .filter_map(|check| {
+                Some(Check {
+                    name: check.name.clone(),
+                    condition: check.condition.moved(&place)?,
+                })
+            })
+            .collect();
+        let stand = |check: &&Check| was.condition_in(&merged, &check.condition).is_some();
+        if was.checks_gone_in(&merged).any(|check| stand(&check)) {
+            // What the head takes now must not be held at a branch that has the check.
+            self.told
+                .push(format!("a check of table `{}` is gone", now.name));
+            self.unchecked = true;
+        }
         // Counters are named by place; the plan names them anew, what it does not know follows the column.
         let place_of = |at: u16| {
             let id = was.columns.get(usize::from(at))?.id;
@@ -230,7 +250,7 @@ pub fn follow(
     }
     next.schema.number();
     next.schema.sort_parents_first();
-    if !same_for_branches(present, &next.schema) {
+    if next.unchecked || !same_for_branches(present, &next.schema) {
         next.schema.version = present.version + 1;
     }
     next
@@ -249,6 +269,8 @@ pub(super) fn same_for_branches(one: &Schema, other: &Schema) -> bool {
             // Who draws a key's numbers is each office's own affair.
             column.generated_key = false;
         }
+        // They come with a table that is created; a program that knew none of them has sent none.
+        plain.checks = Checks::default();
         plain.unique.sort();
         plain.indexes.sort();
         plain.foreign_keys.sort_by(|a, b| a.columns.cmp(&b.columns));

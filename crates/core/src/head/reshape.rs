@@ -8,6 +8,7 @@ use super::writer::{HEAD, LogWriter, Tail};
 use super::{Head, Standing};
 use crate::books::{self, HeadBook, HeldAtHead};
 use crate::branch::{UNCAPTURED, remember_uncaptured};
+use crate::check::Checks;
 use crate::conflict::Reason;
 use crate::envelope;
 use crate::evolution::{
@@ -280,6 +281,14 @@ impl Head {
                 }
             }
         }
+        let checks = |schema: &Schema| -> Vec<Checks> {
+            let tables = schema.tables.iter();
+            tables.map(|table| table.checks.clone()).collect()
+        };
+        if !told && checks(&next.schema) != checks(&self.schema) {
+            // For branches that join from now on; and what goes later is known to have been there.
+            Versions::store(db, &next.schema).await?;
+        }
         if told && self.any_held {
             // What could not be sent may have a place now.
             for table in &next.schema.tables {
@@ -321,8 +330,8 @@ impl Head {
             };
             let notice = Notice::SchemaChanged { version, what };
             self.outputs.push_back(Output::Notice(notice));
-            self.versions.add(step.next.schema.clone());
         }
+        self.versions.add(step.next.schema.clone());
         self.book = step.position;
         self.tail.adopt(step.fresh, &mut self.recent);
         self.schema = step.next.schema;

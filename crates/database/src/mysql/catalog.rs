@@ -8,6 +8,7 @@ use branchline_core::value::Type;
 
 use super::capture::{self, ours};
 use super::cascade;
+use super::checks;
 use super::connection::MysqlDatabase;
 use super::ddl::{UNSAYABLE, unsayable};
 use super::encoding::KEY_BYTES;
@@ -147,6 +148,7 @@ pub(super) async fn look(db: &mut MysqlDatabase) -> DbResult<Here> {
     let indexes = indexes(db).await?;
     let keys = foreign_keys(db).await?;
     let triggers = triggers(db).await?;
+    let mut constraints = checks::written(db, None).await?;
     let flavour = db.flavour;
     let mut found = Inspection {
         captured: capture::captured_tables(db).await?,
@@ -225,6 +227,9 @@ pub(super) async fn look(db: &mut MysqlDatabase) -> DbResult<Here> {
                 plain.extend(place.filter(|place| !plain.contains(place)));
             }
         }
+        let constraints = constraints.remove(&name).unwrap_or_default();
+        let declared = declared.get(&name).unwrap_or(&none);
+        let checks = checks::carried(&name, &columns, declared, constraints, &mut found.left_out);
         if !look.findings.iter().any(|finding| finding.fatal) {
             found.tables.push(Table {
                 id: 0,
@@ -240,6 +245,7 @@ pub(super) async fn look(db: &mut MysqlDatabase) -> DbResult<Here> {
                 before: false,
                 columns_ever: 0,
                 indexes: plain,
+                checks,
             });
         }
         found.findings.append(&mut look.findings);

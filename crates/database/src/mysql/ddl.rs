@@ -5,11 +5,13 @@
 
 use std::collections::BTreeSet;
 
+use branchline_core::check::is_whole;
 use branchline_core::port::DbResult;
 use branchline_core::schema::{Schema, Table};
 use branchline_core::value::{Type, Value, canonical};
 
 use super::capture::{patiently, prepare};
+use super::checks;
 use super::connection::{Flavour, MysqlDatabase};
 use super::error::mismatch;
 use super::literal::{default_literal, text_literal};
@@ -140,6 +142,14 @@ pub(super) fn indexed(table: &Table) -> BTreeSet<usize> {
         .collect()
 }
 
+/// Whether the column at this place is declared `AUTO_INCREMENT`.
+pub(super) fn numbers_itself(table: &Table, at: usize) -> bool {
+    let column = table.columns.get(at);
+    let first = table.key.first();
+    let first = first.is_some_and(|&first| usize::from(first) == at);
+    first && column.is_some_and(|column| column.generated_key && is_whole(&column.kind))
+}
+
 pub(super) struct Dialect {
     flavour: Flavour,
     /// Whether there is a type for UUIDs.
@@ -166,12 +176,7 @@ impl Dialect {
         } else {
             " NOT NULL"
         };
-        let whole = matches!(column.kind, Type::Int16 | Type::Int32 | Type::Int64);
-        let first = table
-            .key
-            .first()
-            .is_some_and(|&first| usize::from(first) == at);
-        let generated = if column.generated_key && whole && first {
+        let generated = if numbers_itself(table, at) {
             " AUTO_INCREMENT"
         } else {
             ""
@@ -206,6 +211,7 @@ impl Dialect {
                 .iter()
                 .map(|index| format!("INDEX ({})", columns(table, index))),
         );
+        parts.extend(checks::clauses(self.flavour, table));
         format!(
             "CREATE TABLE IF NOT EXISTS {} ({}) ENGINE = InnoDB ROW_FORMAT = DYNAMIC DEFAULT CHARACTER SET utf8mb4",
             ident(&table.name),

@@ -14,6 +14,7 @@ use super::bonds::{Bonds, fasten_again, keys, loosen, references};
 use super::books;
 use super::capture::{self, patiently};
 use super::catalog::{self, Here};
+use super::checks;
 use super::connection::MysqlDatabase;
 use super::ddl::{self, Dialect, ident, indexed};
 use super::layout::Declared;
@@ -410,16 +411,18 @@ async fn alter<'s>(
     let (mut parts, mut afterwards) = (Vec::new(), Vec::new());
     let coming = references(db, bonds, versions, step, &mut parts).await?;
     keys(bonds, step, &mut parts);
+    checks::follow(db, step, &mut parts).await?;
     for name in &step.columns.drops {
         parts.push(format!("DROP COLUMN {}", ident(name)));
     }
     let dialect = Dialect::of(db);
-    let checks = lengths(db, &to.name).await.map_err(Stop::Failed)?;
+    let longest_texts = lengths(db, &to.name).await.map_err(Stop::Failed)?;
     for (at, column) in to.columns.iter().enumerate() {
         match step.source(at) {
             Some((live, here)) => {
                 let change = changed(&dialect, step, at, column, live, here);
-                if let Some((check, longest)) = checks.get(&live.name).filter(|_| change.is_some())
+                if let Some((check, longest)) =
+                    longest_texts.get(&live.name).filter(|_| change.is_some())
                 {
                     parts.push(format!("DROP CHECK {}", ident(check)));
                     if change

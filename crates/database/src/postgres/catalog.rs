@@ -10,7 +10,7 @@ use tokio_postgres::Row;
 use super::books::get;
 use super::connection::PostgresDatabase;
 use super::layout::{Layout, ROOTS, mismatch};
-use super::{install, literal, types};
+use super::{checks, install, literal, types};
 
 /// The tables that an application may have made; not partitions, not what belongs to an extension.
 const TABLES: &str = "
@@ -120,6 +120,7 @@ pub(super) async fn look(db: &mut PostgresDatabase) -> DbResult<Inspection> {
         .replace("@some", SETS_SOME);
     let foreign_keys = by_table(db.query(&foreign_keys, &[], &[]).await?)?;
     let triggers = by_table(db.query(TRIGGERS, &[], &[]).await?)?;
+    let constraints = by_table(db.query(checks::CHECKS, &[], &[]).await?)?;
     let none = Vec::new();
     for row in db.query(TABLES, &[], &[]).await? {
         let oid: u32 = get(&row, 0)?;
@@ -137,6 +138,8 @@ pub(super) async fn look(db: &mut PostgresDatabase) -> DbResult<Inspection> {
             look.triggers(triggers.get(&oid).unwrap_or(&none))?;
         }
         let indexes = plain(indexes.get(&oid).unwrap_or(&none), &read)?;
+        let constraints = constraints.get(&oid).unwrap_or(&none);
+        let checks = checks::carried(&look.name, constraints, &read, &mut found.left_out)?;
         let fatal = look.findings.iter().any(|finding| finding.fatal);
         if !fatal {
             let origin = Origin {
@@ -162,6 +165,7 @@ pub(super) async fn look(db: &mut PostgresDatabase) -> DbResult<Inspection> {
                 before: false,
                 columns_ever: 0,
                 indexes,
+                checks,
             });
         }
         found.findings.append(&mut look.findings);
@@ -221,14 +225,21 @@ fn by_table(rows: Vec<Row>) -> DbResult<BTreeMap<u32, Vec<Row>>> {
 }
 
 /// Columns that travel, with their numbers in the catalogue beside them.
-struct Columns {
-    columns: Vec<Column>,
+pub(super) struct Columns {
+    pub(super) columns: Vec<Column>,
     numbers: Vec<i16>,
     /// Those that cannot tell rows apart, with the reason.
     unfit_as_key: BTreeMap<i16, &'static str>,
 }
 
 impl Columns {
+    /// Whether different texts, or other values, in a column are equal to the server.
+    pub(super) fn folds(&self, column: &Column) -> bool {
+        let place = self.columns.iter().position(|one| one == column);
+        let number = place.and_then(|place| self.numbers.get(place));
+        number.is_none_or(|number| self.unfit_as_key.contains_key(number))
+    }
+
     /// Column numbers as indexes; `None` where one does not travel.
     fn indexes(&self, numbers: &[i16]) -> Option<Vec<u16>> {
         let index = |number| {

@@ -12,6 +12,7 @@ use super::connection::PostgresDatabase;
 use super::install::{patiently, prepare};
 use super::layout::mismatch;
 use super::{literal, types};
+use crate::checks::{self, Words};
 
 /// An identifier, quoted.
 pub(super) fn ident(name: &str) -> String {
@@ -263,6 +264,11 @@ fn create(table: &Table) -> String {
             .iter()
             .map(|unique| format!("UNIQUE ({})", columns(table, unique))),
     );
+    let words = Words {
+        name: ident,
+        text: |text| literal::text(&Value::Text(text.to_owned())),
+    };
+    parts.extend(checks::clauses(&words, table, |_| true, true));
     format!(
         "{} CREATE TABLE {} ({})",
         in_schema(&table.name),

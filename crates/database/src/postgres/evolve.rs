@@ -6,8 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use branchline_core::check::Check;
 use branchline_core::port::{DatabaseError, DbResult, Evolution, Inspection, Purpose};
-use branchline_core::schema::{Schema, Table, TableId};
+use branchline_core::schema::{Column, Schema, Table, TableId};
 use branchline_core::value::Value;
 use tokio_postgres::types::Type as Wire;
 
@@ -18,6 +19,7 @@ use super::connection::PostgresDatabase;
 use super::ddl::{self, ident, names, relation};
 use super::error::on_table;
 use super::{install, literal, rekey, retype};
+use crate::checks;
 use crate::lineage::{self, Columns, Known, Stop, Tried, filling, in_order, stop};
 
 /// A shared table on its way.
@@ -27,6 +29,15 @@ pub(super) struct Step<'s> {
     /// As it is now, or was before anything was renamed.
     pub(super) live: Table,
     pub(super) columns: Columns,
+}
+
+impl Step<'_> {
+    /// Checks that stand here and go with this version. Those of columns that go, go with them.
+    fn checks_gone(&self) -> Vec<&Check> {
+        let number = |column: &Column| self.columns.number(self.to, &column.name);
+        let gone = |former| checks::gone(former, self.to, &self.live, number);
+        self.former.map_or_else(Vec::new, gone)
+    }
 }
 
 /// Locks a table as its `ALTER` or `DROP` will, so that the two wait only once.
@@ -312,6 +323,11 @@ async fn rename_tables(
 async fn reshape(db: &mut PostgresDatabase, bonds: &Bonds, step: &Step<'_>) -> Tried<()> {
     let to = step.to;
     bonds.drop_keys(db, step).await?;
+    for check in step.checks_gone() {
+        if let Some(name) = &check.name {
+            alter(db, to, &format!("DROP CONSTRAINT {}", ident(name))).await?;
+        }
+    }
     for name in step.columns.drops_renamed(to) {
         alter(db, to, &format!("DROP COLUMN {}", ident(&name))).await?;
     }
@@ -330,12 +346,7 @@ async fn reshape(db: &mut PostgresDatabase, bonds: &Bonds, step: &Step<'_>) -> T
 }
 
 /// NULL, default and numbering of a column that was there.
-async fn settle(
-    db: &mut PostgresDatabase,
-    step: &Step<'_>,
-    at: usize,
-    live: &branchline_core::schema::Column,
-) -> Tried<()> {
+async fn settle(db: &mut PostgresDatabase, step: &Step<'_>, at: usize, live: &Column) -> Tried<()> {
     let to = step.to;
     let Some(column) = to.columns.get(at) else {
         return Ok(());

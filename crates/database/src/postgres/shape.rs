@@ -47,6 +47,9 @@ UNION ALL
 SELECT ROW('f', f.conrelid, f.conkey, f.confrelid::pg_catalog.regclass, f.confkey, f.confdeltype, f.confupdtype)::text
 FROM shared s JOIN pg_catalog.pg_constraint f ON f.conrelid = s.oid AND f.contype = 'f' AND f.conparentid = 0
 UNION ALL
+SELECT ROW('k', k.conrelid, k.conname, k.convalidated, pg_catalog.pg_get_expr(k.conbin, k.conrelid))::text
+FROM shared s JOIN pg_catalog.pg_constraint k ON k.conrelid = s.oid AND k.contype = 'c'
+UNION ALL
 SELECT ROW('o', n.nspname, c.relname)::text
 FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid
 WHERE n.nspname NOT IN ('pg_catalog', 'information_schema', 'branchline') AND n.nspname NOT LIKE 'pg\\_%'

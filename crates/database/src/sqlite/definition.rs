@@ -1,6 +1,8 @@
 //! The text of a `CREATE TABLE`, taken apart so that some of it can be altered and the rest kept as it was written:
 //! checks, collations, computed columns, `AUTOINCREMENT`, `STRICT`, `WITHOUT ROWID`.
 
+use crate::checks::Found;
+
 /// A table as it was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Definition {
@@ -64,6 +66,23 @@ impl Part {
                 .collect::<Vec<_>>()
         };
         words(&self.text) == words(text)
+    }
+
+    /// A check's name and condition.
+    pub(super) fn found(&self) -> Found {
+        let all = tokens(&self.text);
+        let named = all.first().is_some_and(|first| first.is("CONSTRAINT"));
+        let name = all.get(1).filter(|_| named).and_then(Token::name);
+        let open = all.iter().position(|token| token.0 == "(");
+        let close = all.iter().rposition(|token| token.0 == ")");
+        // What may follow is `ON CONFLICT ...`, which SQLite does not heed in a check.
+        let inner = open
+            .zip(close)
+            .and_then(|(open, close)| all.get(open + 1..close));
+        Found {
+            name,
+            text: inner.map_or_else(String::new, joined),
+        }
     }
 
     /// The columns in the first parentheses.
@@ -138,6 +157,34 @@ impl Definition {
             "CREATE TABLE {quoted} (\n  {}\n){options}",
             lines.join(",\n  ")
         )
+    }
+
+    /// All checks, those of columns first.
+    pub(super) fn checks(&self) -> impl Iterator<Item = &Part> {
+        let columns = self.columns.iter().flat_map(|column| &column.parts);
+        let parts = columns.chain(&self.constraints);
+        parts.filter(|part| part.what == What::Check)
+    }
+
+    /// Takes checks away, and tells whether there were any such.
+    pub(super) fn without_checks(&mut self, goes: impl Fn(&Part) -> bool) -> bool {
+        let stays = |part: &Part| part.what != What::Check || !goes(part);
+        let before = self.checks().count();
+        for column in &mut self.columns {
+            column.parts.retain(stays);
+        }
+        self.constraints.retain(stays);
+        self.checks().count() < before
+    }
+
+    /// Whether a column has a collation that takes different texts for equal.
+    pub(super) fn folds(&self, name: &str) -> bool {
+        let column = self
+            .columns
+            .iter()
+            .find(|column| column.name.eq_ignore_ascii_case(name));
+        let mut parts = column.into_iter().flat_map(|column| &column.parts);
+        parts.any(|part| part.what == What::Collate && !part.mentions("BINARY"))
     }
 
     pub(super) fn column(&mut self, name: &str) -> Option<&mut Written> {

@@ -1,11 +1,12 @@
 //! What the application's tables look like, and what about them will hurt.
 
-use branchline_core::port::{DbResult, Finding, Inspection};
+use branchline_core::port::{DbResult, Finding, Inspection, LeftOut};
 use branchline_core::schema::{Column, ForeignKey, Table};
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 
 use super::catalog::Live;
+use super::checks;
 use super::declared::logical;
 use super::error::failure;
 use super::references::primary_key;
@@ -25,7 +26,7 @@ pub(super) fn inspect(connection: &Connection) -> DbResult<Inspection> {
             found: Vec::new(),
         };
         let table = match kind.as_str() {
-            "table" => ordinary(connection, &name, &mut findings)?,
+            "table" => ordinary(connection, &name, &mut findings, &mut inspection.left_out)?,
             "view" => findings.fatal("it is a view", "share the tables that it reads"),
             _ => findings.fatal(
                 "it is a virtual table",
@@ -97,6 +98,7 @@ fn ordinary(
     connection: &Connection,
     name: &str,
     findings: &mut Findings<'_>,
+    left_out: &mut Vec<LeftOut>,
 ) -> DbResult<Option<Table>> {
     let Some(live) = Live::find(connection, name)? else {
         return Ok(findings.fatal(
@@ -143,6 +145,7 @@ fn ordinary(
         indexes.extend(index.filter(|index| !indexes.contains(index)));
     }
     let foreign_keys = foreign_keys(connection, name, &columns).map_err(failure)?;
+    let checks = checks::carried(connection, name, &columns, left_out)?;
     Ok(Some(Table {
         id: 0,
         name: name.to_owned(),
@@ -157,6 +160,7 @@ fn ordinary(
         before: false,
         columns_ever: 0,
         indexes,
+        checks,
     }))
 }
 

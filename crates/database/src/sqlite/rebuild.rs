@@ -9,6 +9,7 @@ use branchline_core::value::{Type, widens};
 use rusqlite::{Connection, OptionalExtension};
 
 use super::catalog::Live;
+use super::checks;
 use super::ddl::{self, check, numbered_key};
 use super::declared::{compatible, declaration};
 use super::definition::{Definition, Part, What, Written};
@@ -74,6 +75,7 @@ pub(super) fn reshape(
             _ => work.adds.push(at),
         }
     }
+    work.rebuild |= checks::drop_gone(&mut work.definition, step);
     work.key(step);
     work.unindex(step, &live);
     work.references(from, goal, step);
@@ -536,7 +538,7 @@ fn obeyed(connection: &Connection, step: &Step<'_>, bound: &[ForeignKey]) -> Tri
 }
 
 /// The numbers of a table's columns by their new names; `None` where one is not the plan's.
-fn numbers(step: &Step<'_>, named: &[String]) -> Option<Vec<u32>> {
+pub(super) fn numbers(step: &Step<'_>, named: &[String]) -> Option<Vec<u32>> {
     let drops = step.columns.drops_renamed(step.to);
     let number = |name: &String| {
         let stays = step

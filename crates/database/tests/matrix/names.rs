@@ -81,6 +81,7 @@ fn table(name: &str, columns: Vec<Column>) -> Table {
         before: true,
         columns_ever: 0,
         indexes: vec![],
+        checks: Default::default(),
     }
 }
 

@@ -180,5 +180,6 @@ pub fn plain(id: u32, name: &str, columns: Vec<Column>) -> Table {
         before: false,
         columns_ever: 0,
         indexes: Vec::new(),
+        checks: Default::default(),
     }
 }

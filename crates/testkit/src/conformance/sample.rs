@@ -198,6 +198,7 @@ pub(super) fn table(id: TableId, name: &str, columns: Vec<Column>) -> Table {
         before: false,
         columns_ever: 0,
         indexes: Vec::new(),
+        checks: Default::default(),
     }
 }
 

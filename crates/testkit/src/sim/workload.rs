@@ -83,6 +83,7 @@ pub fn table(id: TableId, name: &str, conflict: ConflictRule, insert: InsertRule
         before: false,
         columns_ever: 0,
         indexes: Vec::new(),
+        checks: Default::default(),
     }
 }
 

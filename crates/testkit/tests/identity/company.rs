@@ -67,6 +67,7 @@ fn schema() -> Schema {
         before: false,
         columns_ever: 0,
         indexes: Vec::new(),
+        checks: Default::default(),
     };
     let names = table(NAMES, "names", column("name", Type::Text { max: None }));
     let mut stock = table(STOCK, "stock", column("amount", Type::Int64));

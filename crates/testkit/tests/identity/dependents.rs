@@ -42,6 +42,7 @@ fn visits() -> Table {
         before: false,
         columns_ever: 0,
         indexes: Vec::new(),
+        checks: Default::default(),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::check::{Comparison, Condition};
 use crate::evolution::Follow;
 use crate::port::Finding;
 use crate::schema::Direction;
@@ -37,6 +38,7 @@ fn table(name: &str, columns: &[(&str, Type)]) -> Table {
         before: false,
         columns_ever: 0,
         indexes: vec![],
+        checks: Default::default(),
     };
     if let Some(key) = table.columns.first_mut() {
         key.nullable = false;
@@ -287,4 +289,61 @@ fn what_the_rules_change_at_the_branches_is_told() {
         ]
     );
     assert!(next.told.is_empty(), "nobody is asked: {:?}", next.told);
+}
+
+fn checked(mut table: Table, conditions: &[Condition]) -> Table {
+    let check = |condition: &Condition| Check {
+        name: None,
+        condition: condition.clone(),
+    };
+    table.checks.0 = conditions.iter().map(check).collect();
+    table
+}
+
+fn small(place: u16, most: i64) -> Condition {
+    Condition::Number(place, Comparison::AtMost, most)
+}
+
+/// A head whose program learns of checks must not change every branch's tables.
+#[test]
+fn checks_that_come_are_no_version() {
+    let present = first(&[shop()]);
+    let next = next(&present, &[checked(shop(), &[small(2, 5)])], &[]);
+    assert_eq!(next.schema.version, 1);
+    assert!(next.schema.tables[0].checks.say(&small(2, 5)));
+    assert_eq!(next.sentences(), Vec::<String>::new());
+}
+
+#[test]
+fn a_check_that_goes_or_becomes_another_is_a_version() {
+    let present = first(&[checked(shop(), &[small(2, 5), small(0, 99)])]);
+    let after = next(&present, &[checked(shop(), &[small(0, 99)])], &[]);
+    assert_eq!(after.schema.version, 2);
+    assert_eq!(after.told, ["a check of table `shop` is gone"]);
+    let other = checked(shop(), &[small(2, 6), small(0, 99)]);
+    assert_eq!(next(&present, &[other], &[]).schema.version, 2);
+    let turned = checked(shop(), &[small(0, 99), small(2, 5)]);
+    assert_eq!(next(&present, &[turned], &[]).schema.version, 1);
+}
+
+#[test]
+fn checks_follow_their_columns_to_other_places() {
+    let present = first(&[checked(shop(), &[small(2, 5)])]);
+    let now = table("shop", &[("id", Type::Int32), ("size", Type::Int32)]);
+    let after = next(&present, &[checked(now, &[small(1, 5)])], &[]);
+    assert_eq!(after.told, ["column `shop.name` is gone"]);
+    let now = table(
+        "shop",
+        &[("size", Type::Int32), ("id", Type::Int32), ("name", TEXT)],
+    );
+    let after = next(&present, &[checked(now, &[small(0, 5)])], &[]);
+    assert!(after.schema.tables[0].checks.say(&small(2, 5)));
+}
+
+#[test]
+fn a_check_goes_with_its_column() {
+    let present = first(&[checked(shop(), &[small(2, 5)])]);
+    let now = table("shop", &[("id", Type::Int32), ("name", TEXT)]);
+    let after = next(&present, &[now], &[]);
+    assert_eq!(after.told, ["column `shop.size` is gone"]);
 }
