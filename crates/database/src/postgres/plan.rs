@@ -4,7 +4,7 @@
 //! writes is clean when no interval spans it. The writes are gone through in order of time with the end of each one's
 //! intervals (its *reach*); the cut before a write is clean when all reaches so far lie before it.
 //!
-//! Of a large backlog only the oldest writes are planned; the others are merely asked whether they belong to a
+//! Of a large backlog only the oldest writes are planned; the others are merely looked through, whether they belong to a
 //! transaction or row of the plan. Its end is not a clean cut, so its last writes begin the next one.
 //!
 //! A plan outlives the transaction that made it, as looking through a backlog costs as much as taking from it: the next
@@ -42,16 +42,11 @@ ORDER BY at, ctid LIMIT $1";
 const STATE: &str = "SELECT pg_catalog.pg_current_snapshot()::pg_catalog.text,
     pg_catalog.pg_relation_filenode('branchline.capture'::pg_catalog.regclass)";
 
-/// Later writes of the transactions and rows that have a write until then, some twice. Two joins, each of which the server
-/// may do in parts on its disk: of one condition with `OR` it makes lists, and goes through them once for each write
-/// where they are larger than its `work_mem`.
-const RELATED: &str = "SELECT at, tx, tbl, pg_catalog.hash_array_extended(key, 0), ctid FROM branchline.capture
-WHERE at >= $1 AND tx <= (SELECT tx FROM branchline.capture WHERE at <= $1 ORDER BY tx DESC LIMIT 1)
-  AND tx IN (SELECT tx FROM branchline.capture WHERE at <= $1)
-UNION ALL
-SELECT at, tx, tbl, pg_catalog.hash_array_extended(key, 0), ctid FROM branchline.capture
-WHERE at >= $1
-  AND pg_catalog.hash_array_extended(key, 0) IN (SELECT pg_catalog.hash_array_extended(key, 0) FROM branchline.capture WHERE at <= $1)";
+/// The later writes, each held here against what is planned. The server would join them with the planned ones, which costs
+/// it several times as much; and asked with `OR` it goes through a list for each write, once that is larger than `work_mem`.
+const LATER: &str =
+    "SELECT at, tx, tbl, pg_catalog.hash_array_extended(key, 0), ctid FROM branchline.capture
+WHERE at >= $1";
 
 /// Writes that a snapshot did not show.
 const SINCE: &str =
@@ -144,15 +139,11 @@ impl Plan {
         plan.writes.iter().for_each(|write| last.note(write));
         if !plan.whole {
             plan.until = plan.writes.back().map_or(plan.until, |write| write.at);
-            let later = db.statement(RELATED, &[Wire::TIMESTAMPTZ]).await?;
-            // However small the server takes a backlog to be, it is not joined write by write.
-            db.send_all("SET LOCAL enable_nestloop TO off".to_owned())
-                .await?;
+            let later = db.statement(LATER, &[Wire::TIMESTAMPTZ]).await?;
             each(db.client()?, &later, &[&plan.until], |write| {
                 last.note_again(&write);
             })
             .await?;
-            db.send_all("RESET enable_nestloop".to_owned()).await?;
         }
         plan.writes.iter_mut().for_each(|write| last.extend(write));
         Ok(plan)

@@ -288,9 +288,9 @@ async fn a_row_written_again_far_later_binds_all_between() {
 }
 
 /// Of a backlog beyond its memory the server once went through all that was planned for each later write: of a million
-/// writes it never came to the end. It takes minutes of this one, the joins a second.
+/// writes it never came to the end. It takes minutes of this one, a look through all a second.
 #[tokio::test]
-async fn a_backlog_beyond_the_memory_of_the_server_is_joined_in_parts() {
+async fn a_backlog_beyond_the_memory_of_the_server_is_taken() {
     let mut shop = shop("CREATE TABLE t (id bigint PRIMARY KEY, n int)").await;
     shop.sql(
         "INSERT INTO t SELECT n, 0 FROM generate_series(1, 400000) n; DELETE FROM branchline.capture;
