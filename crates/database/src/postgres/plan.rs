@@ -48,10 +48,10 @@ const LATER: &str =
     "SELECT at, tx, tbl, pg_catalog.hash_array_extended(key, 0), ctid FROM branchline.capture
 WHERE at >= $1";
 
-/// Writes that a snapshot did not show.
+/// Writes that a snapshot did not show. Its lowest number is looked up once, by a query of its own, and passes over nearly all.
 const SINCE: &str =
     "SELECT at, tx, tbl, pg_catalog.hash_array_extended(key, 0), ctid FROM branchline.capture
-WHERE tx >= pg_catalog.pg_snapshot_xmin($1::pg_catalog.text::pg_catalog.pg_snapshot)
+WHERE tx >= (SELECT pg_catalog.pg_snapshot_xmin($1::pg_catalog.text::pg_catalog.pg_snapshot))
   AND NOT pg_catalog.pg_visible_in_snapshot(tx, $1::pg_catalog.text::pg_catalog.pg_snapshot)
 LIMIT $2";
 
