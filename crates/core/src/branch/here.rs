@@ -28,6 +28,12 @@ pub(super) struct Here<'d, D> {
 }
 
 impl<D> Here<'_, D> {
+    /// What the tables are called here.
+    pub fn names(&self, schema: &Schema) -> Vec<String> {
+        let tables = self.local(schema).tables;
+        tables.into_iter().map(|table| table.name).collect()
+    }
+
     /// The tables as they are here.
     fn local(&self, schema: &Schema) -> Schema {
         let tables = schema
@@ -368,7 +374,8 @@ impl<D: Database> Database for Here<'_, D> {
     }
 
     async fn shape(&mut self, schema: &Schema) -> DbResult<Digest> {
-        self.db.shape(schema).await
+        let local = self.local(schema);
+        self.db.shape(&local).await
     }
 
     async fn hold_still(&mut self, table: &Table) -> DbResult<()> {

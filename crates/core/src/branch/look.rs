@@ -24,6 +24,15 @@ impl Branch {
         self.book.refused.iter().map(|table| table.id).collect()
     }
 
+    /// The database where its tables differ so from the plan's.
+    fn here<'d, D>(&self, db: &'d mut D, differing: Differing) -> Here<'d, D> {
+        Here {
+            db,
+            differing,
+            refused: self.refused_tables(),
+        }
+    }
+
     /// Columns of which a row here says nothing: the table lacks them, or lacked them and their values are still to come.
     pub(super) fn absent(&self, table: &Table, row: Option<&Row>) -> Vec<u16> {
         let local = self.differing.get(&table.id).and_then(Option::as_ref);
@@ -145,16 +154,29 @@ impl Branch {
         db: &mut D,
         now: Option<Micros>,
     ) -> OfficeResult<bool> {
-        db.begin(Purpose::Read).await?;
-        let outcome = async {
-            let shape = db.shape(&self.schema).await?;
-            let known: Option<BTreeSet<TableId>> = books::load(db, UNCAPTURED).await?;
-            Ok((shape, known.unwrap_or_default()))
+        // The fingerprint comes first: what changes before the definitions are read shows the next time. It is that of the
+        // tables under their names here, and taken once more where the definitions tell others than were known.
+        let mut differing = self.differing.clone();
+        let mut again = true;
+        let (shape, uncaptured, found) = loop {
+            let mut here = self.here(&mut *db, differing);
+            let names = here.names(&self.schema);
+            here.begin(Purpose::Read).await?;
+            let outcome = async {
+                let shape = here.shape(&self.schema).await?;
+                let known: Option<BTreeSet<TableId>> = books::load(&mut here, UNCAPTURED).await?;
+                Ok((shape, known.unwrap_or_default()))
+            };
+            let outcome: OfficeResult<_> = outcome.await;
+            let (shape, uncaptured) = conclude(&mut here, outcome).await?;
+            let found = here.definitions().await?;
+            here.differing = self.compared_with(&found);
+            let settled = here.names(&self.schema) == names;
+            differing = here.differing;
+            if settled || !std::mem::take(&mut again) {
+                break (shape, uncaptured, found);
+            }
         };
-        let outcome: OfficeResult<_> = outcome.await;
-        let (shape, uncaptured) = conclude(db, outcome).await?;
-        let found = db.definitions().await?;
-        let differing = self.compared_with(&found);
         let known_gone = |id: &TableId| self.differing.get(id) == Some(&None);
         let gone = differing.iter().filter(|(_, local)| local.is_none());
         let gone = gone.map(|(id, _)| *id).filter(|id| !known_gone(id));
@@ -169,13 +191,7 @@ impl Branch {
         if self.differing != before {
             self.tell_differing();
         }
-        let differing = self.differing.clone();
-        let refused = self.refused_tables();
-        let mut here = Here {
-            db,
-            differing,
-            refused,
-        };
+        let mut here = self.here(db, self.differing.clone());
         self.note_lacking(&mut here).await?;
         self.read_again(&mut here).await?;
         self.shape = Some(shape);
@@ -236,21 +252,9 @@ impl Branch {
     ) -> OfficeResult<()> {
         let mut differing = self.differing.clone();
         let mut here = loop {
-            let mut here = Here {
-                db: &mut *db,
-                differing: differing.clone(),
-                refused: self.refused_tables(),
-            };
+            let mut here = self.here(&mut *db, differing.clone());
             match reinstalled(&mut here, &self.schema, &mut uncaptured).await {
-                Ok(()) => {
-                    let refused = self.refused_tables();
-                    let here = Here {
-                        db,
-                        differing,
-                        refused,
-                    };
-                    break here;
-                }
+                Ok(()) => break self.here(db, differing),
                 Err(OfficeError::Database(DatabaseError::Mismatch { table, message })) => {
                     // Its columns became other types, which do not serve for the plan's: its rows are read as they are.
                     let retyped = self.retyped(&differing, found, &table);

@@ -54,6 +54,8 @@ pub struct Migrations {
     pub versions: BTreeMap<u32, Schema>,
     /// What is under way: some branches may have it already, the head has not.
     pub planned: Option<Migration>,
+    /// What some branch has already and comes after that.
+    pub later: Option<Migration>,
     /// What the head made last: one that is restored makes it again, unless it comes back.
     pub made: Option<Migration>,
     /// Some branch has it.

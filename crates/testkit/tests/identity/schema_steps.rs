@@ -439,6 +439,44 @@ fn a_branch_that_renamed_a_column_first_keeps_its_values_through_other_steps() {
     assert_eq!(named(&mut company, 1), noted(1, "one", Some("kept")));
 }
 
+/// A step must not make a column again, empty, that was renamed after the table was: what is written there waits in it.
+#[test]
+fn a_change_to_a_table_that_a_branch_renamed_first_is_noticed() {
+    let mut company = Company::new(2);
+    company.alter_head(NAMES, add_note);
+    company.write_head(&[Op::Insert(NAMES, noted(1, "one", Some("kept")))]);
+    company.settle();
+    let people = |table: &mut Table| table.name = "people".into();
+    let rename = |table: &mut Table| table.columns[2].name = "remark".into();
+    company.alter(0, NAMES, people);
+    company.settle();
+    let renamed = ahead(&company, NAMES, people);
+    company.alter_from(0, &renamed, NAMES, rename);
+    company.settle();
+    let both = ahead(&company, NAMES, |table| {
+        people(table);
+        rename(table);
+    });
+    company.write_as(
+        0,
+        &both,
+        &[Op::Insert(NAMES, noted(2, "two", Some("waits")))],
+    );
+    company.settle();
+    company.alter_head(STOCK, |table| {
+        table.columns[1].kind = Type::Decimal { limits: None }
+    });
+    company.settle();
+    company.alter_head(NAMES, people);
+    company.settle();
+    company.alter_head(NAMES, rename);
+    company.settle();
+    company.assert_even();
+    assert_eq!(named(&mut company, 1), noted(1, "one", Some("kept")));
+    assert_eq!(named(&mut company, 2), noted(2, "two", Some("waits")));
+    assert!(company.conflicts().is_empty());
+}
+
 #[test]
 fn a_branch_that_dropped_a_table_first_does_not_get_it_back_by_another_step() {
     let mut company = Company::new(2);

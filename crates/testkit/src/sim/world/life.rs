@@ -308,9 +308,11 @@ impl World {
             let last = backup.schema.version;
             migrations.versions.retain(|version, _| *version <= last);
             migrations.unfollowed = None;
-            // What a branch made first, and the head too, is to be made there again.
-            migrations.begun |= migrations.made.is_some();
-            migrations.planned = migrations.made.take().or(migrations.planned.take());
+            // What a branch made first, and the head too, is to be made there again; what is under way comes after it.
+            if let Some(made) = migrations.made.take() {
+                let begun = std::mem::replace(&mut migrations.begun, true);
+                migrations.later = migrations.planned.replace(made).filter(|_| begun);
+            }
             self.schema = backup.schema;
         }
         self.head_restored = true;

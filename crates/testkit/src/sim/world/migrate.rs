@@ -87,14 +87,14 @@ impl World {
         };
         if !self.offices[office].disk.migrate(&planned, &tables) {
             if office == 0 {
-                migrations.planned = None;
+                migrations.planned = migrations.later.take();
             }
             return;
         }
         self.offices[office].altered = true;
         migrations.begun |= office > 0;
         if office == 0 {
-            migrations.made = migrations.planned.take();
+            migrations.made = std::mem::replace(&mut migrations.planned, migrations.later.take());
             migrations.unfollowed = Some(self.schema.version);
         } else if let Some(column) = planned.column() {
             migrations.early.insert((planned.id, column.to_owned()));
@@ -113,13 +113,20 @@ impl World {
     pub(super) fn finish_migration(&mut self) -> bool {
         self.head_followed();
         let waits = self.head_restored_now && self.is_even().is_err();
-        let Some(migrations) = self.migrations.as_mut().filter(|_| !waits) else {
+        let restored = self.head_restored_now;
+        while let Some(migrations) = self.migrations.as_mut().filter(|_| !waits)
+            && migrations.planned.is_some()
+            && migrations.unfollowed.is_none()
+        {
+            if migrations.begun || !restored {
+                // What came back with the log is not made again.
+                self.make_migration(0);
+            } else {
+                migrations.planned = None;
+            }
+        }
+        if waits {
             return false;
-        };
-        if migrations.begun || !self.head_restored_now {
-            self.make_migration(0);
-        } else {
-            migrations.planned = None;
         }
         let mut migrations = self.migrations.iter();
         migrations.any(|migrations| migrations.unfollowed.is_some())

@@ -65,14 +65,26 @@ impl Company {
 
     /// A branch's application changes a table there.
     pub fn alter(&mut self, at: usize, id: TableId, change: impl FnOnce(&mut Table)) {
+        let from = self.branches[at].branch.schema().clone();
+        self.alter_from(at, &from, id, change);
+    }
+
+    /// A branch's application changes a table that it has changed before.
+    pub fn alter_from(
+        &mut self,
+        at: usize,
+        from: &Schema,
+        id: TableId,
+        change: impl FnOnce(&mut Table),
+    ) {
         let office = &mut self.branches[at];
-        let from = office.branch.schema().table(id).unwrap().clone();
+        let from = from.table(id).unwrap();
         let mut to = from.clone();
         change(&mut to);
         let Store::Memory(database) = &mut office.disk.store else {
             panic!("only in memory");
         };
-        database.application().alter_now(&from, &to).unwrap();
+        database.application().alter_now(from, &to).unwrap();
         office.branch.wake();
     }
 
