@@ -265,10 +265,9 @@ fn a_batch_that_was_made_on_a_lost_part_of_the_log_waits_for_the_greeting() {
     take_part_again(&mut company);
 }
 
-/// A broker's queue still holds what the head lost: the branch follows it after it has greeted the restored head, and what
-/// its application writes then is made on that.
-#[test]
-fn a_batch_that_was_made_on_lost_entries_which_came_late_is_a_conflict() {
+/// A company whose head was restored and has gone on by one entry; its branch, which greeted it before and hears nothing
+/// of that, has followed the one that was lost.
+fn with_lost_entries_heard_late() -> Company {
     let mut company = shop(1);
     let image = company.head_image();
     company.cut(0);
@@ -285,6 +284,14 @@ fn a_batch_that_was_made_on_lost_entries_which_came_late_is_a_conflict() {
     assert_eq!(lost.len(), 1);
     company.hear_late(0, &lost);
     assert_eq!(company.names_at(0)[&2], "lost");
+    company
+}
+
+/// A broker's queue still holds what the head lost: the branch follows it after it has greeted the restored head, and what
+/// its application writes then is made on that.
+#[test]
+fn a_batch_that_was_made_on_lost_entries_which_came_late_is_a_conflict() {
+    let mut company = with_lost_entries_heard_late();
     company.write(0, &[update(1, "b1's")]);
     company.settle();
     company.branches[0].deaf = false;
@@ -302,21 +309,7 @@ fn a_batch_that_was_made_on_lost_entries_which_came_late_is_a_conflict() {
 /// As above, and nobody writes again: the logs are equally long, and no entry that comes tells that they differ.
 #[test]
 fn lost_entries_that_came_late_are_noticed_where_nothing_follows_them() {
-    let mut company = shop(1);
-    let image = company.head_image();
-    company.cut(0);
-    let at_backup = company.head.last();
-    company.write_head(&[update(2, "lost")]);
-    company.settle();
-    let lost = company.entries_after(at_backup);
-    company.restore_head(&image);
-    company.connect(0);
-    company.settle();
-    company.branches[0].deaf = true;
-    company.write_head(&[update(1, "head's")]);
-    company.settle();
-    company.hear_late(0, &lost);
-    assert_eq!(company.names_at(0)[&2], "lost");
+    let mut company = with_lost_entries_heard_late();
     company.branches[0].deaf = false;
     company.settle();
     company.settle();
