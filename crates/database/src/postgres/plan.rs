@@ -42,8 +42,8 @@ ORDER BY at, ctid LIMIT $1";
 const STATE: &str = "SELECT pg_catalog.pg_current_snapshot()::pg_catalog.text,
     pg_catalog.pg_relation_filenode('branchline.capture'::pg_catalog.regclass)";
 
-/// The later writes, each held here against what is planned. The server would join them with the planned ones, which costs
-/// it several times as much; and asked with `OR` it goes through a list for each write, once that is larger than `work_mem`.
+/// The later writes, each held here against what is planned: a look that needs no memory of the server. A join there costs
+/// about as much, and one condition with `OR` is a list that is gone through for each write, once it is larger than `work_mem`.
 const LATER: &str =
     "SELECT at, tx, tbl, pg_catalog.hash_array_extended(key, 0), ctid FROM branchline.capture
 WHERE at >= $1";
