@@ -14,7 +14,7 @@ mod recall;
 
 pub use batch::Batch;
 pub use comparison::{
-    Asked, Barrier, Children, Digests, Findings, Narrow, PresentRow, PresentRows, RowDigest,
+    Asked, Barrier, Children, Cut, Digests, Findings, Narrow, PresentRow, PresentRows, RowDigest,
     RowsRequest, TableChildren, TableKeys, TableNodes, TableRows, TableSum,
 };
 pub use copy::{Chunk, ChunkRequest};

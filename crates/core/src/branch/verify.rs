@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Branch;
 use crate::change::Key;
 use crate::failure::OfficeResult;
-use crate::identity::{Digest, LogPosition, Micros};
+use crate::identity::{Digest, Micros};
 use crate::message::{
-    Barrier, Children, Digests, Findings, Message, Narrow, PresentRow, PresentRows, RowsRequest,
-    TableChildren, TableSum,
+    Barrier, Children, Cut, Digests, Findings, Message, Narrow, PresentRow, PresentRows,
+    RowsRequest, TableChildren, TableSum,
 };
 use crate::office::{BATCH_BYTES, conclude, weight_of};
 use crate::port::{Database, Purpose};
@@ -26,7 +26,7 @@ const ROWS_AT_A_TIME: usize = 1_000;
 /// What was seen at the last barrier.
 #[derive(Debug)]
 pub(super) struct Seen {
-    position: LogPosition,
+    cut: Cut,
     sums: Sums,
     answer: Findings,
     /// Since when nobody has asked about it.
@@ -81,12 +81,15 @@ impl Branch {
             (Sums::default(), Findings::Rows(rows))
         };
         let seen = Seen {
-            position: self.book.cursor,
+            cut: Cut {
+                position: self.book.cursor,
+                chain: self.book.log_chain,
+            },
             sums,
             answer,
             since: None,
         };
-        self.tell_findings(seen.position, seen.answer.clone())?;
+        self.tell_findings(seen.cut, seen.answer.clone())?;
         self.seen = Some(seen);
         Ok(())
     }
@@ -99,8 +102,8 @@ impl Branch {
         schema
     }
 
-    fn tell_findings(&mut self, position: LogPosition, findings: Findings) -> OfficeResult<()> {
-        self.tell(&Message::Digests(Digests { position, findings }))
+    fn tell_findings(&mut self, cut: Cut, findings: Findings) -> OfficeResult<()> {
+        self.tell(&Message::Digests(Digests { cut, findings }))
     }
 
     /// Rows sent and not answered, and rows with notes.
@@ -126,7 +129,7 @@ impl Branch {
         let Some(seen) = &mut self.seen else {
             return Ok(());
         };
-        if seen.position != question.position {
+        if seen.cut != question.cut {
             return Ok(());
         }
         seen.since = None;
@@ -149,7 +152,7 @@ impl Branch {
             }
             Findings::Narrower(tables)
         };
-        self.tell_findings(question.position, findings)
+        self.tell_findings(question.cut, findings)
     }
 
     /// Drops the sums of the last cut when nobody asks about them any more.
@@ -172,6 +175,7 @@ impl Branch {
         let outcome = self.present(db, &request).await;
         let rows = conclude(db, outcome).await?;
         self.tell(&Message::Rows(PresentRows {
+            cut: request.cut,
             position: self.book.cursor,
             rows,
         }))

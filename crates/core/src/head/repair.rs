@@ -66,7 +66,8 @@ impl Head {
                 }),
             }
         }
-        let request = Message::RowsRequest(RowsRequest { tables });
+        let cut = running.cut;
+        let request = Message::RowsRequest(RowsRequest { cut, tables });
         self.ask_compared(branch, &request)
     }
 
@@ -76,7 +77,8 @@ impl Head {
             && let Some(compared) = running.branches.get_mut(origin)
         {
             running.bytes += bytes as u64;
-            if running.stage == Stage::Fetching && compared.awaited && compared.fetched.is_none() {
+            let asked = running.stage == Stage::Fetching && compared.awaited;
+            if asked && rows.cut == running.cut && compared.fetched.is_none() {
                 compared.fetched = Some(rows);
             }
         }

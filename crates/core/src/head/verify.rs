@@ -8,12 +8,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::writer::LogWriter;
 use super::{Barrier, Head, LogBody};
+use crate::books::HeadBook;
 use crate::change::Key;
 use crate::envelope;
 use crate::failure::OfficeResult;
-use crate::identity::{LogPosition, Micros, OfficeName};
+use crate::identity::{Micros, OfficeName};
 use crate::message::{
-    Asked, Digests, Findings, Message, Narrow, PresentRows, TableChildren, TableNodes, TableRows,
+    Asked, Cut, Digests, Findings, Message, Narrow, PresentRows, TableChildren, TableNodes,
+    TableRows,
 };
 use crate::office::conclude;
 use crate::output::{Notice, Output, To};
@@ -74,8 +76,8 @@ pub(super) struct Running {
     id: u64,
     pub(super) wanted: Wanted,
     pub(super) stage: Stage,
-    /// The last barrier's place.
-    position: LogPosition,
+    /// The last barrier.
+    pub(super) cut: Cut,
     /// When the present stage, and the last round of questions, began.
     pub(super) since: Micros,
     pub(super) asked: Micros,
@@ -166,6 +168,14 @@ fn nodes(of: &ByTable<BTreeSet<Node>>) -> Vec<TableNodes> {
     nodes.collect()
 }
 
+/// The log's last entry.
+fn cut_at(book: &HeadBook) -> Cut {
+    Cut {
+        position: book.last,
+        chain: book.chain,
+    }
+}
+
 impl Head {
     /// Asks for a comparison with all branches, and where wanted for a repair of the rows that differ; the outcome
     /// comes as a notice.
@@ -198,7 +208,7 @@ impl Head {
             branches: branches.collect(),
             wanted: wanted.clone(),
             stage: Stage::Narrowing,
-            position: LogPosition::NONE,
+            cut: cut_at(&self.book),
             since: now,
             asked: now,
             bytes: 0,
@@ -297,10 +307,7 @@ impl Head {
         asked: Vec<Asked>,
     ) -> OfficeResult<()> {
         while self.take(db, now).await? {}
-        let barrier = Barrier {
-            verification: running.id,
-            asked,
-        };
+        let barrier = Barrier { asked };
         db.begin(Purpose::Apply).await?;
         let outcome = async {
             let mut writer = LogWriter::new(&self.identity, &self.schema, self.book.clone());
@@ -311,7 +318,7 @@ impl Head {
         let outcome = outcome.await;
         let (book, fresh) = conclude(db, outcome).await?;
         running.bytes += super::repair::bytes_of(&fresh);
-        running.position = book.last;
+        running.cut = cut_at(&book);
         (running.since, running.asked) = (now, now);
         self.book = book;
         self.appended = now;
@@ -333,7 +340,7 @@ impl Head {
             return Ok(());
         };
         running.bytes += bytes as u64;
-        if digests.position != running.position || !compared.awaited {
+        if digests.cut != running.cut || !compared.awaited {
             return Ok(());
         }
         let narrowing = !compared.narrowing.is_empty();
@@ -381,7 +388,7 @@ impl Head {
             return Ok(());
         };
         let question = Message::Narrow(Narrow {
-            position: running.position,
+            cut: running.cut,
             tables: nodes(&compared.narrowing),
         });
         self.ask_compared(branch, &question)
@@ -509,7 +516,7 @@ impl Head {
             id: running.id,
             wanted_by: running.wanted.by,
             repair: running.wanted.repair,
-            cut: running.position,
+            cut: running.cut.position,
             bytes: running.bytes,
             branches,
         };

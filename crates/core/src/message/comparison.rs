@@ -9,12 +9,21 @@ use crate::schema::TableId;
 /// A place in the log at which offices look at their tables.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Barrier {
-    /// The comparison's number.
-    #[n(0)]
-    pub verification: u64,
     /// Who is asked, and for what.
-    #[n(1)]
+    #[n(0)]
     pub asked: Vec<Asked>,
+}
+
+/// Names a barrier, in questions and answers about it. The place alone does not: where a head was restored, the log that it
+/// lost may have had a barrier there, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Cut {
+    /// The barrier's place.
+    #[n(0)]
+    pub position: LogPosition,
+    /// The hash of its envelope.
+    #[n(1)]
+    pub chain: Digest,
 }
 
 /// What a barrier asks of one branch.
@@ -42,9 +51,9 @@ pub struct TableNodes {
 /// Asks for narrower sums of a cut.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Narrow {
-    /// The barrier's place.
+    /// The barrier.
     #[n(0)]
-    pub position: LogPosition,
+    pub cut: Cut,
     /// The nodes whose children's sums are wanted; where empty, what was answered at the barrier is wanted again.
     #[n(1)]
     pub tables: Vec<TableNodes>,
@@ -53,9 +62,9 @@ pub struct Narrow {
 /// What a branch's tables were at a barrier.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Digests {
-    /// The barrier's place.
+    /// The barrier.
     #[n(0)]
-    pub position: LogPosition,
+    pub cut: Cut,
     /// What is said of it.
     #[n(1)]
     pub findings: Findings,
@@ -159,8 +168,11 @@ pub struct RowDigest {
 /// Asks for rows as they are now.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct RowsRequest {
-    /// Their keys.
+    /// The barrier at which they differed.
     #[n(0)]
+    pub cut: Cut,
+    /// Their keys.
+    #[n(1)]
     pub tables: Vec<TableKeys>,
 }
 
@@ -178,11 +190,14 @@ pub struct TableKeys {
 /// Rows as they are now: as many of those asked for, from the first on, as one message should hold.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct PresentRows {
-    /// The last log entry in the branch's database.
+    /// The barrier that the question named.
     #[n(0)]
+    pub cut: Cut,
+    /// The last log entry in the branch's database.
+    #[n(1)]
     pub position: LogPosition,
     /// The rows.
-    #[n(1)]
+    #[n(2)]
     pub rows: Vec<PresentRow>,
 }
 

@@ -319,6 +319,47 @@ fn lost_entries_that_came_late_are_noticed_where_nothing_follows_them() {
     take_part_again(&mut company);
 }
 
+/// The lost log had a comparison where the log that the head went on with has one, and a broker brings an answer to that late.
+#[test]
+fn an_answer_to_a_lost_comparison_is_none_to_the_one_in_its_place() {
+    let mut company = shop(2);
+    let image = company.head_image();
+    company.cut(1);
+    company.write_head(&[update(2, "twice the same")]);
+    company.settle();
+    let heard = company.heard.len();
+    company.head.verify(false);
+    company.settle();
+    let (lost, late) = (company.head.last(), company.heard[heard..].to_vec());
+    company.cut(0);
+    company.restore_head(&image);
+    company.connect(1);
+    company.write_head(&[update(2, "twice the same")]);
+    company.settle();
+    company.notices.clear();
+    company.head.verify(false);
+    company.try_head().unwrap();
+    assert_eq!(company.head.last(), lost);
+    for (_, bytes) in &late {
+        company.deliver_late(bytes);
+    }
+    company.settle();
+    company.tick(61_000);
+    company.settle();
+    let found = company.notices.iter().find_map(|notice| match notice {
+        Notice::Verified(verification) => Some(verification.branches.clone()),
+        _ => None,
+    });
+    let answered = found
+        .unwrap()
+        .into_iter()
+        .map(|branch| (branch.name, branch.answered));
+    assert_eq!(
+        answered.collect::<Vec<_>>(),
+        [("b1".into(), false), ("b2".into(), true)]
+    );
+}
+
 /// The backup has the row in its capture only, and what came of it is in the lost part of the log.
 #[test]
 fn a_row_that_came_before_the_backup_and_goes_after_it_is_gone_everywhere() {
