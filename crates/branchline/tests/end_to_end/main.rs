@@ -16,6 +16,7 @@ mod joining;
 mod journal;
 mod large;
 mod leaving;
+mod line;
 mod manners;
 mod mariadb;
 mod office;

@@ -1,115 +1,37 @@
-//! A branch behind a poor line: in a network namespace of its own, slow, lossy where the system can do that, and
-//! silently dead for seconds at a time. Skipped, with a word, where no namespace can be made.
+//! A branch behind a poor line: in a network namespace of its own, slow, lossy, and silently dead for seconds at a
+//! time. Skipped, with a word, where no namespace can be made.
 
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use branchline_testkit::servers::{free_port, postgres};
 use tempfile::TempDir;
 
 use crate::company::seed;
+use crate::line::{Line, Quality};
 use crate::office::{Office, settle, skipped, wait_until};
 use crate::sql::Db;
 use crate::torture::ledger::{self, Keeper, Ledger};
 
 const SOON: Duration = Duration::from_secs(90);
 /// Packets are late, out of order, lost and doubled.
-const POOR: &str = "netem delay 80ms 30ms loss 3% duplicate 1% rate 2mbit";
-/// Where the system has no netem: a modem whose short queue overflows.
-const SLOW: &str = "tbf rate 400kbit burst 4kb latency 60ms";
-
-/// A namespace with one line to ours.
-struct Line {
-    namespace: String,
-    ours: String,
-    address: String,
-}
-
-fn ip(arguments: &str) -> Result<(), String> {
-    let mut command = Command::new("ip");
-    match command.args(arguments.split(' ')).output() {
-        Ok(output) if output.status.success() => Ok(()),
-        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
-impl Line {
-    fn lay() -> Result<Self, String> {
-        let number = std::process::id() % 10_000;
-        let (namespace, ours, theirs) = (
-            format!("bl-{number}"),
-            format!("bl-{number}-a"),
-            format!("bl-{number}-b"),
-        );
-        let net = format!("10.231.{}", number % 250);
-        ip(&format!("netns add {namespace}"))?;
-        let line = Self {
-            address: format!("{net}.1"),
-            namespace,
-            ours,
-        };
-        let (namespace, ours) = (&line.namespace, &line.ours);
-        ip(&format!("link add {ours} type veth peer name {theirs}"))?;
-        ip(&format!("link set {theirs} netns {namespace}"))?;
-        ip(&format!("addr add {net}.1/30 dev {ours}"))?;
-        ip(&format!("link set {ours} up"))?;
-        ip(&format!("-n {namespace} addr add {net}.2/30 dev {theirs}"))?;
-        ip(&format!("-n {namespace} link set {theirs} up"))?;
-        ip(&format!("-n {namespace} link set lo up"))?;
-        let shape = |how: &str| {
-            let mut tc = Command::new("tc");
-            tc.args(["qdisc", "add", "dev", ours, "root"]);
-            let here = tc.args(how.split(' ')).stderr(Stdio::null()).status();
-            let mut tc = Command::new("tc");
-            tc.args(["-n", namespace, "qdisc", "add", "dev", &theirs, "root"]);
-            let there = tc.args(how.split(' ')).stderr(Stdio::null()).status();
-            here.is_ok_and(|status| status.success()) && there.is_ok_and(|status| status.success())
-        };
-        if shape(POOR) {
-            println!("the line: {POOR}");
-        } else if shape(SLOW) {
-            skipped(&format!(
-                "loss and delay, since there is no netem here; the line: {SLOW}"
-            ));
-        } else {
-            return Err("tc can shape nothing".into());
-        }
-        Ok(line)
-    }
-
-    /// What the head sends vanishes; nobody is told.
-    fn silence(&self) {
-        ip(&format!("route add blackhole {}", self.far())).unwrap();
-    }
-
-    fn speak(&self) {
-        ip(&format!("route del blackhole {}", self.far())).unwrap();
-    }
-
-    fn far(&self) -> String {
-        format!("{}2/32", self.address.strip_suffix('1').unwrap())
-    }
-}
-
-impl Drop for Line {
-    fn drop(&mut self) {
-        drop(ip(&format!("route del blackhole {}", self.far())));
-        drop(ip(&format!("link del {}", self.ours)));
-        drop(ip(&format!("netns del {}", self.namespace)));
-    }
-}
+const POOR: Quality = Quality {
+    delay: Duration::from_millis(80),
+    jitter: Duration::from_millis(30),
+    loss: 0.03,
+    doubled: 0.01,
+    bytes_per_second: 250_000,
+};
 
 #[test]
 fn a_branch_behind_a_poor_line_gets_and_gives_everything() {
-    let line = match Line::lay() {
+    let seed = seed();
+    let line = match Line::lay(POOR, seed) {
         Ok(line) => line,
         Err(why) => {
-            skipped(&format!("no line can be shaped here: {why}"));
+            skipped(&format!("no line can be laid here: {why}"));
             return;
         }
     };
-    let seed = seed();
     let folder = TempDir::new().unwrap();
     let url = postgres().fresh_database();
     Db::open(&url).transaction(&ledger::schema(2)).unwrap();
@@ -150,6 +72,8 @@ fn a_branch_behind_a_poor_line_gets_and_gives_everything() {
             healed.elapsed()
         );
     }
+    println!("{} packets lost", line.lost());
+    assert!(line.lost() > 0);
     let ledgers: Vec<Ledger> = keepers.into_iter().map(Keeper::stop).collect();
     settle(&head, &[&branch], SOON);
     for office in [&head, &branch] {
