@@ -20,9 +20,19 @@ use crate::schema::{Column, Schema, SchemaVersion, Table, TableId};
 /// that it goes back to, until its batches say for themselves what they stand in.
 pub(super) const LOST_VERSIONS: &str = "lost-versions";
 
-/// How often a step is begun anew since the application has written to what goes with it. One that never pauses must not
-/// keep the step out for ever.
+/// How often in one piece of work a step is begun anew since the application has written to what goes with it. Then other
+/// work has its turn.
 const TRIES: u32 = 20;
+
+/// What became of a try to change the tables.
+enum Tried {
+    /// They are changed.
+    Done,
+    /// The application has written to what goes with the change.
+    Written,
+    /// The tables are not what they were when they were last looked at.
+    Unknown,
+}
 
 /// Notes on rows of tables whose shape changes, in both shapes.
 type Moved = Vec<(TableId, Vec<(Key, Option<(Key, Note)>)>)>;
@@ -36,21 +46,14 @@ impl Branch {
         }
     }
 
-    /// Changes the tables as the next log entry says.
+    /// Changes the tables as the next log entry says. Returns whether that is done.
     pub(super) async fn take_step<D: Database>(
         &mut self,
         db: &mut D,
         step: SchemaStep,
     ) -> OfficeResult<bool> {
-        let mut tries = TRIES;
-        loop {
-            if !self.take_all(db).await? {
-                return Ok(true);
-            }
-            if self.try_step(db, &step, tries == 0).await? {
-                break;
-            }
-            tries -= 1;
+        if !self.follow(db, &step.schema, Some(&step)).await? {
+            return Ok(false);
         }
         self.outputs
             .extend(self.inbox.leave(1).into_iter().map(Output::Settle));
@@ -60,47 +63,85 @@ impl Branch {
         Ok(true)
     }
 
-    /// Changes the tables, unless something of what goes with the step was written since all was taken; then returns false.
-    async fn try_step<D: Database>(
+    /// Takes what the application wrote so far, then changes the tables to another version, as a step of the log says or
+    /// without following the log there. Nothing is done, and false returned, where the tables turn out to be others than
+    /// they were known to be, so that they must be looked at first, and where the application gives no room.
+    pub(super) async fn follow<D: Database>(
         &mut self,
         db: &mut D,
-        step: &SchemaStep,
-        anyhow: bool,
+        to: &Schema,
+        step: Option<&SchemaStep>,
     ) -> OfficeResult<bool> {
-        let Some(slot) = self.inbox.slots().next() else {
-            return Ok(true);
-        };
-        let mut book = BranchBook {
-            cursor: slot.message.position,
-            log_chain: envelope::chain(&slot.bytes),
-            ..self.book.clone()
-        };
-        if step.compare {
-            book.compare = Some(true);
+        let mut needed = false;
+        for _ in 0..TRIES {
+            if !self.take_all(db, needed).await? {
+                return Ok(false);
+            }
+            match self.try_following(db, to, step).await? {
+                Tried::Done => return Ok(true),
+                Tried::Written => needed = true,
+                Tried::Unknown => {
+                    self.shape = None;
+                    self.stepped = true;
+                    return Ok(false);
+                }
+            }
         }
-        let followed = Entry {
-            number: slot.number,
-            bytes: slot.bytes.clone(),
-        };
-        let stream = self.book.followed();
+        Ok(false)
+    }
+
+    /// Changes the tables, unless they changed since they were looked at, or something of what goes was written since all
+    /// was taken.
+    async fn try_following<D: Database>(
+        &mut self,
+        db: &mut D,
+        to: &Schema,
+        step: Option<&SchemaStep>,
+    ) -> OfficeResult<Tried> {
+        let mut book = self.book.clone();
+        let mut followed = None;
+        if let Some(step) = step {
+            let Some(slot) = self.inbox.slots().next() else {
+                return Ok(Tried::Done);
+            };
+            book.cursor = slot.message.position;
+            book.log_chain = envelope::chain(&slot.bytes);
+            if step.compare {
+                book.compare = Some(true);
+            }
+            let entry = Entry {
+                number: slot.number,
+                bytes: slot.bytes.clone(),
+            };
+            followed = Some((self.book.followed(), entry));
+        }
         db.begin(Purpose::Load).await?;
-        let untaken = match anyhow || !self.is_prepared() || !self.may_freeze() {
-            true => Ok(false),
-            false => self.is_untaken(db, &step.schema).await,
+        let hindrance = if self.is_prepared() {
+            self.hindrance_to(db, to).await
+        } else {
+            Ok(None)
         };
-        if !matches!(untaken, Ok(false)) {
+        if !matches!(hindrance, Ok(None)) {
             db.rollback().await?;
-            return untaken.map(|_| false);
+            return hindrance.map(|hindrance| hindrance.unwrap_or(Tried::Written));
         }
-        self.evolve_on(
-            db,
-            &step.schema,
-            &step.dropped,
-            book,
-            Some((stream, followed)),
-        )
-        .await?;
-        Ok(true)
+        let dropped = step.map_or(&[][..], |step| &step.dropped);
+        self.evolve_on(db, to, dropped, book, followed).await?;
+        Ok(Tried::Done)
+    }
+
+    /// Why the tables cannot be changed now.
+    async fn hindrance_to<D: Database>(
+        &self,
+        db: &mut D,
+        to: &Schema,
+    ) -> OfficeResult<Option<Tried>> {
+        // What its application has renamed would be made again, empty.
+        if !self.is_as_known(db).await? {
+            return Ok(Some(Tried::Unknown));
+        }
+        let untaken = self.is_untaken(db, to).await?;
+        Ok(untaken.then_some(Tried::Written))
     }
 
     /// Whether the application wrote something that is not taken yet to a table that this version takes something from.
@@ -122,12 +163,29 @@ impl Branch {
         Ok(false)
     }
 
-    /// What the application wrote so far is sent as it wrote it: a column that goes takes its values with it. Returns
-    /// whether the tables are still as they were known.
-    pub(super) async fn take_all<D: Database>(&mut self, db: &mut D) -> OfficeResult<bool> {
+    /// Changes the tables to another version without following the log there, as [`Self::follow`] does. Where it does not
+    /// come to that, the branch greets again.
+    pub(super) async fn jump<D: Database>(
+        &mut self,
+        db: &mut D,
+        schema: &Schema,
+    ) -> OfficeResult<bool> {
+        if !self.is_prepared() {
+            return Ok(true);
+        }
+        self.follow(db, schema, None).await
+    }
+
+    /// What the application wrote so far is sent as it wrote it: a column that goes takes its values with it. Where they are
+    /// `needed` for that, more batches than else are unanswered. Returns whether the tables are still as they were known.
+    pub(super) async fn take_all<D: Database>(
+        &mut self,
+        db: &mut D,
+        needed: bool,
+    ) -> OfficeResult<bool> {
         // What was written a moment ago may not have been told yet.
         self.captured = true;
-        while self.captured && self.is_prepared() && self.may_freeze() {
+        while self.captured && self.is_prepared() && (needed || self.may_freeze()) {
             self.take(db, Micros(0)).await?;
             if self.stepped {
                 return Ok(false);
@@ -136,32 +194,7 @@ impl Branch {
         Ok(true)
     }
 
-    /// Changes the tables to another version without following the log there.
-    pub(super) async fn jump<D: Database>(
-        &mut self,
-        db: &mut D,
-        schema: Schema,
-    ) -> OfficeResult<()> {
-        if !self.is_prepared() {
-            return Ok(());
-        }
-        let book = self.book.clone();
-        self.evolve(db, &schema, &[], book, None).await
-    }
-
-    pub(super) async fn evolve<D: Database>(
-        &mut self,
-        db: &mut D,
-        to: &Schema,
-        dropped: &[TableId],
-        book: BranchBook,
-        followed: Option<(String, Entry)>,
-    ) -> OfficeResult<()> {
-        db.begin(Purpose::Load).await?;
-        self.evolve_on(db, to, dropped, book, followed).await
-    }
-
-    /// As [`Self::evolve`], in the transaction that is open; ends it.
+    /// Changes the tables in the transaction that is open, and ends it.
     async fn evolve_on<D: Database>(
         &mut self,
         db: &mut D,
@@ -302,7 +335,8 @@ impl Branch {
             return Ok(());
         }
         let (to, book) = (self.schema.clone(), self.book.clone());
-        self.evolve(db, &to, &[], book, None).await
+        db.begin(Purpose::Load).await?;
+        self.evolve_on(db, &to, &[], book, None).await
     }
 
     /// Notes whose key or row stands otherwise in the new version.
