@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::unanswered::Unanswered;
+use super::untaken::{Untaken, Written};
 use super::{BRANCH, Branch};
 use crate::books::{self, BranchBook, Joining, Note};
 use crate::change::Key;
@@ -14,14 +15,14 @@ use crate::message::{LogBody, SchemaStep};
 use crate::office::conclude;
 use crate::output::{Notice, Output};
 use crate::port::{Database, Entry, Evolution, Purpose};
-use crate::schema::{Column, Schema, SchemaVersion, Table, TableId};
+use crate::schema::{Schema, SchemaVersion, Table, TableId};
 
 /// The record of the versions that a branch leaves that goes back to where the head's log went on otherwise, with the one
 /// that it goes back to, until its batches say for themselves what they stand in.
 pub(super) const LOST_VERSIONS: &str = "lost-versions";
 
-/// How often in one piece of work a step is begun anew since the application has written to what goes with it. Then other
-/// work has its turn.
+/// How often a step is begun anew since the application has written to what goes with it. One that never pauses must not
+/// keep the step out for ever: what it wrote last is listed then.
 const TRIES: u32 = 20;
 
 /// What became of a try to change the tables.
@@ -65,21 +66,20 @@ impl Branch {
 
     /// Takes what the application wrote so far, then changes the tables to another version, as a step of the log says or
     /// without following the log there. Nothing is done, and false returned, where the tables turn out to be others than
-    /// they were known to be, so that they must be looked at first, and where the application gives no room.
+    /// they were known to be, so that they must be looked at first, and where the application wrote too much meanwhile.
     pub(super) async fn follow<D: Database>(
         &mut self,
         db: &mut D,
         to: &Schema,
         step: Option<&SchemaStep>,
     ) -> OfficeResult<bool> {
-        let mut needed = false;
-        for _ in 0..TRIES {
-            if !self.take_all(db, needed).await? {
+        for tried in 0..=TRIES {
+            if !self.take_all(db, tried > 0).await? {
                 return Ok(false);
             }
-            match self.try_following(db, to, step).await? {
+            match self.try_following(db, to, step, tried == TRIES).await? {
                 Tried::Done => return Ok(true),
-                Tried::Written => needed = true,
+                Tried::Written => {}
                 Tried::Unknown => {
                     self.shape = None;
                     self.stepped = true;
@@ -97,6 +97,7 @@ impl Branch {
         db: &mut D,
         to: &Schema,
         step: Option<&SchemaStep>,
+        anyhow: bool,
     ) -> OfficeResult<Tried> {
         let mut book = self.book.clone();
         let mut followed = None;
@@ -116,51 +117,43 @@ impl Branch {
             followed = Some((self.book.followed(), entry));
         }
         db.begin(Purpose::Load).await?;
-        let hindrance = if self.is_prepared() {
-            self.hindrance_to(db, to).await
+        let found = if self.is_prepared() {
+            self.untaken_as_known(db, to, anyhow).await
         } else {
-            Ok(None)
+            Ok(Ok(Untaken::new()))
         };
-        if !matches!(hindrance, Ok(None)) {
-            db.rollback().await?;
-            return hindrance.map(|hindrance| hindrance.unwrap_or(Tried::Written));
-        }
+        let untaken = match found {
+            Ok(Ok(untaken)) => untaken,
+            Ok(Err(hindered)) => {
+                db.rollback().await?;
+                return Ok(hindered);
+            }
+            Err(error) => {
+                db.rollback().await?;
+                return Err(error);
+            }
+        };
         let dropped = step.map_or(&[][..], |step| &step.dropped);
-        self.evolve_on(db, to, dropped, book, followed).await?;
+        self.evolve_on(db, to, dropped, book, followed, untaken)
+            .await?;
         Ok(Tried::Done)
     }
 
-    /// Why the tables cannot be changed now.
-    async fn hindrance_to<D: Database>(
+    /// What is to be listed when the tables change now, or why they cannot.
+    async fn untaken_as_known<D: Database>(
         &self,
         db: &mut D,
         to: &Schema,
-    ) -> OfficeResult<Option<Tried>> {
+        anyhow: bool,
+    ) -> OfficeResult<Result<Untaken, Tried>> {
         // What its application has renamed would be made again, empty.
         if !self.is_as_known(db).await? {
-            return Ok(Some(Tried::Unknown));
+            return Ok(Err(Tried::Unknown));
         }
-        let untaken = self.is_untaken(db, to).await?;
-        Ok(untaken.then_some(Tried::Written))
-    }
-
-    /// Whether the application wrote something that is not taken yet to a table that this version takes something from.
-    /// Nothing more is written to these tables until the transaction ends, where the engine can see to that.
-    async fn is_untaken<D: Database>(&self, db: &mut D, to: &Schema) -> OfficeResult<bool> {
-        let loses = |from: &&Table| {
-            let stays = |column: &Column| {
-                let mut columns = to.table(from.id).into_iter().flat_map(|to| &to.columns);
-                columns.any(|one| one.id == column.id && one.kind == column.kind)
-            };
-            !from.columns.iter().all(stays)
-        };
-        for table in self.schema.tables.iter().filter(loses) {
-            db.hold_still(table).await?;
-            if !db.captured(table, None).await?.is_empty() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        Ok(match self.untaken(db, to, anyhow).await? {
+            Written::Rows(rows) => Ok(rows),
+            Written::Something => Err(Tried::Written),
+        })
     }
 
     /// Changes the tables to another version without following the log there, as [`Self::follow`] does. Where it does not
@@ -202,6 +195,7 @@ impl Branch {
         dropped: &[TableId],
         mut book: BranchBook,
         followed: Option<(String, Entry)>,
+        mut untaken: Untaken,
     ) -> OfficeResult<()> {
         let fresh: Vec<TableId> = to.tables.iter().map(|table| table.id).collect();
         let fresh: Vec<TableId> = fresh
@@ -230,6 +224,7 @@ impl Branch {
         versions.add(to.clone());
         let mut refused = Vec::new();
         let mut differing = self.differing.clone();
+        let mut listed = Vec::new();
         let outcome = async {
             let moved = self.moved_notes(db, to).await?;
             let done = if prepared {
@@ -237,6 +232,8 @@ impl Branch {
             } else {
                 Evolution::default()
             };
+            untaken.extend(done.untaken);
+            listed = self.list_untaken(db, to, &untaken).await?;
             let before = book.refused.len();
             book.refused
                 .retain(|table| done.refused.iter().any(|(id, _)| *id == table.id));
@@ -312,6 +309,9 @@ impl Branch {
         for what in refused {
             self.notice(Notice::Trouble(what));
         }
+        for listed in listed {
+            self.notice(listed);
+        }
         self.stepped = true;
         self.shape = None;
         let again = to.version == self.schema.version;
@@ -336,7 +336,8 @@ impl Branch {
         }
         let (to, book) = (self.schema.clone(), self.book.clone());
         db.begin(Purpose::Load).await?;
-        self.evolve_on(db, &to, &[], book, None).await
+        self.evolve_on(db, &to, &[], book, None, Untaken::new())
+            .await
     }
 
     /// Notes whose key or row stands otherwise in the new version.
