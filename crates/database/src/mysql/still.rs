@@ -55,8 +55,9 @@ pub(super) async fn lock(db: &mut MysqlDatabase, table: &Table) -> Tried<bool> {
     }
     db.forget_layouts();
     let tried = async {
+        // Rows are read under the name `r`, and each name is locked for itself.
         let mut sql = format!(
-            "LOCK TABLES {} WRITE, branchline_meta WRITE",
+            "LOCK TABLES {0} WRITE, {0} AS r READ, branchline_meta WRITE",
             ident(&table.name)
         );
         if db.flavour == Flavour::MySql {
