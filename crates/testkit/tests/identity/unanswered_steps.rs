@@ -1,4 +1,4 @@
-//! The head's tables change while a branch has as many unanswered batches as it may have.
+//! The head's tables change while a branch has as many unanswered batches as it may have, or writes without pause.
 
 use branchline_core::change::Row;
 use branchline_core::conflict::Reason;
@@ -6,6 +6,7 @@ use branchline_core::message::Message;
 use branchline_core::schema::{Column, Table};
 use branchline_core::value::{Type, Value};
 use branchline_testkit::conformance::Op;
+use branchline_testkit::sim::faults::Plan;
 
 use crate::company::{Company, NAMES, STOCK, insert, key, row};
 
@@ -146,4 +147,27 @@ fn what_a_branch_could_not_freeze_of_a_column_that_goes_when_it_goes_back_is_lis
 
 fn insert_with_remark(id: i64) -> Op {
     Op::Insert(NAMES, noted(id, "two", "a remark"))
+}
+
+/// It never pauses: the step is not kept out for ever, and what it takes away last is listed at the branch.
+#[test]
+fn what_a_branch_writes_without_pause_to_a_column_that_goes_is_listed() {
+    let mut company = with_notes();
+    company.branches[0].lose = |message| matches!(message, Message::Batch(_));
+    company.alter_head(NAMES, |table| drop(table.columns.pop()));
+    company.step();
+    let mut plan = Plan {
+        restless: vec![change(noted(1, "uno", "without pause"))],
+        ..Plan::default()
+    };
+    company.work_under(0, &mut plan).unwrap();
+    assert_eq!(company.branches[0].branch.schema().version, 3);
+    let listed = company.conflicts_at(0);
+    let rows: Vec<_> = listed.iter().map(|record| &record.theirs).collect();
+    assert_eq!(rows, [&Some(noted(1, "uno", "without pause"))]);
+    assert_eq!(listed[0].reason, Reason::SchemaChanged);
+    company.branches[0].lose = |_| false;
+    company.settle();
+    company.assert_even();
+    assert_eq!(company.head_names()[&1], "uno");
 }
