@@ -43,6 +43,7 @@ mod succeed;
 mod take;
 mod unanswered;
 mod unfit;
+mod untaken;
 mod verify;
 
 pub use founding::Enrolment;

@@ -165,6 +165,10 @@ pub struct Evolution {
     pub found: Vec<(TableId, ColumnId)>,
     /// Foreign keys of the version that the database did not take, each in a sentence: their tables do without.
     pub unbound: Vec<String>,
+    /// Rows that the application wrote after the caller's last look at the capture, of tables that it had told to
+    /// [`Database::hold_still`], as they were before the change, with the table that they stood in. Only where DDL commits by
+    /// itself.
+    pub untaken: Vec<(Table, Vec<Row>)>,
 }
 
 /// Something in a database that will hurt.
@@ -355,7 +359,8 @@ pub trait Database: Send {
     fn shape(&mut self, schema: &Schema) -> impl Future<Output = DbResult<Digest>> + Send;
     /// Waits for the application's transactions that write to this table, and keeps others from writing to it until the open
     /// [`Purpose::Load`] transaction ends: what they wrote is [`Self::captured`] then. Where DDL commits by itself (MariaDB)
-    /// nothing can be kept, and this does nothing.
+    /// they are kept out while the table changes: [`Self::evolve`] is [`DatabaseError::Busy`], a few times, where something
+    /// is captured by then, and later tells it as [`Evolution::untaken`].
     fn hold_still(&mut self, table: &Table) -> impl Future<Output = DbResult<()>> + Send;
     /// Turns the tables of `from` into those of `to` by the engine's own DDL, and installs capture for `to`. Needs an open
     /// [`Purpose::Load`] transaction, in which it becomes true with the books; where DDL commits by itself (MariaDB) it ends that

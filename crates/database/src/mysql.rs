@@ -38,6 +38,7 @@ mod rekey;
 mod retype;
 mod session;
 mod shape;
+mod still;
 mod take;
 mod tls;
 mod types;
@@ -57,6 +58,7 @@ pub use watch::{Watcher, watch};
 
 impl Database for MysqlDatabase {
     async fn begin(&mut self, purpose: Purpose) -> DbResult<()> {
+        self.still.forget_tables();
         self.open(purpose).await
     }
     async fn commit(&mut self) -> DbResult<()> {
@@ -141,7 +143,8 @@ impl Database for MysqlDatabase {
     async fn shape(&mut self, schema: &Schema) -> DbResult<Digest> {
         shape::shape(self, schema).await
     }
-    async fn hold_still(&mut self, _table: &Table) -> DbResult<()> {
+    async fn hold_still(&mut self, table: &Table) -> DbResult<()> {
+        self.still.add(table.id);
         Ok(())
     }
     async fn evolve(

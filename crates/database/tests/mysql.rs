@@ -13,6 +13,8 @@ mod catalogue;
 mod connecting;
 #[path = "mysql/shop.rs"]
 mod shop;
+#[path = "mysql/stepping.rs"]
+mod stepping;
 #[path = "mysql/taking.rs"]
 mod taking;
 #[path = "mysql/types.rs"]

@@ -20,6 +20,7 @@ mod identity {
     mod schema_forks;
     mod schema_steps;
     mod settling;
+    mod unanswered_steps;
     mod uncompared;
 }
 

@@ -82,13 +82,13 @@ impl Branch {
         now: Micros,
         welcome: Welcome,
     ) -> OfficeResult<()> {
-        if !self.take_all(db).await? {
-            // The tables changed here; it greets again.
+        let ready = match &welcome.schema {
+            Some(schema) => self.follow(db, schema, None).await?,
+            None => self.take_all(db, false).await?,
+        };
+        if !ready {
+            // It greets again.
             return Ok(());
-        }
-        if let Some(schema) = &welcome.schema {
-            let book = self.book.clone();
-            self.evolve(db, schema, &[], book, None).await?;
         }
         let former = self.book.cursor;
         let incarnation = self.fresh_incarnation(now);

@@ -72,22 +72,18 @@ impl Branch {
         }
         // A welcome that comes twice, or late, must not take back what was followed since.
         if welcome.beyond_horizon && welcome.last > self.book.cursor {
-            if let Some(schema) = welcome.schema.clone() {
-                if !self.take_all(db).await? {
-                    // The tables changed here; it greets again.
-                    return Ok(());
-                }
-                self.jump(db, schema).await?;
+            if let Some(schema) = welcome.schema.clone()
+                && !self.jump(db, &schema).await?
+            {
+                return Ok(());
             }
             self.copy_anew(db, &welcome).await?;
         }
         if let Some((place, chain)) = welcome.rewind {
-            if let Some(schema) = welcome.schema.filter(|_| place <= self.book.cursor) {
-                if !self.take_all(db).await? {
-                    // The tables changed here; it greets again.
-                    return Ok(());
-                }
-                self.jump(db, schema).await?;
+            if let Some(schema) = welcome.schema.filter(|_| place <= self.book.cursor)
+                && !self.jump(db, &schema).await?
+            {
+                return Ok(());
             }
             let known = welcome.cursor;
             return self.rewind(db, now, (place, chain), known).await;

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::unanswered::Unanswered;
+use super::untaken::{Untaken, Written};
 use super::{BRANCH, Branch};
 use crate::books::{self, BranchBook, Joining, Note};
 use crate::change::Key;
@@ -14,15 +15,25 @@ use crate::message::{LogBody, SchemaStep};
 use crate::office::conclude;
 use crate::output::{Notice, Output};
 use crate::port::{Database, Entry, Evolution, Purpose};
-use crate::schema::{Column, Schema, SchemaVersion, Table, TableId};
+use crate::schema::{Schema, SchemaVersion, Table, TableId};
 
 /// The record of the versions that a branch leaves that goes back to where the head's log went on otherwise, with the one
 /// that it goes back to, until its batches say for themselves what they stand in.
 pub(super) const LOST_VERSIONS: &str = "lost-versions";
 
 /// How often a step is begun anew since the application has written to what goes with it. One that never pauses must not
-/// keep the step out for ever.
+/// keep the step out for ever: what it wrote last is listed then.
 const TRIES: u32 = 20;
+
+/// What became of a try to change the tables.
+enum Tried {
+    /// They are changed.
+    Done,
+    /// The application has written to what goes with the change.
+    Written,
+    /// The tables are not what they were when they were last looked at.
+    Unknown,
+}
 
 /// Notes on rows of tables whose shape changes, in both shapes.
 type Moved = Vec<(TableId, Vec<(Key, Option<(Key, Note)>)>)>;
@@ -36,21 +47,14 @@ impl Branch {
         }
     }
 
-    /// Changes the tables as the next log entry says.
+    /// Changes the tables as the next log entry says. Returns whether that is done.
     pub(super) async fn take_step<D: Database>(
         &mut self,
         db: &mut D,
         step: SchemaStep,
     ) -> OfficeResult<bool> {
-        let mut tries = TRIES;
-        loop {
-            if !self.take_all(db).await? {
-                return Ok(true);
-            }
-            if self.try_step(db, &step, tries == 0).await? {
-                break;
-            }
-            tries -= 1;
+        if !self.follow(db, &step.schema, Some(&step)).await? {
+            return Ok(false);
         }
         self.outputs
             .extend(self.inbox.leave(1).into_iter().map(Output::Settle));
@@ -60,74 +64,121 @@ impl Branch {
         Ok(true)
     }
 
-    /// Changes the tables, unless something of what goes with the step was written since all was taken; then returns false.
-    async fn try_step<D: Database>(
+    /// Takes what the application wrote so far, then changes the tables to another version, as a step of the log says or
+    /// without following the log there. Nothing is done, and false returned, where the tables turn out to be others than
+    /// they were known to be, so that they must be looked at first, and where the application wrote too much meanwhile.
+    pub(super) async fn follow<D: Database>(
         &mut self,
         db: &mut D,
-        step: &SchemaStep,
-        anyhow: bool,
+        to: &Schema,
+        step: Option<&SchemaStep>,
     ) -> OfficeResult<bool> {
-        let Some(slot) = self.inbox.slots().next() else {
-            return Ok(true);
-        };
-        let mut book = BranchBook {
-            cursor: slot.message.position,
-            log_chain: envelope::chain(&slot.bytes),
-            ..self.book.clone()
-        };
-        if step.compare {
-            book.compare = Some(true);
-        }
-        let followed = Entry {
-            number: slot.number,
-            bytes: slot.bytes.clone(),
-        };
-        let stream = self.book.followed();
-        db.begin(Purpose::Load).await?;
-        let untaken = match anyhow || !self.is_prepared() || !self.may_freeze() {
-            true => Ok(false),
-            false => self.is_untaken(db, &step.schema).await,
-        };
-        if !matches!(untaken, Ok(false)) {
-            db.rollback().await?;
-            return untaken.map(|_| false);
-        }
-        self.evolve_on(
-            db,
-            &step.schema,
-            &step.dropped,
-            book,
-            Some((stream, followed)),
-        )
-        .await?;
-        Ok(true)
-    }
-
-    /// Whether the application wrote something that is not taken yet to a table that this version takes something from.
-    /// Nothing more is written to these tables until the transaction ends, where the engine can see to that.
-    async fn is_untaken<D: Database>(&self, db: &mut D, to: &Schema) -> OfficeResult<bool> {
-        let loses = |from: &&Table| {
-            let stays = |column: &Column| {
-                let mut columns = to.table(from.id).into_iter().flat_map(|to| &to.columns);
-                columns.any(|one| one.id == column.id && one.kind == column.kind)
-            };
-            !from.columns.iter().all(stays)
-        };
-        for table in self.schema.tables.iter().filter(loses) {
-            db.hold_still(table).await?;
-            if !db.captured(table, None).await?.is_empty() {
-                return Ok(true);
+        for tried in 0..=TRIES {
+            if !self.take_all(db, tried > 0).await? {
+                return Ok(false);
+            }
+            match self.try_following(db, to, step, tried == TRIES).await? {
+                Tried::Done => return Ok(true),
+                Tried::Written => {}
+                Tried::Unknown => {
+                    self.shape = None;
+                    self.stepped = true;
+                    return Ok(false);
+                }
             }
         }
         Ok(false)
     }
 
-    /// What the application wrote so far is sent as it wrote it: a column that goes takes its values with it. Returns
-    /// whether the tables are still as they were known.
-    pub(super) async fn take_all<D: Database>(&mut self, db: &mut D) -> OfficeResult<bool> {
+    /// Changes the tables, unless they changed since they were looked at, or something of what goes was written since all
+    /// was taken.
+    async fn try_following<D: Database>(
+        &mut self,
+        db: &mut D,
+        to: &Schema,
+        step: Option<&SchemaStep>,
+        anyhow: bool,
+    ) -> OfficeResult<Tried> {
+        let mut book = self.book.clone();
+        let mut followed = None;
+        if let Some(step) = step {
+            let Some(slot) = self.inbox.slots().next() else {
+                return Ok(Tried::Done);
+            };
+            book.cursor = slot.message.position;
+            book.log_chain = envelope::chain(&slot.bytes);
+            if step.compare {
+                book.compare = Some(true);
+            }
+            let entry = Entry {
+                number: slot.number,
+                bytes: slot.bytes.clone(),
+            };
+            followed = Some((self.book.followed(), entry));
+        }
+        db.begin(Purpose::Load).await?;
+        let found = if self.is_prepared() {
+            self.untaken_as_known(db, to, anyhow).await
+        } else {
+            Ok(Ok(Untaken::new()))
+        };
+        let untaken = match found {
+            Ok(Ok(untaken)) => untaken,
+            Ok(Err(hindered)) => {
+                db.rollback().await?;
+                return Ok(hindered);
+            }
+            Err(error) => {
+                db.rollback().await?;
+                return Err(error);
+            }
+        };
+        let dropped = step.map_or(&[][..], |step| &step.dropped);
+        self.evolve_on(db, to, dropped, book, followed, untaken)
+            .await?;
+        Ok(Tried::Done)
+    }
+
+    /// What is to be listed when the tables change now, or why they cannot.
+    async fn untaken_as_known<D: Database>(
+        &self,
+        db: &mut D,
+        to: &Schema,
+        anyhow: bool,
+    ) -> OfficeResult<Result<Untaken, Tried>> {
+        // What its application has renamed would be made again, empty.
+        if !self.is_as_known(db).await? {
+            return Ok(Err(Tried::Unknown));
+        }
+        Ok(match self.untaken(db, to, anyhow).await? {
+            Written::Rows(rows) => Ok(rows),
+            Written::Something => Err(Tried::Written),
+        })
+    }
+
+    /// Changes the tables to another version without following the log there, as [`Self::follow`] does. Where it does not
+    /// come to that, the branch greets again.
+    pub(super) async fn jump<D: Database>(
+        &mut self,
+        db: &mut D,
+        schema: &Schema,
+    ) -> OfficeResult<bool> {
+        if !self.is_prepared() {
+            return Ok(true);
+        }
+        self.follow(db, schema, None).await
+    }
+
+    /// What the application wrote so far is sent as it wrote it: a column that goes takes its values with it. Where they are
+    /// `needed` for that, more batches than else are unanswered. Returns whether the tables are still as they were known.
+    pub(super) async fn take_all<D: Database>(
+        &mut self,
+        db: &mut D,
+        needed: bool,
+    ) -> OfficeResult<bool> {
         // What was written a moment ago may not have been told yet.
         self.captured = true;
-        while self.captured && self.is_prepared() && self.may_freeze() {
+        while self.captured && self.is_prepared() && (needed || self.may_freeze()) {
             self.take(db, Micros(0)).await?;
             if self.stepped {
                 return Ok(false);
@@ -136,32 +187,7 @@ impl Branch {
         Ok(true)
     }
 
-    /// Changes the tables to another version without following the log there.
-    pub(super) async fn jump<D: Database>(
-        &mut self,
-        db: &mut D,
-        schema: Schema,
-    ) -> OfficeResult<()> {
-        if !self.is_prepared() {
-            return Ok(());
-        }
-        let book = self.book.clone();
-        self.evolve(db, &schema, &[], book, None).await
-    }
-
-    pub(super) async fn evolve<D: Database>(
-        &mut self,
-        db: &mut D,
-        to: &Schema,
-        dropped: &[TableId],
-        book: BranchBook,
-        followed: Option<(String, Entry)>,
-    ) -> OfficeResult<()> {
-        db.begin(Purpose::Load).await?;
-        self.evolve_on(db, to, dropped, book, followed).await
-    }
-
-    /// As [`Self::evolve`], in the transaction that is open; ends it.
+    /// Changes the tables in the transaction that is open, and ends it.
     async fn evolve_on<D: Database>(
         &mut self,
         db: &mut D,
@@ -169,6 +195,7 @@ impl Branch {
         dropped: &[TableId],
         mut book: BranchBook,
         followed: Option<(String, Entry)>,
+        mut untaken: Untaken,
     ) -> OfficeResult<()> {
         let fresh: Vec<TableId> = to.tables.iter().map(|table| table.id).collect();
         let fresh: Vec<TableId> = fresh
@@ -197,6 +224,7 @@ impl Branch {
         versions.add(to.clone());
         let mut refused = Vec::new();
         let mut differing = self.differing.clone();
+        let mut listed = Vec::new();
         let outcome = async {
             let moved = self.moved_notes(db, to).await?;
             let done = if prepared {
@@ -204,6 +232,8 @@ impl Branch {
             } else {
                 Evolution::default()
             };
+            untaken.extend(done.untaken);
+            listed = self.list_untaken(db, to, &untaken).await?;
             let before = book.refused.len();
             book.refused
                 .retain(|table| done.refused.iter().any(|(id, _)| *id == table.id));
@@ -279,6 +309,9 @@ impl Branch {
         for what in refused {
             self.notice(Notice::Trouble(what));
         }
+        for listed in listed {
+            self.notice(listed);
+        }
         self.stepped = true;
         self.shape = None;
         let again = to.version == self.schema.version;
@@ -302,7 +335,9 @@ impl Branch {
             return Ok(());
         }
         let (to, book) = (self.schema.clone(), self.book.clone());
-        self.evolve(db, &to, &[], book, None).await
+        db.begin(Purpose::Load).await?;
+        self.evolve_on(db, &to, &[], book, None, Untaken::new())
+            .await
     }
 
     /// Notes whose key or row stands otherwise in the new version.

@@ -16,6 +16,7 @@ use mysql_async::{Conn, Row, Value};
 use super::error::{LOCKED, code, ends_the_connection, failed, on_table};
 use super::layout::Layout;
 use super::session::session;
+use super::still::Still;
 use super::take::Taking;
 use super::tls::{Target, target};
 
@@ -132,6 +133,7 @@ pub struct MysqlDatabase {
     /// This process owns the office: so must each connection that replaces a broken one.
     owner: bool,
     pub(super) taking: Taking,
+    pub(super) still: Still,
 }
 
 impl MysqlDatabase {
@@ -156,6 +158,7 @@ impl MysqlDatabase {
             whole_rollback: session.whole_rollback,
             owner: false,
             taking: Taking::default(),
+            still: Still::default(),
         })
     }
 
@@ -275,6 +278,16 @@ impl MysqlDatabase {
             code: code(&error),
             error: on_table(table, &error),
         })
+    }
+
+    /// As [`Self::rows`]; the server's own code comes with the error.
+    pub(super) async fn try_rows(&mut self, sql: impl AsRef<[u8]>) -> Result<Vec<Cells>, Failure> {
+        let sent = self.send(sql.as_ref()).await;
+        let rows = sent.map_err(|error| Failure {
+            code: code(&error),
+            error: failed(&error),
+        })?;
+        Ok(rows.into_iter().map(Cells::of).collect())
     }
 
     /// Runs a `SELECT ... FOR UPDATE NOWAIT`, again and again for a while.

@@ -21,7 +21,7 @@ use super::layout::Declared;
 use super::literal::text_literal;
 use super::retype::{check, lengths, whole};
 use super::types::serves;
-use super::{binding, rekey, shape};
+use super::{binding, rekey, shape, still};
 use crate::lineage::{self, Columns, Known, Stop, Tried, filling, in_order, names_of, stop};
 
 /// A shared table on its way.
@@ -53,8 +53,9 @@ pub(super) async fn evolve(
     let done = follow(db, from, to, dropped).await;
     db.execute("SET SESSION foreign_key_checks = 1").await?;
     db.forget_layouts();
-    let (steps, evolution) = done?;
+    let (steps, mut evolution) = done?;
     db.open(Purpose::Load).await?;
+    evolution.untaken = still::told(db).await?;
     for step in steps.iter().filter(|step| step.differs()) {
         let Some(former) = step.former else { continue };
         rekey::follow(db, former, step.to).await?;
@@ -107,7 +108,7 @@ async fn follow<'s>(
             Err(Stop::Failed(error)) => return Err(error),
         }
     }
-    drop_tables(db, to, dropped, &places, &mut refused).await?;
+    drop_tables(db, (from, to), dropped, &places, &mut refused).await?;
     let renamed = rename_tables(db, &places, &mut steps, &mut refused).await?;
     let mut goal = to.clone();
     goal.tables.retain(|table| !refused.contains_key(&table.id));
@@ -178,6 +179,7 @@ async fn follow<'s>(
         refused,
         found,
         unbound,
+        untaken: Vec::new(),
     };
     Ok((left, told))
 }
@@ -297,7 +299,7 @@ impl Step<'_> {
 
 async fn drop_tables(
     db: &mut MysqlDatabase,
-    to: &Schema,
+    (from, to): (&Schema, &Schema),
     dropped: &[TableId],
     places: &BTreeMap<TableId, String>,
     refused: &mut BTreeMap<TableId, String>,
@@ -310,14 +312,43 @@ async fn drop_tables(
                 drop_key(db, &key).await?;
             }
         }
-        match patiently(db, name, &format!("DROP TABLE {}", ident(name)))
-            .await
-            .map_err(|error| stop(id, error))
-        {
+        match drop_table(db, from, id, name).await {
             Ok(()) => {}
             Err(Stop::Refused(id, reason)) => drop(refused.insert(id, reason)),
             Err(Stop::Failed(error)) => return Err(error),
         }
+    }
+    Ok(())
+}
+
+async fn drop_table(db: &mut MysqlDatabase, from: &Schema, id: TableId, name: &str) -> Tried<()> {
+    let held = hold(db, from, id, name).await?;
+    let sql = format!("DROP TABLE {}", ident(name));
+    let done = patiently(db, name, &sql).await;
+    let_go(db, held, id, done.is_err()).await?;
+    done.map_err(|error| stop(id, error))
+}
+
+/// Keeps the application out of a table of which something goes. Whether it is kept out.
+async fn hold(db: &mut MysqlDatabase, from: &Schema, id: TableId, name: &str) -> Tried<bool> {
+    let Some(table) = from.table(id) else {
+        return Ok(false);
+    };
+    let table = Table {
+        name: name.to_owned(),
+        ..table.clone()
+    };
+    still::lock(db, &table).await
+}
+
+/// Lets the application in again, to a table that has changed, or `stayed` as it was.
+async fn let_go(db: &mut MysqlDatabase, held: bool, id: TableId, stayed: bool) -> DbResult<()> {
+    if !held {
+        return Ok(());
+    }
+    still::unlock(db).await?;
+    if stayed {
+        still::forget(db, id).await?;
     }
     Ok(())
 }
@@ -474,6 +505,7 @@ async fn alter<'s>(
     let mut noted = step.marked.clone();
     noted.extend_from_slice(shape::written(db, &to.name).await?.as_bytes());
     books::set_meta(db, &begun(id), Some(&noted)).await?;
+    let held = hold(db, versions.0, id, &to.name).await?;
     // Both ends of a reference change one after the other; that rows obey the new ones was looked at before.
     db.execute("SET SESSION foreign_key_checks = 0").await?;
     let change = |parts: &[String]| format!("ALTER TABLE {} {}", ident(&to.name), parts.join(", "));
@@ -493,6 +525,7 @@ async fn alter<'s>(
         let sql = format!("ALTER TABLE {} {}", ident(&to.name), afterwards.join(", "));
         done = patiently(db, &to.name, &sql).await;
     }
+    let_go(db, held, id, done.is_err()).await?;
     db.execute("SET SESSION foreign_key_checks = 1").await?;
     done.map_err(|error| stop(id, error))?;
     // The server drops the index that a foreign key brought once another one serves.

@@ -73,6 +73,7 @@ pub(super) async fn evolve(
                     refused: refused.into_iter().collect(),
                     found,
                     unbound: Vec::new(),
+                    untaken: Vec::new(),
                 });
             }
             Err(Stop::Failed(error)) => return Err(error),

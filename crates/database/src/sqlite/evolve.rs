@@ -51,6 +51,7 @@ impl SqliteDatabase {
                         refused: refused.into_iter().collect(),
                         found,
                         unbound: Vec::new(),
+                        untaken: Vec::new(),
                     });
                 }
                 Err(Stop::Failed(error)) => return Err(error),

@@ -14,6 +14,7 @@ use branchline_core::schema::{Schema, Table, TableId};
 
 use super::office::{Disk, Store};
 use super::workload::Desk;
+use crate::conformance::Op;
 
 /// One line of wrong code somewhere below the protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +97,8 @@ pub struct Plan {
     pub busy: Option<u32>,
     /// The application commits a transaction just before this step.
     pub race: Option<u32>,
+    /// The application does this before each transaction that loads.
+    pub restless: Vec<Op>,
     /// The disk is full: nothing can be written.
     pub full: bool,
     /// The process is dead.
@@ -347,6 +350,11 @@ impl Database for Faulty<'_> {
         self.done.clear();
         self.rest = None;
         self.begin_late(purpose);
+        if purpose == Purpose::Load && !self.plan.restless.is_empty() {
+            let (ops, now) = (self.plan.restless.as_slice(), self.desk.now);
+            let done = self.disk.write_now(self.desk.schema, ops, now);
+            done.map_err(DatabaseError::Other)?;
+        }
         let result = step!(self, db => db.begin(purpose));
         if result.is_ok() {
             self.open = Some(purpose);
