@@ -22,11 +22,15 @@ use super::literal::text_literal;
 use super::retype::{check, lengths, whole};
 use super::types::serves;
 use super::{binding, rekey, shape};
+use crate::checks::Made;
 use crate::lineage::{self, Columns, Known, Stop, Tried, filling, in_order, names_of, stop};
 
 /// A shared table on its way.
 pub(super) struct Step<'s> {
+    /// What it was made last: the version before, or the new one where that is done.
     pub(super) former: Option<&'s Table>,
+    /// As the version before has it.
+    pub(super) before: Option<&'s Table>,
     pub(super) to: &'s Table,
     /// As it is now, under its present names.
     pub(super) live: Table,
@@ -146,7 +150,16 @@ async fn follow<'s>(
             }
         }
     }
-    let unbound = add_late(db, &goal, |id| refused.contains_key(&id), &late).await?;
+    let mut made = Made::default();
+    for step in &left {
+        match checks::make(db, step).await {
+            Ok(done) => made.extend(done),
+            Err(Stop::Failed(error)) => return Err(error),
+            Err(Stop::Refused(id, reason)) => drop(refused.insert(id, reason)),
+        }
+    }
+    let mut unbound = add_late(db, &goal, |id| refused.contains_key(&id), &late).await?;
+    unbound.extend(made.never);
     goal.tables.retain(|table| !refused.contains_key(&table.id));
     let here = catalog::look(db).await?;
     for (id, error) in here.misfits(&goal) {
@@ -178,6 +191,7 @@ async fn follow<'s>(
         refused,
         found,
         unbound,
+        unmade: made.unmade,
     };
     Ok((left, told))
 }
@@ -242,6 +256,7 @@ async fn step<'s>(
     let same = |planned: &Type, here: &Type| planned == here || enums(planned, here);
     Ok(Step {
         former,
+        before: from.table(to.id),
         to,
         live: live.clone(),
         declared,
