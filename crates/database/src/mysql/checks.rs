@@ -193,12 +193,13 @@ fn refused(table: &Table, check: &Check) -> Option<&'static str> {
 }
 
 /// What becomes of the checks of a table that changes: those that go with the version, and those of columns that go, are dropped.
-/// MySQL lets no column be renamed that a check names: such a check is made anew. MariaDB renames in it.
+/// MySQL lets no column be renamed that a check names: such a check is made anew. MariaDB renames in it. Returns the columns whose
+/// own checks go: those go only by a change of the column.
 pub(super) async fn follow(
     db: &mut MysqlDatabase,
     step: &Step<'_>,
     parts: &mut Vec<String>,
-) -> Tried<()> {
+) -> Tried<BTreeSet<String>> {
     let columns = &step.live.columns;
     let flavour = db.flavour;
     let renamed = |name: &str| {
@@ -219,8 +220,9 @@ pub(super) async fn follow(
         .0
         .retain(|check| refused(step.to, check).is_none());
     let gone = checks::gone(step.before, &to, &step.live, number);
+    let mut unchecked = BTreeSet::new();
     if gone.is_empty() && !touched {
-        return Ok(());
+        return Ok(unchecked);
     }
     let mut standing = written(db, Some(&step.to.name)).await?;
     for check in standing.remove(&step.to.name).unwrap_or_default() {
@@ -233,7 +235,11 @@ pub(super) async fn follow(
         let goes = gone.iter().any(|gone| gone.condition == condition)
             || names(&|name| drops.iter().any(|drop| drop == name));
         let anew = !goes && names(&renamed);
-        if check.of_column || !(goes || anew) {
+        if check.of_column {
+            unchecked.extend(goes.then_some(check.name));
+            continue;
+        }
+        if !(goes || anew) {
             continue;
         }
         let word = match flavour {
@@ -253,7 +259,7 @@ pub(super) async fn follow(
             parts.extend(clause.map(|clause| format!("ADD {clause}")));
         }
     }
-    Ok(())
+    Ok(unchecked)
 }
 
 /// Makes the checks that the version brings, where all rows obey them. What keeps one out keeps nothing else out.

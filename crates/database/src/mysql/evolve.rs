@@ -15,11 +15,12 @@ use super::books;
 use super::capture::{self, patiently};
 use super::catalog::{self, Here};
 use super::checks;
+use super::column::changed;
 use super::connection::MysqlDatabase;
 use super::ddl::{self, Dialect, ident, indexed};
 use super::layout::Declared;
 use super::literal::text_literal;
-use super::retype::{check, lengths, whole};
+use super::retype::{check, lengths};
 use super::types::serves;
 use super::{binding, rekey, shape};
 use crate::checks::Made;
@@ -302,6 +303,16 @@ impl Step<'_> {
             .clone()
     }
 
+    /// The columns that get other names, with these.
+    pub(super) fn renamed(&self) -> Vec<(&str, &str)> {
+        let names = self.columns.sources.iter().zip(&self.to.columns);
+        let names = names.filter_map(|(source, column)| Some((source.as_deref()?, column)));
+        names
+            .filter(|(source, column)| *source != column.name)
+            .map(|(source, column)| (source, column.name.as_str()))
+            .collect()
+    }
+
     /// Whether a column's declaration stays as it is.
     pub(super) fn stays(&self, at: usize, column: &Column, here: &Declared, was: &Type) -> bool {
         let indexed = indexed(self.to).contains(&at);
@@ -426,7 +437,11 @@ async fn alter<'s>(
     let (mut parts, mut afterwards) = (Vec::new(), Vec::new());
     let coming = references(db, bonds, versions, step, &mut parts).await?;
     keys(bonds, step, &mut parts);
-    checks::follow(db, step, &mut parts).await?;
+    let unchecked = checks::follow(db, step, &mut parts).await?;
+    let definition = match unchecked.is_empty() {
+        true => String::new(),
+        false => shape::written(db, &to.name).await?,
+    };
     for name in &step.columns.drops {
         parts.push(format!("DROP COLUMN {}", ident(name)));
     }
@@ -435,7 +450,10 @@ async fn alter<'s>(
     for (at, column) in to.columns.iter().enumerate() {
         match step.source(at) {
             Some((live, here)) => {
-                let change = changed(&dialect, step, at, column, live, here);
+                let definition = unchecked
+                    .contains(&live.name)
+                    .then_some(definition.as_str());
+                let change = changed(&dialect, step, at, live, here, definition);
                 if let Some((check, longest)) =
                     longest_texts.get(&live.name).filter(|_| change.is_some())
                 {
@@ -536,69 +554,4 @@ async fn alter<'s>(
         made.map_err(|error| stop(id, error))?;
     }
     Ok((true, late))
-}
-
-/// What becomes of a column that is there.
-fn changed(
-    dialect: &Dialect,
-    step: &Step<'_>,
-    at: usize,
-    column: &Column,
-    live: &Column,
-    here: &Declared,
-) -> Option<String> {
-    let to = step.to;
-    let is_indexed = indexed(to).contains(&at);
-    let was = step.was(column, live, here, is_indexed);
-    let stays = step.stays(at, column, here, &was);
-    let nullable = column.nullable && !to.is_key(at);
-    let follows = step
-        .former(column)
-        .is_none_or(|former| former.default != column.default);
-    let default_differs =
-        (follows && live.default != column.default) || (!stays && live.default.is_some());
-    if stays && nullable == here.nullable && !default_differs {
-        let renamed = live.name != column.name;
-        return renamed.then(|| {
-            format!(
-                "RENAME COLUMN {} TO {}",
-                ident(&live.name),
-                ident(&column.name)
-            )
-        });
-    }
-    let (declared, check) = if stays {
-        (whole(here), String::new())
-    } else {
-        dialect.declaration(&column.kind, &column.name, is_indexed)
-    };
-    let null = if nullable { " NULL" } else { " NOT NULL" };
-    let plain = live.default.is_some() || here.default.is_none();
-    let default = match (&column.default, &here.default) {
-        _ if here.extra.contains("auto_increment") => String::new(),
-        (Some(value), _) if follows || plain => dialect.default(&column.kind, &declared, value),
-        (None, Some(raw)) if !plain => format!(" DEFAULT {raw}"),
-        (_, Some(raw)) if !follows && stays => format!(" DEFAULT {raw}"),
-        _ => String::new(),
-    };
-    let numbered = here.extra.contains("auto_increment");
-    let extra = if numbered && is_whole(&column.kind) {
-        " AUTO_INCREMENT"
-    } else {
-        ""
-    };
-    let update = if here.extra.contains("on update") && stays {
-        format!(" ON UPDATE CURRENT_TIMESTAMP({})", here.fraction)
-    } else {
-        String::new()
-    };
-    Some(format!(
-        "CHANGE COLUMN {} {} {declared}{null}{default}{update}{extra}{check}",
-        ident(&live.name),
-        ident(&column.name)
-    ))
-}
-
-fn is_whole(kind: &Type) -> bool {
-    matches!(kind, Type::Int16 | Type::Int32 | Type::Int64)
 }
