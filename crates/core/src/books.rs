@@ -2,6 +2,7 @@
 
 use minicbor::{Decode, Encode};
 
+use crate::check::Checks;
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, Incarnation, LogPosition, Micros, OfficeName};
 use crate::port::{Database, Entry};
@@ -206,6 +207,9 @@ pub struct BranchBook {
     /// the log: until a comparison has ended (true), and then until what was captured before that is frozen (false).
     #[n(20)]
     pub uncompared: Option<bool>,
+    /// Checks of the present version that rows here break: they are made once no row does.
+    #[n(21)]
+    pub unmade: Option<Vec<(TableId, Checks)>>,
 }
 
 impl BranchBook {

@@ -43,6 +43,7 @@ mod succeed;
 mod take;
 mod unanswered;
 mod unfit;
+mod unmade;
 mod untaken;
 mod verify;
 
@@ -115,6 +116,7 @@ pub struct Branch {
     reused: bool,
     unfit_tried: Micros,
     bound_tried: Micros,
+    unmade_tried: Micros,
     /// The last row of each table that the last round of trying again came to, where it left some out.
     unfit_after: BTreeMap<TableId, Key>,
     store_and_forward: bool,

@@ -13,6 +13,9 @@ use minicbor::{Decode, Decoder, Encode, Encoder};
 use crate::schema::Table;
 use crate::value::Type;
 
+/// How much the engines' readers carry over. Raised when they learn more: what a head finds only since then was there before, and is
+/// no change of its tables.
+pub const WORDS: u32 = 1;
 /// The most checks of one table.
 pub const CHECKS: usize = 100;
 /// How deep conditions stand in each other.

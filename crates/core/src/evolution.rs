@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::books;
 use crate::change::Key;
+use crate::check;
 use crate::failure::OfficeResult;
 use crate::office::conclude;
 use crate::port::{Database, Inspection, Origin, Purpose};
@@ -32,6 +33,8 @@ pub use versions::Versions;
 pub(crate) const ORIGINS: &str = "origins";
 /// What a person said was renamed, until it is found.
 pub(crate) const RENAMED: &str = "renamed";
+/// The words with which the present version's checks were read ([`check::WORDS`]).
+const WORDS: &str = "check-words";
 
 /// How many rows are looked at at a time.
 const ROWS: usize = 1_000;
@@ -70,6 +73,37 @@ impl Renamed {
     }
 }
 
+/// What the head remembers of its tables besides the present version.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// The engine's own names of tables and columns.
+    pub origins: BTreeMap<String, Origin>,
+    /// What a person said was renamed.
+    pub renamed: Vec<Renamed>,
+    /// With which words checks were read; none where the program that looked knew of none.
+    pub words: Option<u32>,
+}
+
+impl Known {
+    /// What is remembered, in the open transaction.
+    pub(crate) async fn load<D: Database>(db: &mut D) -> OfficeResult<Self> {
+        Ok(Self {
+            origins: books::load(db, ORIGINS).await?.unwrap_or_default(),
+            renamed: Renamed::load(db).await?,
+            words: books::load(db, WORDS).await?,
+        })
+    }
+
+    /// Remembers how the tables were read.
+    pub(crate) async fn store<D: Database>(
+        db: &mut D,
+        origins: &BTreeMap<String, Origin>,
+    ) -> OfficeResult<()> {
+        books::store(db, ORIGINS, origins).await?;
+        books::store(db, WORDS, &check::WORDS).await
+    }
+}
+
 /// Says by which rules a table is shared; nothing where it is not.
 pub type RulesOf = dyn Fn(&Table) -> Option<Rules> + Send + Sync;
 
@@ -105,13 +139,12 @@ pub async fn preview<D: Database>(db: &mut D, plan: &Plan) -> OfficeResult<(Next
     db.begin(Purpose::Read).await?;
     let outcome = async {
         let present = books::newest_schema(db).await?.unwrap_or_default();
-        let origins: BTreeMap<String, Origin> = books::load(db, ORIGINS).await?.unwrap_or_default();
-        Ok((present, origins, Renamed::load(db).await?))
+        Ok((present, Known::load(db).await?))
     };
     let outcome: OfficeResult<_> = outcome.await;
-    let (present, origins, renamed) = conclude(db, outcome).await?;
+    let (present, known) = conclude(db, outcome).await?;
     let found = db.definitions().await?;
-    Ok((follow(&present, &origins, &found, plan, &renamed), found))
+    Ok((follow(&present, &known, &found, plan), found))
 }
 
 /// Captures the rows in which a new column holds something else than its default: nobody else can know.

@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 
 use crate::change::{Effect, Key, Row};
+use crate::check::Check;
 use minicbor::{Decode, Encode};
 
 use crate::identity::{Digest, Micros};
@@ -158,17 +159,20 @@ pub struct Origin {
 /// What [`Database::evolve`] found and could not do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Evolution {
-    /// Tables that were left as they were, with the reason in a sentence: a cast that fails, a check that rows break.
+    /// Tables that were left as they were, with the reason in a sentence: a cast that fails, a unique key that rows break.
     pub refused: Vec<(TableId, String)>,
     /// New columns of tables that were there before, which the application had added already: what it wrote to them has
     /// not been sent.
     pub found: Vec<(TableId, ColumnId)>,
-    /// Foreign keys of the version that the database did not take, each in a sentence: their tables do without.
+    /// Foreign keys and checks of the version that the database does not take, each in a sentence: their tables do without.
     pub unbound: Vec<String>,
     /// Rows that the application wrote after the caller's last look at the capture, of tables that it had told to
     /// [`Database::hold_still`], as they were before the change, with the table that they stood in. Only where DDL commits by
     /// itself.
     pub untaken: Vec<(Table, Vec<Row>)>,
+    /// Checks of the version that rows break, as [`Database::evolve`]'s `to` has them, with the reason in a sentence. Their tables
+    /// are otherwise what it says.
+    pub unmade: Vec<(TableId, Check, String)>,
 }
 
 /// Something in a database that will hurt.
@@ -371,8 +375,9 @@ pub trait Database: Send {
     /// only `to` has are created (as by `create_tables`); of those that only `from` has, the ones named in `dropped` are
     /// dropped, the others only lose their capture. Columns renamed, added, dropped, retyped, nullability, defaults, unique
     /// constraints, foreign keys, indexes, key columns and enum labels follow. Checks that `from` has and `to` has not are
-    /// dropped, and those of dropped columns; others stay, and none is added. Rows keep their values; a new column holds
-    /// its default. What cannot be done to a table leaves that table whole as it was, and the others go on.
+    /// dropped, and those of dropped columns. Those that only `to` has are made last, where all rows obey them; what they say
+    /// never keeps a table from the rest of the version. Other checks stay, and none is made. Rows keep their values; a new
+    /// column holds its default. What cannot be done to a table leaves that table whole as it was, and the others go on.
     /// Captured writes stay captured.
     fn evolve(
         &mut self,

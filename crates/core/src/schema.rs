@@ -129,8 +129,7 @@ pub struct Table {
     /// Indexes besides the key and the unique constraints, as indexes into `columns`. Only those over plain columns.
     #[n(12)]
     pub indexes: Vec<Vec<u16>>,
-    /// Check constraints that mean the same everywhere. They are made with the table, and go where they go at the head; one
-    /// that comes later is no reason for another version.
+    /// Check constraints that mean the same everywhere. They come and go with the head's.
     #[n(13)]
     pub checks: Checks,
 }
@@ -265,8 +264,8 @@ impl Table {
         self.checks.0.iter().filter(|check| check.fits(self))
     }
 
-    /// Its checks that are made where the table is created. One of a counter is not: the sum of all that happened stands, whatever
-    /// it is, and what an office shows of it meanwhile may be below what the head's row says.
+    /// Its checks that are made at other offices. One of a counter is not: the sum of all that happened stands, whatever it is, and
+    /// what an office shows of it meanwhile may be below what the head's row says.
     pub fn made_checks(&self) -> impl Iterator<Item = &Check> {
         self.fitting_checks().filter(|check| !self.counts(check))
     }
@@ -293,6 +292,12 @@ impl Table {
             let there = self.condition_in(other, &check.condition);
             !there.is_some_and(|condition| other.checks.say(&condition))
         })
+    }
+
+    /// The checks to be made that another version of this table does not have.
+    pub fn checks_new_since(&self, other: &Self) -> impl Iterator<Item = &Check> {
+        let new = self.checks_gone_in(other);
+        new.filter(|check| !self.counts(check))
     }
 
     /// The table's rules.

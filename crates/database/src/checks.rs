@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use branchline_core::check::{Check, Comparison, Condition};
 use branchline_core::port::LeftOut;
-use branchline_core::schema::{Column, Table};
+use branchline_core::schema::{Column, Table, TableId};
 use branchline_core::value::Type;
 
 mod reading;
@@ -193,11 +193,14 @@ pub fn told(table: &Table, check: &Check) -> String {
 /// The checks of a table as it stands that a schema version takes away: the version before has them, and the new one has not.
 /// `number` tells the number of a column that stands.
 pub(crate) fn gone<'l>(
-    former: &Table,
+    before: Option<&Table>,
     to: &Table,
     live: &'l Table,
     number: impl Fn(&Column) -> Option<u32>,
 ) -> Vec<&'l Check> {
+    let Some(former) = before else {
+        return Vec::new();
+    };
     let place = |at: u16| {
         let id = number(live.columns.get(usize::from(at))?)?;
         let place = former.columns.iter().position(|column| column.id == id)?;
@@ -212,6 +215,76 @@ pub(crate) fn gone<'l>(
         before.is_some_and(|before| going.contains(&&before))
     };
     live.checks.0.iter().filter(goes).collect()
+}
+
+/// The checks that a schema version brings to a table as it stands: the version before has them not, and the table neither. `place`
+/// tells where a column of the new version stands.
+pub(crate) fn coming<'t>(
+    before: Option<&Table>,
+    to: &'t Table,
+    live: &Table,
+    place: impl Fn(u16) -> Option<u16>,
+) -> Vec<&'t Check> {
+    let stands = |check: &Check| {
+        let here = check.condition.moved(&place);
+        here.is_some_and(|here| live.checks.say(&here))
+    };
+    let new = before
+        .into_iter()
+        .flat_map(|before| to.checks_new_since(before));
+    new.filter(|check| !stands(check)).collect()
+}
+
+/// What came of the checks that a schema version brings.
+#[derive(Debug, Default)]
+pub(crate) struct Made {
+    /// Those that rows break, with the reason.
+    pub(crate) unmade: Vec<(TableId, Check, String)>,
+    /// Those that are never made here, each in a sentence.
+    pub(crate) never: Vec<String>,
+}
+
+impl Made {
+    pub(crate) fn waits(&mut self, table: &Table, check: &Check, why: &str) {
+        let why = format!("the head's check {}, {why}", told(table, check));
+        self.unmade.push((table.id, check.clone(), why));
+    }
+
+    pub(crate) fn never(&mut self, table: &Table, check: &Check, why: &str) {
+        let (name, check) = (&table.name, told(table, check));
+        self.never.push(format!(
+            "table `{name}` does without the head's check {check}: {why}"
+        ));
+    }
+
+    pub(crate) fn extend(&mut self, other: Self) {
+        self.unmade.extend(other.unmade);
+        self.never.extend(other.never);
+    }
+}
+
+/// Why a check waits where rows break it, of which one has this key.
+pub(crate) fn broken_by(key: &str) -> String {
+    let key: String = key.chars().take(SHOWN).collect();
+    format!("which the row with the key {key} breaks: change or delete such rows")
+}
+
+/// What is true of the rows that break a check; nothing where a column is not there.
+pub(crate) fn broken(words: &Words, table: &Table, check: &Check) -> Option<String> {
+    let condition = said(words, table, &check.condition)?;
+    Some(format!("NOT ({condition})"))
+}
+
+/// Why a check would not mean here what it means at the head: texts are compared in a column that takes different ones for equal.
+pub(crate) fn means_another(
+    dialect: Dialect,
+    words: &Words,
+    table: &Table,
+    check: &Check,
+    folds: &dyn Fn(&Column) -> bool,
+) -> Option<String> {
+    let condition = said(words, table, &check.condition)?;
+    read(dialect, &table.columns, folds, &condition).err()
 }
 
 /// Whether a column holds texts, which are compared where the engine tells them apart byte by byte.

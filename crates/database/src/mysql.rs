@@ -21,6 +21,7 @@ mod capture;
 mod cascade;
 mod catalog;
 mod checks;
+mod column;
 mod connection;
 mod ddl;
 mod delete;

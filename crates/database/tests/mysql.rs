@@ -9,6 +9,8 @@ mod capturing;
 mod cascades;
 #[path = "mysql/catalogue.rs"]
 mod catalogue;
+#[path = "mysql/columns.rs"]
+mod columns;
 #[path = "mysql/connecting.rs"]
 mod connecting;
 #[path = "mysql/shop.rs"]

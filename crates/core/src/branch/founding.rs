@@ -61,6 +61,7 @@ impl Branch {
                 lineages: None,
                 left_out: None,
                 uncompared: None,
+                unmade: None,
             };
             books::store(db, IDENTITY, &enrolment.identity).await?;
             books::store(db, BRANCH, &book).await
@@ -124,6 +125,7 @@ impl Branch {
             unfit_after: BTreeMap::new(),
             unfit_tried: Micros(0),
             bound_tried: Micros(0),
+            unmade_tried: Micros(0),
             store_and_forward: false,
             retention: Retention::default(),
             upkept: None,

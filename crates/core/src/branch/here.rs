@@ -394,7 +394,13 @@ impl<D: Database> Database for Here<'_, D> {
         let local = self.local(from);
         let mut goal = to.clone();
         let left = self.leave(from, &mut goal);
-        let done = self.db.evolve(&local, &goal, dropped).await?;
+        let mut done = self.db.evolve(&local, &goal, dropped).await?;
+        done.unmade.retain_mut(|(id, check, _)| {
+            let tables = goal.table(*id).zip(to.table(*id));
+            let planned =
+                tables.and_then(|(here, table)| here.condition_in(table, &check.condition));
+            planned.map(|said| check.condition = said).is_some()
+        });
         // What was not refused is what the plan says now, but for what the step says nothing of.
         self.differing = left;
         for (id, _) in &done.refused {

@@ -378,6 +378,12 @@ pub(super) fn narrowed(table: &Table, kept: &BTreeSet<ColumnId>) -> Option<Table
         }
         None => false,
     });
+    let mut checks = table.checks.clone();
+    let place = |at: u16| places.get(&at).copied();
+    checks.0.retain_mut(|check| {
+        let moved = check.condition.moved(&place);
+        moved.map(|moved| check.condition = moved).is_some()
+    });
     let mut counters = table.counters.clone();
     counters.retain_mut(|counter| match places.get(&counter.column) {
         Some(place) => {
@@ -391,6 +397,7 @@ pub(super) fn narrowed(table: &Table, kept: &BTreeSet<ColumnId>) -> Option<Table
         unique: table.unique.iter().filter_map(moved).collect(),
         indexes: table.indexes.iter().filter_map(moved).collect(),
         foreign_keys,
+        checks,
         counters,
         columns,
         ..table.clone()

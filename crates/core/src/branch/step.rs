@@ -222,17 +222,18 @@ impl Branch {
         let mut versions = self.versions.clone();
         versions.forget_after(to.version);
         versions.add(to.clone());
+        let made = self.as_made();
         let mut refused = Vec::new();
         let mut differing = self.differing.clone();
         let mut listed = Vec::new();
         let outcome = async {
             let moved = self.moved_notes(db, to).await?;
-            let done = if prepared {
-                db.evolve(&self.schema, to, dropped).await?
+            let mut done = if prepared {
+                db.evolve(&made, to, dropped).await?
             } else {
                 Evolution::default()
             };
-            untaken.extend(done.untaken);
+            untaken.append(&mut done.untaken);
             listed = self.list_untaken(db, to, &untaken).await?;
             let before = book.refused.len();
             book.refused
@@ -244,7 +245,7 @@ impl Branch {
             for (id, problem) in &done.refused {
                 let known = book.refused.iter().any(|table| table.id == *id);
                 // A new one, which could not be made, has no other shape than this.
-                let table = self.schema.table(*id).or_else(|| to.table(*id));
+                let table = made.table(*id).or_else(|| to.table(*id));
                 if let Some(table) = table.filter(|_| !known) {
                     book.refused.push(table.clone());
                     refused.push(format!(
@@ -256,11 +257,12 @@ impl Branch {
             if to.version != self.schema.version {
                 refused.extend(done.unbound.iter().cloned());
             }
+            refused.extend(self.note_unmade(&mut book, to, &done));
             if prepared {
                 // What arrives before the next look must not be written to what is not there.
                 let as_it_was = |id: &TableId| match self.differing.get(id) {
                     Some(local) => local.clone(),
-                    None => self.schema.table(*id).cloned(),
+                    None => made.table(*id).cloned(),
                 };
                 let ids = done.refused.iter().map(|(id, _)| id);
                 differing = ids.map(|id| (*id, as_it_was(id))).collect();
@@ -300,7 +302,8 @@ impl Branch {
         };
         let outcome: OfficeResult<Unanswered> = outcome.await;
         let unanswered = conclude(db, outcome).await?;
-        let known = book.refused.len() == self.book.refused.len();
+        let known =
+            book.refused.len() == self.book.refused.len() && book.unmade == self.book.unmade;
         if book.refused.len() < self.book.refused.len() {
             self.bound_tried = Micros(0);
         }
@@ -334,6 +337,11 @@ impl Branch {
         if self.book.refused.is_empty() {
             return Ok(());
         }
+        self.evolve_again(db).await
+    }
+
+    /// Makes the tables what the present version says, as far as they are not.
+    pub(super) async fn evolve_again<D: Database>(&mut self, db: &mut D) -> OfficeResult<()> {
         let (to, book) = (self.schema.clone(), self.book.clone());
         db.begin(Purpose::Load).await?;
         self.evolve_on(db, &to, &[], book, None, Untaken::new())

@@ -105,6 +105,9 @@ impl Branch {
         }
         self.unfit_tried = now;
         self.retry_refused(db).await?;
+        if !self.stepped {
+            self.make_again(db, now).await?;
+        }
         if self.stepped {
             return Ok(());
         }

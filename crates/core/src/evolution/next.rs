@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::matching::{match_columns, match_tables};
-use super::{Plan, Renamed};
-use crate::check::{Check, Checks};
+use super::{Known, Plan, Renamed};
+use crate::check::{Check, Checks, WORDS};
 use crate::port::{Inspection, Origin};
 use crate::schema::{Column, ColumnId, Direction, Rules, Schema, Table, TableId};
 use crate::value::widens;
@@ -26,8 +26,8 @@ pub struct Next {
     pub told: Vec<String>,
     /// What the plan itself adds and takes out, in sentences: nobody need be asked about that again.
     pub planned: Vec<String>,
-    /// Checks are gone, which branches must know.
-    unchecked: bool,
+    /// Checks are gone or new, which branches must know.
+    rechecked: bool,
 }
 
 impl Next {
@@ -83,6 +83,26 @@ impl Next {
                 format!("branches keep the keys of table `{name}` only")
             };
             self.planned.push(told);
+        }
+    }
+
+    /// Checks that are gone, and those that came or say something else now. `read`: all that this program can read of the table as
+    /// it was is known.
+    fn tell_checks(&mut self, was: &Table, read: bool) {
+        let Some(is) = self.schema.tables.last().filter(|is| is.id == was.id) else {
+            return;
+        };
+        let stand = |check: &&Check| was.condition_in(is, &check.condition).is_some();
+        if was.checks_gone_in(is).any(|check| stand(&check)) {
+            // What the head takes now must not be held at a branch that has the check.
+            self.told
+                .push(format!("a check of table `{}` is gone", is.name));
+            self.rechecked = true;
+        }
+        if read && is.checks_new_since(was).next().is_some() {
+            self.told
+                .push(format!("a check of table `{}` is new", is.name));
+            self.rechecked = true;
         }
     }
 
@@ -180,13 +200,6 @@ impl Next {
                 })
             })
             .collect();
-        let stand = |check: &&Check| was.condition_in(&merged, &check.condition).is_some();
-        if was.checks_gone_in(&merged).any(|check| stand(&check)) {
-            // What the head takes now must not be held at a branch that has the check.
-            self.told
-                .push(format!("a check of table `{}` is gone", now.name));
-            self.unchecked = true;
-        }
         // Counters are named by place; the plan names them anew, what it does not know follows the column.
         let place_of = |at: u16| {
             let id = was.columns.get(usize::from(at))?.id;
@@ -209,13 +222,8 @@ impl Next {
 }
 
 /// Compares the present version with what the head's database has now.
-pub fn follow(
-    present: &Schema,
-    origins: &BTreeMap<String, Origin>,
-    found: &Inspection,
-    plan: &Plan,
-    renamed: &[Renamed],
-) -> Next {
+pub fn follow(present: &Schema, known: &Known, found: &Inspection, plan: &Plan) -> Next {
+    let (origins, renamed) = (&known.origins, known.renamed.as_slice());
     let mut next = Next {
         schema: Schema {
             version: present.version,
@@ -234,6 +242,7 @@ pub fn follow(
         let merged = next.merge(table, now, origins, renamed);
         next.add(merged, plan);
         next.tell_rules(table);
+        next.tell_checks(table, known.words == Some(WORDS));
     }
     let old: BTreeSet<&str> = names.values().map(|table| table.name.as_str()).collect();
     for table in &found.tables {
@@ -250,7 +259,7 @@ pub fn follow(
     }
     next.schema.number();
     next.schema.sort_parents_first();
-    if next.unchecked || !same_for_branches(present, &next.schema) {
+    if next.rechecked || !same_for_branches(present, &next.schema) {
         next.schema.version = present.version + 1;
     }
     next
@@ -269,7 +278,7 @@ pub(super) fn same_for_branches(one: &Schema, other: &Schema) -> bool {
             // Who draws a key's numbers is each office's own affair.
             column.generated_key = false;
         }
-        // They come with a table that is created; a program that knew none of them has sent none.
+        // A program that knew fewer of them has sent fewer.
         plain.checks = Checks::default();
         plain.unique.sort();
         plain.indexes.sort();

@@ -11,9 +11,7 @@ use crate::branch::{UNCAPTURED, remember_uncaptured};
 use crate::check::Checks;
 use crate::conflict::Reason;
 use crate::envelope;
-use crate::evolution::{
-    Follow, Next, ORIGINS, RENAMED, Renamed, Versions, follow, recapture_filled,
-};
+use crate::evolution::{Follow, Known, Next, RENAMED, Renamed, Versions, follow, recapture_filled};
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{Digest, LogPosition, Micros};
 use crate::message::{Hello, LogBody, SchemaStep};
@@ -154,21 +152,19 @@ impl Head {
         db.begin(Purpose::Read).await?;
         let outcome = async {
             let shape = db.shape(&self.schema).await?;
-            let origins: BTreeMap<String, Origin> =
-                books::load(db, ORIGINS).await?.unwrap_or_default();
-            let renamed = Renamed::load(db).await?;
+            let known = Known::load(db).await?;
             let accepted = books::load::<bool, D>(db, ACCEPTED).await?;
-            let known: Option<BTreeSet<TableId>> = books::load(db, UNCAPTURED).await?;
-            let uncaptured = known.unwrap_or_default();
-            Ok((shape, origins, renamed, accepted == Some(true), uncaptured))
+            let uncaptured: Option<BTreeSet<TableId>> = books::load(db, UNCAPTURED).await?;
+            let uncaptured = uncaptured.unwrap_or_default();
+            Ok((shape, known, accepted == Some(true), uncaptured))
         };
         let outcome: OfficeResult<_> = outcome.await;
-        let (before, origins, renamed, accepted, mut uncaptured) = conclude(db, outcome).await?;
+        let (before, known, accepted, mut uncaptured) = conclude(db, outcome).await?;
         let found = db.definitions().await?;
         let findings = found.findings.clone();
         self.outputs
             .push_back(Output::Notice(Notice::Inspected(findings)));
-        let mut next = follow(&self.schema, &origins, &found, &self.plan, &renamed);
+        let mut next = follow(&self.schema, &known, &found, &self.plan);
         let stuck = next.stuck.iter().map(|(id, _)| *id);
         let lost = next.dropped.iter().copied().chain(stuck).collect();
         if self.catalogue.fleeting.is_seen(lost, now) {
@@ -305,7 +301,7 @@ impl Head {
                 }
             }
         }
-        books::store(db, ORIGINS, origins).await?;
+        Known::store(db, origins).await?;
         writer.finish(db).await?;
         let shape = db.shape(&next.schema).await?;
         Ok(Some(Step {

@@ -1,19 +1,19 @@
 //! Check constraints, as the catalogue tells them and as `CREATE TABLE` makes them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use branchline_core::check::{Check, Checks};
 use branchline_core::port::{DbResult, LeftOut};
 use branchline_core::schema::{Column, Table};
 
-use super::capture::ours;
+use super::capture::{ours, patiently};
 use super::connection::{Flavour, MysqlDatabase};
-use super::ddl::{ident, numbers_itself};
+use super::ddl::{columns, ident, numbers_itself};
 use super::evolve::Step;
-use super::layout::Declared;
+use super::layout::{self, Declared};
 use super::literal::text_literal;
-use crate::checks::{self, Dialect, Found, Words};
-use crate::lineage::Tried;
+use crate::checks::{self, Dialect, Found, Made, Words};
+use crate::lineage::{Stop, Tried, stop};
 
 const WORDS: Words = Words {
     name: ident,
@@ -193,12 +193,13 @@ fn refused(table: &Table, check: &Check) -> Option<&'static str> {
 }
 
 /// What becomes of the checks of a table that changes: those that go with the version, and those of columns that go, are dropped.
-/// MySQL lets no column be renamed that a check names: such a check is made anew. MariaDB renames in it.
+/// MySQL lets no column be renamed that a check names: such a check is made anew. MariaDB renames in it. Returns the columns whose
+/// own checks go: those go only by a change of the column.
 pub(super) async fn follow(
     db: &mut MysqlDatabase,
     step: &Step<'_>,
     parts: &mut Vec<String>,
-) -> Tried<()> {
+) -> Tried<BTreeSet<String>> {
     let columns = &step.live.columns;
     let flavour = db.flavour;
     let renamed = |name: &str| {
@@ -218,11 +219,10 @@ pub(super) async fn follow(
     to.checks
         .0
         .retain(|check| refused(step.to, check).is_none());
-    let gone = step.former.map_or_else(Vec::new, |former| {
-        checks::gone(former, &to, &step.live, number)
-    });
+    let gone = checks::gone(step.before, &to, &step.live, number);
+    let mut unchecked = BTreeSet::new();
     if gone.is_empty() && !touched {
-        return Ok(());
+        return Ok(unchecked);
     }
     let mut standing = written(db, Some(&step.to.name)).await?;
     for check in standing.remove(&step.to.name).unwrap_or_default() {
@@ -235,7 +235,11 @@ pub(super) async fn follow(
         let goes = gone.iter().any(|gone| gone.condition == condition)
             || names(&|name| drops.iter().any(|drop| drop == name));
         let anew = !goes && names(&renamed);
-        if check.of_column || !(goes || anew) {
+        if check.of_column {
+            unchecked.extend(goes.then_some(check.name));
+            continue;
+        }
+        if !(goes || anew) {
             continue;
         }
         let word = match flavour {
@@ -255,7 +259,78 @@ pub(super) async fn follow(
             parts.extend(clause.map(|clause| format!("ADD {clause}")));
         }
     }
-    Ok(())
+    Ok(unchecked)
+}
+
+/// Makes the checks that the version brings, where all rows obey them. What keeps one out keeps nothing else out.
+pub(super) async fn make(db: &mut MysqlDatabase, step: &Step<'_>) -> Tried<Made> {
+    let (to, mut made) = (step.to, Made::default());
+    let place = |at: u16| {
+        let name = step.columns.sources.get(usize::from(at))?.as_ref()?;
+        let mut columns = step.live.columns.iter();
+        let place = columns.position(|column| column.name == *name)?;
+        u16::try_from(place).ok()
+    };
+    let coming = checks::coming(step.before, to, &step.live, place);
+    if coming.is_empty() {
+        return Ok(made);
+    }
+    let declared = layout::declared(db, Some(&to.name)).await?;
+    let declared = declared.get(&to.name).map_or(&[][..], Vec::as_slice);
+    let named = db.flavour == Flavour::MariaDb;
+    let mut taken = BTreeSet::new();
+    for check in written(db, Some(&to.name))
+        .await?
+        .remove(&to.name)
+        .into_iter()
+        .flatten()
+    {
+        taken.insert(check.name.to_lowercase());
+    }
+    let (mut fit, mut parts) = (Vec::new(), Vec::new());
+    for check in coming {
+        let another = || checks::means_another(Dialect::Mysql, &WORDS, to, check, &folds(declared));
+        if let Some(why) = refused(to, check).map(str::to_owned).or_else(another) {
+            made.never(to, check, &why);
+        } else if let Some(key) = broken(db, to, check).await? {
+            made.waits(to, check, &checks::broken_by(&key));
+        } else {
+            let name = check.name.as_deref();
+            let name = name.filter(|name| named && taken.insert(name.to_lowercase()));
+            if let Some(clause) = checks::clause(&WORDS, to, name, &check.condition) {
+                parts.push(format!("ADD {clause}"));
+                fit.push(check);
+            }
+        }
+    }
+    if parts.is_empty() {
+        return Ok(made);
+    }
+    let sql = format!("ALTER TABLE {} {}", ident(&to.name), parts.join(", "));
+    let done = patiently(db, &to.name, &sql).await;
+    match done.map_err(|error| stop(to.id, error)) {
+        Err(Stop::Refused(_, why)) => {
+            let why = format!("which the database refuses: {why}");
+            for check in fit {
+                made.waits(to, check, &why);
+            }
+            Ok(made)
+        }
+        done => done.map(|()| made),
+    }
+}
+
+/// The key of a row that breaks a check, where one does.
+async fn broken(db: &mut MysqlDatabase, to: &Table, check: &Check) -> DbResult<Option<String>> {
+    let Some(broken) = checks::broken(&WORDS, to, check) else {
+        return Ok(None);
+    };
+    let sql = format!(
+        "SELECT CONCAT_WS(', ', {}) FROM {} WHERE {broken} LIMIT 1",
+        columns(to, &to.key),
+        ident(&to.name)
+    );
+    Ok(db.rows(sql).await?.first().map(|row| row.text(0)))
 }
 
 #[cfg(test)]

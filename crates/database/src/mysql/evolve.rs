@@ -15,18 +15,23 @@ use super::books;
 use super::capture::{self, patiently};
 use super::catalog::{self, Here};
 use super::checks;
+use super::column::changed;
 use super::connection::MysqlDatabase;
 use super::ddl::{self, Dialect, ident, indexed};
 use super::layout::Declared;
 use super::literal::text_literal;
-use super::retype::{check, lengths, whole};
+use super::retype::{check, lengths};
 use super::types::serves;
 use super::{binding, rekey, shape, still};
+use crate::checks::Made;
 use crate::lineage::{self, Columns, Known, Stop, Tried, filling, in_order, names_of, stop};
 
 /// A shared table on its way.
 pub(super) struct Step<'s> {
+    /// What it was made last: the version before, or the new one where that is done.
     pub(super) former: Option<&'s Table>,
+    /// As the version before has it.
+    pub(super) before: Option<&'s Table>,
     pub(super) to: &'s Table,
     /// As it is now, under its present names.
     pub(super) live: Table,
@@ -147,7 +152,16 @@ async fn follow<'s>(
             }
         }
     }
-    let unbound = add_late(db, &goal, |id| refused.contains_key(&id), &late).await?;
+    let mut made = Made::default();
+    for step in &left {
+        match checks::make(db, step).await {
+            Ok(done) => made.extend(done),
+            Err(Stop::Failed(error)) => return Err(error),
+            Err(Stop::Refused(id, reason)) => drop(refused.insert(id, reason)),
+        }
+    }
+    let mut unbound = add_late(db, &goal, |id| refused.contains_key(&id), &late).await?;
+    unbound.extend(made.never);
     goal.tables.retain(|table| !refused.contains_key(&table.id));
     let here = catalog::look(db).await?;
     for (id, error) in here.misfits(&goal) {
@@ -180,6 +194,7 @@ async fn follow<'s>(
         found,
         unbound,
         untaken: Vec::new(),
+        unmade: made.unmade,
     };
     Ok((left, told))
 }
@@ -244,6 +259,7 @@ async fn step<'s>(
     let same = |planned: &Type, here: &Type| planned == here || enums(planned, here);
     Ok(Step {
         former,
+        before: from.table(to.id),
         to,
         live: live.clone(),
         declared,
@@ -287,6 +303,16 @@ impl Step<'_> {
             .filter(|kind| serves(kind, here, indexed))
             .unwrap_or(&live.kind)
             .clone()
+    }
+
+    /// The columns that get other names, with these.
+    pub(super) fn renamed(&self) -> Vec<(&str, &str)> {
+        let names = self.columns.sources.iter().zip(&self.to.columns);
+        let names = names.filter_map(|(source, column)| Some((source.as_deref()?, column)));
+        names
+            .filter(|(source, column)| *source != column.name)
+            .map(|(source, column)| (source, column.name.as_str()))
+            .collect()
     }
 
     /// Whether a column's declaration stays as it is.
@@ -442,7 +468,11 @@ async fn alter<'s>(
     let (mut parts, mut afterwards) = (Vec::new(), Vec::new());
     let coming = references(db, bonds, versions, step, &mut parts).await?;
     keys(bonds, step, &mut parts);
-    checks::follow(db, step, &mut parts).await?;
+    let unchecked = checks::follow(db, step, &mut parts).await?;
+    let definition = match unchecked.is_empty() {
+        true => String::new(),
+        false => shape::written(db, &to.name).await?,
+    };
     for name in &step.columns.drops {
         parts.push(format!("DROP COLUMN {}", ident(name)));
     }
@@ -451,7 +481,10 @@ async fn alter<'s>(
     for (at, column) in to.columns.iter().enumerate() {
         match step.source(at) {
             Some((live, here)) => {
-                let change = changed(&dialect, step, at, column, live, here);
+                let definition = unchecked
+                    .contains(&live.name)
+                    .then_some(definition.as_str());
+                let change = changed(&dialect, step, at, live, here, definition);
                 if let Some((check, longest)) =
                     longest_texts.get(&live.name).filter(|_| change.is_some())
                 {
@@ -554,69 +587,4 @@ async fn alter<'s>(
         made.map_err(|error| stop(id, error))?;
     }
     Ok((true, late))
-}
-
-/// What becomes of a column that is there.
-fn changed(
-    dialect: &Dialect,
-    step: &Step<'_>,
-    at: usize,
-    column: &Column,
-    live: &Column,
-    here: &Declared,
-) -> Option<String> {
-    let to = step.to;
-    let is_indexed = indexed(to).contains(&at);
-    let was = step.was(column, live, here, is_indexed);
-    let stays = step.stays(at, column, here, &was);
-    let nullable = column.nullable && !to.is_key(at);
-    let follows = step
-        .former(column)
-        .is_none_or(|former| former.default != column.default);
-    let default_differs =
-        (follows && live.default != column.default) || (!stays && live.default.is_some());
-    if stays && nullable == here.nullable && !default_differs {
-        let renamed = live.name != column.name;
-        return renamed.then(|| {
-            format!(
-                "RENAME COLUMN {} TO {}",
-                ident(&live.name),
-                ident(&column.name)
-            )
-        });
-    }
-    let (declared, check) = if stays {
-        (whole(here), String::new())
-    } else {
-        dialect.declaration(&column.kind, &column.name, is_indexed)
-    };
-    let null = if nullable { " NULL" } else { " NOT NULL" };
-    let plain = live.default.is_some() || here.default.is_none();
-    let default = match (&column.default, &here.default) {
-        _ if here.extra.contains("auto_increment") => String::new(),
-        (Some(value), _) if follows || plain => dialect.default(&column.kind, &declared, value),
-        (None, Some(raw)) if !plain => format!(" DEFAULT {raw}"),
-        (_, Some(raw)) if !follows && stays => format!(" DEFAULT {raw}"),
-        _ => String::new(),
-    };
-    let numbered = here.extra.contains("auto_increment");
-    let extra = if numbered && is_whole(&column.kind) {
-        " AUTO_INCREMENT"
-    } else {
-        ""
-    };
-    let update = if here.extra.contains("on update") && stays {
-        format!(" ON UPDATE CURRENT_TIMESTAMP({})", here.fraction)
-    } else {
-        String::new()
-    };
-    Some(format!(
-        "CHANGE COLUMN {} {} {declared}{null}{default}{update}{extra}{check}",
-        ident(&live.name),
-        ident(&column.name)
-    ))
-}
-
-fn is_whole(kind: &Type) -> bool {
-    matches!(kind, Type::Int16 | Type::Int32 | Type::Int64)
 }

@@ -34,6 +34,8 @@ pub(super) struct Declared {
     pub(super) generated: bool,
     /// Text that the database checks to be JSON (MariaDB's `JSON`).
     pub(super) json: bool,
+    /// The condition of the check that stands with it (MariaDB), in the server's words.
+    pub(super) check: Option<String>,
 }
 
 impl Declared {
@@ -93,14 +95,17 @@ pub(super) async fn declared(
     }
     if db.flavour == Flavour::MariaDb {
         let sql = format!(
-            "SELECT TABLE_NAME, CHECK_CLAUSE FROM information_schema.CHECK_CONSTRAINTS
-             WHERE CONSTRAINT_SCHEMA = DATABASE() AND CHECK_CLAUSE LIKE 'json_valid(%'{}",
+            "SELECT TABLE_NAME, CHECK_CLAUSE, LEVEL = 'Column', CONSTRAINT_NAME FROM information_schema.CHECK_CONSTRAINTS
+             WHERE CONSTRAINT_SCHEMA = DATABASE() AND (LEVEL = 'Column' OR CHECK_CLAUSE LIKE 'json_valid(%'){}",
             only("TABLE_NAME", table)
         );
         for row in db.rows(sql).await? {
             let clause = row.text(1);
             for column in found.get_mut(&row.text(0)).into_iter().flatten() {
                 column.json |= clause == format!("json_valid({})", ident(&column.name));
+                if row.is(2) && row.text(3) == column.name {
+                    column.check = Some(clause.clone());
+                }
             }
         }
     }
@@ -127,6 +132,7 @@ fn column(flavour: Flavour, row: &Cells) -> Declared {
         collation: row.bytes(10).map(|_| row.text(10)),
         generated: row.is(12) || extra.contains("stored generated") || extra.contains("virtual"),
         json: false,
+        check: None,
         extra,
     }
 }

@@ -8,11 +8,12 @@ use branchline_core::value::{Type, Value};
 use tokio_postgres::types::Type as Wire;
 
 use super::books::get;
+use super::checks::WORDS;
 use super::connection::PostgresDatabase;
 use super::install::{patiently, prepare};
 use super::layout::mismatch;
 use super::{literal, types};
-use crate::checks::{self, Words};
+use crate::checks;
 
 /// An identifier, quoted.
 pub(super) fn ident(name: &str) -> String {
@@ -264,11 +265,7 @@ fn create(table: &Table) -> String {
             .iter()
             .map(|unique| format!("UNIQUE ({})", columns(table, unique))),
     );
-    let words = Words {
-        name: ident,
-        text: |text| literal::text(&Value::Text(text.to_owned())),
-    };
-    parts.extend(checks::clauses(&words, table, |_| true, true));
+    parts.extend(checks::clauses(&WORDS, table, |_| true, true));
     format!(
         "{} CREATE TABLE {} ({})",
         in_schema(&table.name),

@@ -19,12 +19,15 @@ use super::connection::PostgresDatabase;
 use super::ddl::{self, ident, names, relation};
 use super::error::on_table;
 use super::{install, literal, rekey, retype};
-use crate::checks;
+use crate::checks::{self, Made};
 use crate::lineage::{self, Columns, Known, Stop, Tried, filling, in_order, stop};
 
 /// A shared table on its way.
 pub(super) struct Step<'s> {
+    /// What it was made last: the version before, or the new one where that is done.
     pub(super) former: Option<&'s Table>,
+    /// As the version before has it.
+    before: Option<&'s Table>,
     pub(super) to: &'s Table,
     /// As it is now, or was before anything was renamed.
     pub(super) live: Table,
@@ -35,8 +38,18 @@ impl Step<'_> {
     /// Checks that stand here and go with this version. Those of columns that go, go with them.
     fn checks_gone(&self) -> Vec<&Check> {
         let number = |column: &Column| self.columns.number(self.to, &column.name);
-        let gone = |former| checks::gone(former, self.to, &self.live, number);
-        self.former.map_or_else(Vec::new, gone)
+        checks::gone(self.before, self.to, &self.live, number)
+    }
+
+    /// Checks that come with this version and do not stand here.
+    pub(super) fn checks_coming(&self) -> Vec<&Check> {
+        let place = |at: u16| {
+            let name = self.columns.sources.get(usize::from(at))?.as_ref()?;
+            let mut columns = self.live.columns.iter();
+            let place = columns.position(|column| column.name == *name)?;
+            u16::try_from(place).ok()
+        };
+        checks::coming(self.before, self.to, &self.live, place)
     }
 }
 
@@ -66,13 +79,14 @@ pub(super) async fn evolve(
     loop {
         db.forget_layouts();
         match attempt(db, from, to, dropped, &refused).await {
-            Ok(found) => {
+            Ok((found, made)) => {
                 db.execute("RELEASE SAVEPOINT branchline_evolve").await?;
                 db.forget_layouts();
                 return Ok(Evolution {
                     refused: refused.into_iter().collect(),
                     found,
-                    unbound: Vec::new(),
+                    unbound: made.never,
+                    unmade: made.unmade,
                     untaken: Vec::new(),
                 });
             }
@@ -91,14 +105,14 @@ pub(super) async fn evolve(
     }
 }
 
-/// One try with all tables but those refused. Returns the new columns that stood there already.
+/// One try with all tables but those refused. Returns the new columns that stood there already, and what came of checks.
 async fn attempt(
     db: &mut PostgresDatabase,
     from: &Schema,
     to: &Schema,
     dropped: &[TableId],
     refused: &BTreeMap<TableId, String>,
-) -> Tried<Vec<(TableId, u32)>> {
+) -> Tried<(Vec<(TableId, u32)>, Made)> {
     let looked = catalog::look(db).await?;
     let captured = install::captured_tables(db).await?;
     let stand = standing(db, from, to).await?;
@@ -129,6 +143,10 @@ async fn attempt(
         reshape(db, &bonds, step).await?;
     }
     bonds.fasten(db, &goal, &created).await?;
+    let mut made = Made::default();
+    for step in &steps {
+        made.extend(super::checks::make(db, step).await?);
+    }
     for step in &steps {
         rekey::follow(db, step)
             .await
@@ -164,7 +182,7 @@ async fn attempt(
             .iter()
             .map(|&column| (step.to.id, column))
     });
-    Ok(found.collect())
+    Ok((found.collect(), made))
 }
 
 /// Those of the names of both versions under which a table stands.
@@ -215,6 +233,7 @@ async fn step<'s>(
     let known = known(db, to.id, looked, live).await?;
     Ok(Step {
         former,
+        before: from.table(to.id),
         to,
         live: live.clone(),
         columns: Columns::of(former, to, live, &known, catalog::same),

@@ -8,11 +8,12 @@ use branchline_core::value::Type;
 use rusqlite::Connection;
 
 use super::catalog::Live;
+use super::checks::WORDS;
 use super::declared::declaration;
 use super::error::{failure, mismatch, on};
 use super::sql::{list, literal, quoted, text};
 use super::triggers;
-use crate::checks::{self, Words};
+use crate::checks;
 
 /// Our tables. The capture's key columns have no type, so that keys keep their storage class; nothing is
 /// `AUTOINCREMENT`, which would leave `sqlite_sequence` behind.
@@ -181,8 +182,7 @@ fn definition(table: &Table) -> DbResult<String> {
     for reference in &table.foreign_keys {
         parts.push(reference_definition(table, reference)?);
     }
-    let words = Words { name: quoted, text };
-    parts.extend(checks::clauses(&words, table, |_| true, true));
+    parts.extend(checks::clauses(&WORDS, table, |_| true, true));
     Ok(format!(
         "CREATE TABLE {} (\n  {}\n)",
         quoted(&table.name),

@@ -16,12 +16,16 @@ use super::declared::compatible;
 use super::error::{failure, on};
 use super::inspect;
 use super::sql::{places, quoted};
-use super::{books, ddl, rebuild, rekey, triggers};
+use super::{books, checks, ddl, rebuild, rekey, triggers};
+use crate::checks::Made;
 use crate::lineage::{self, Columns, Known, Stop, Tried, in_order, stop};
 
 /// A shared table on its way.
 pub(super) struct Step<'s> {
+    /// What it was made last: the version before, or the new one where that is done.
     pub(super) former: Option<&'s Table>,
+    /// As the version before has it.
+    pub(super) before: Option<&'s Table>,
     pub(super) to: &'s Table,
     /// As it is now, under the new names.
     pub(super) live: Table,
@@ -45,12 +49,13 @@ impl SqliteDatabase {
         run("SAVEPOINT branchline_evolve")?;
         loop {
             match attempt(&self.connection, from, to, dropped, &refused) {
-                Ok(found) => {
+                Ok((found, made)) => {
                     run("RELEASE branchline_evolve")?;
                     return Ok(Evolution {
                         refused: refused.into_iter().collect(),
                         found,
-                        unbound: Vec::new(),
+                        unbound: made.never,
+                        unmade: made.unmade,
                         untaken: Vec::new(),
                     });
                 }
@@ -69,14 +74,14 @@ impl SqliteDatabase {
     }
 }
 
-/// One try with all tables but those refused. Returns the new columns that stood there already.
+/// One try with all tables but those refused. Returns the new columns that stood there already, and what came of checks.
 fn attempt(
     connection: &Connection,
     from: &Schema,
     to: &Schema,
     dropped: &[TableId],
     refused: &BTreeMap<TableId, String>,
-) -> Tried<Vec<(TableId, u32)>> {
+) -> Tried<(Vec<(TableId, u32)>, Made)> {
     let views = working_views(connection).map_err(failure)?;
     let captured = triggers::captured_tables(connection)?;
     let looked = looked(connection, from, to)?;
@@ -110,6 +115,10 @@ fn attempt(
     for step in &steps {
         rebuild::reshape(connection, from, &goal, step)?;
     }
+    let mut made = Made::default();
+    for step in &steps {
+        made.extend(checks::make(connection, step)?);
+    }
     for step in &steps {
         rekey::follow(connection, step).map_err(|error| stop(step.to.id, error))?;
         if let Some(former) = step.former {
@@ -133,7 +142,7 @@ fn attempt(
             .iter()
             .map(|&column| (step.to.id, column))
     });
-    Ok(found.collect())
+    Ok((found.collect(), made))
 }
 
 /// An error as that of the table that it names.
@@ -192,6 +201,7 @@ fn step<'s>(
     };
     Ok(Step {
         former,
+        before: from.table(to.id),
         to,
         live: live.clone(),
         columns: Columns::of(former, to, live, &Known::new(), compatible),

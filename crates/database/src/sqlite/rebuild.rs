@@ -41,26 +41,12 @@ pub(super) fn reshape(
     step: &Step<'_>,
 ) -> Tried<()> {
     let (to, id) = (step.to, step.to.id);
-    let written = connection
-        .query_row(
-            "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?1 COLLATE NOCASE",
-            [&to.name],
-            |row| row.get::<_, String>(0),
-        )
-        .map_err(failure)?;
-    let definition = Definition::parse(&written);
-    let definition =
-        definition.ok_or_else(|| Stop::Refused(id, "its definition is not understood".into()))?;
+    let definition = definition(connection, to)?;
     let live = Live::find(connection, &to.name)?;
     let live = live.ok_or_else(|| Stop::Refused(id, "it is gone".into()))?;
     let mut work = Work {
-        definition,
-        rebuild: false,
-        adds: Vec::new(),
         drops: step.columns.drops_renamed(to),
-        converts: Vec::new(),
-        unindexed: Vec::new(),
-        bound: Vec::new(),
+        ..Work::of(definition)
     };
     for (at, column) in to.columns.iter().enumerate() {
         match step
@@ -84,7 +70,41 @@ pub(super) fn reshape(
     obeyed(connection, step, &work.bound)
 }
 
+/// A table's own definition, under its new names.
+pub(super) fn definition(connection: &Connection, to: &Table) -> Tried<Definition> {
+    let written = connection
+        .query_row(
+            "SELECT sql FROM sqlite_master WHERE type = 'table' AND name = ?1 COLLATE NOCASE",
+            [&to.name],
+            |row| row.get::<_, String>(0),
+        )
+        .map_err(failure)?;
+    let definition = Definition::parse(&written);
+    definition.ok_or_else(|| Stop::Refused(to.id, "its definition is not understood".into()))
+}
+
+/// Makes a table anew that has its columns already.
+pub(super) fn made_anew(
+    connection: &Connection,
+    definition: Definition,
+    step: &Step<'_>,
+) -> Tried<()> {
+    Work::of(definition).anew(connection, step)
+}
+
 impl Work {
+    fn of(definition: Definition) -> Self {
+        Self {
+            definition,
+            rebuild: false,
+            adds: Vec::new(),
+            drops: Vec::new(),
+            converts: Vec::new(),
+            unindexed: Vec::new(),
+            bound: Vec::new(),
+        }
+    }
+
     /// Type, NULL and default of a column that was there.
     fn settle(&mut self, step: &Step<'_>, at: usize, column: &Column, here: &Column) {
         let to = step.to;

@@ -1,6 +1,7 @@
 //! Check constraints: what means the same everywhere is made where the table is created, whatever engine it comes from.
 
-use branchline_core::port::{Database, Purpose};
+use branchline_core::check::{Check, Comparison, Condition};
+use branchline_core::port::{Database, Evolution, Purpose};
 use branchline_core::schema::{Counter, Schema, Table};
 use branchline_database::checks::told;
 use branchline_testkit::servers;
@@ -132,11 +133,27 @@ async fn checks_are_in_force_where_the_table_is_created() {
     }
 }
 
-async fn follow(office: &mut Place, from: &Schema, to: &Schema) {
+async fn evolve(office: &mut Place, from: &Schema, to: &Schema) -> Evolution {
     office.db.begin(Purpose::Load).await.unwrap();
     let done = office.db.evolve(from, to, &[]).await.unwrap();
     assert_eq!(done.refused, [], "{}", office.engine);
     office.db.commit().await.unwrap();
+    done
+}
+
+async fn follow(office: &mut Place, from: &Schema, to: &Schema) {
+    let done = evolve(office, from, to).await;
+    assert_eq!(done.unmade, [], "{}", office.engine);
+}
+
+/// The version before, in which the table has none of these checks.
+fn without(plan: &Schema, names: &[&str]) -> Schema {
+    let mut before = plan.clone();
+    before.version -= 1;
+    let goes = |name: &Option<String>| name.as_deref().is_some_and(|name| names.contains(&name));
+    let checks = &mut before.tables[0].checks.0;
+    checks.retain(|check| !goes(&check.name));
+    before
 }
 
 /// A row that the head takes now would be held at a branch that kept the check.
@@ -216,7 +233,6 @@ async fn checks_follow_columns_that_are_renamed_and_go_with_those_that_are_dropp
 /// A head may be anyone: names and texts stay names and texts.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn names_and_texts_of_a_check_cannot_break_out() {
-    use branchline_core::check::{Check, Comparison, Condition};
     let mut plan = plan(Engine::Sqlite).await;
     let strange = "x\"`'); DROP --";
     let texts = vec!["open".into(), strange.into(), "größer 😀".into()];
@@ -347,5 +363,192 @@ async fn what_a_server_does_not_take_does_not_keep_the_table_out() {
         let found = branch.look().await;
         let goods = found.tables.iter().find(|table| table.name == "goods");
         assert_eq!(goods.unwrap().foreign_keys.len(), 1, "{engine}");
+    }
+}
+
+/// What remembers that a table was made what a version says knows nothing of checks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_check_goes_in_a_step_of_its_own_after_another_step() {
+    let plan = plan(Engine::Postgres).await;
+    let mut wider = plan.clone();
+    wider.version += 1;
+    wider.tables[0].indexes.push(vec![1]);
+    let mut freed = wider.clone();
+    freed.version += 1;
+    let known = |name: &Option<String>| name.as_deref() == Some("known");
+    freed.tables[0].checks.0.retain(|check| !known(&check.name));
+    for engine in ENGINES {
+        let mut branch = Place::new(engine).await;
+        branch.share(&plan).await.unwrap();
+        follow(&mut branch, &plan, &wider).await;
+        follow(&mut branch, &wider, &freed).await;
+        let done = insert(&branch, "2, 5, 1, 2, 'paid', 1").await;
+        assert_eq!(done, Ok(()), "{engine}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_check_that_comes_at_the_head_is_made_where_the_table_is() {
+    let plan = plan(Engine::Postgres).await;
+    let mut before = without(&plan, &[]);
+    before.tables[0].checks.0.clear();
+    for engine in ENGINES {
+        let mut branch = Place::new(engine).await;
+        branch.share(&before).await.unwrap();
+        for row in TAKEN {
+            insert(&branch, row).await.unwrap();
+        }
+        // Its own name is taken by another one that the application made here.
+        if engine != Engine::Sqlite {
+            branch
+                .sql("ALTER TABLE goods ADD CONSTRAINT known CHECK (low < 1000)")
+                .await;
+        }
+        follow(&mut branch, &before, &plan).await;
+        for row in REFUSED {
+            let done = insert(&branch, row).await;
+            assert!(done.is_err(), "{engine}: {row}");
+        }
+        let count = |conditions: Vec<String>| {
+            let own = |one: &&String| one.as_str() != "low < 1000";
+            conditions.iter().filter(own).cloned().collect::<Vec<_>>()
+        };
+        let found = branch.look().await;
+        let expected = conditions(&plan.tables[0]);
+        assert_eq!(count(conditions(&found.tables[0])), expected, "{engine}");
+        // Once more, as after a crash.
+        follow(&mut branch, &before, &plan).await;
+        let found = branch.look().await;
+        assert_eq!(count(conditions(&found.tables[0])), expected, "{engine}");
+        let taken = branch.take(&plan).await;
+        assert_eq!(
+            taken.0.len(),
+            TAKEN.len(),
+            "{engine}: what was captured stays"
+        );
+    }
+}
+
+/// The other checks are made, and so is this one as soon as no row breaks it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_check_that_rows_break_waits_for_them_and_keeps_nothing_else_out() {
+    let plan = plan(Engine::Sqlite).await;
+    let mut before = without(&plan, &["known", "qty_is_positive"]);
+    before.tables[0].columns.remove(5);
+    for engine in ENGINES {
+        let mut branch = Place::new(engine).await;
+        branch.share(&before).await.unwrap();
+        insert(&branch, "1, 5, 1, 2, 'paid'").await.unwrap();
+        insert(&branch, "2, 5, 1, 2, 'open'").await.unwrap();
+        let done = evolve(&mut branch, &before, &plan).await;
+        let [(1, check, why)] = done.unmade.as_slice() else {
+            panic!("{engine}: {done:?}");
+        };
+        assert_eq!(check.name.as_deref(), Some("known"), "{engine}");
+        for part in ["`known`: status IN", "with the key 1 ", "change or delete"] {
+            assert!(why.contains(part), "{engine}: {why}");
+        }
+        insert(&branch, "3, 5, 1, 2, 'paid', 1.5").await.unwrap();
+        let zero = insert(&branch, "4, 0, 1, 2, 'open', 1.5").await;
+        assert!(zero.is_err(), "{engine}");
+        let waits = without(&plan, &["known"]);
+        let done = evolve(&mut branch, &waits, &plan).await;
+        assert_eq!(done.unmade.len(), 1, "{engine}");
+        branch.sql("UPDATE goods SET status = 'open'").await;
+        follow(&mut branch, &waits, &plan).await;
+        let found = branch.look().await;
+        assert_eq!(
+            conditions(&found.tables[0]),
+            conditions(&plan.tables[0]),
+            "{engine}"
+        );
+    }
+}
+
+/// The head's migration changes rows and then the check; these rows come after the step. So the old check goes all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_check_that_becomes_another_goes_at_once() {
+    let plan = plan(Engine::MariaDb).await;
+    let mut next = plan.clone();
+    next.version += 1;
+    for check in &mut next.tables[0].checks.0 {
+        if let Condition::Texts(_, _, list) = &mut check.condition {
+            *list = vec!["paid".into(), "it's".into()];
+        }
+    }
+    for engine in ENGINES {
+        let mut branch = Place::new(engine).await;
+        branch.share(&plan).await.unwrap();
+        insert(&branch, TAKEN[0]).await.unwrap();
+        let done = evolve(&mut branch, &plan, &next).await;
+        assert_eq!(done.unmade.len(), 1, "{engine}: {done:?}");
+        branch.sql("UPDATE goods SET status = 'paid'").await;
+        let waits = without(&next, &["known"]);
+        follow(&mut branch, &waits, &next).await;
+        let open = insert(&branch, "2, 5, 1, 2, 'open', 1").await;
+        assert!(open.is_err(), "{engine}");
+        let found = branch.look().await;
+        assert_eq!(
+            conditions(&found.tables[0]),
+            conditions(&next.tables[0]),
+            "{engine}"
+        );
+    }
+}
+
+/// Rows that are there hold the default of a column that comes, or what is next to nothing, until the head's values come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_check_of_a_column_that_comes_waits_for_its_values() {
+    let sql = "CREATE TABLE goods (id INTEGER PRIMARY KEY, kind VARCHAR(9) NOT NULL, size INTEGER NOT NULL DEFAULT 1,
+                   CONSTRAINT kinds CHECK (kind IN ('a', 'b')), CONSTRAINT sizes CHECK (size > 0))";
+    let mut head = Place::with(Engine::Sqlite, sql).await;
+    let mut plan = schema(head.look().await.tables);
+    plan.version = 2;
+    plan.number();
+    let mut before = without(&plan, &["kinds", "sizes"]);
+    before.tables[0].columns.truncate(1);
+    for engine in ENGINES {
+        let mut branch = Place::new(engine).await;
+        branch.share(&before).await.unwrap();
+        branch.sql("INSERT INTO goods VALUES (1)").await;
+        let done = evolve(&mut branch, &before, &plan).await;
+        let [(_, check, _)] = done.unmade.as_slice() else {
+            panic!("{engine}: {done:?}");
+        };
+        assert_eq!(check.name.as_deref(), Some("kinds"), "{engine}");
+        branch.sql("UPDATE goods SET kind = 'b'").await;
+        let waits = without(&plan, &["kinds"]);
+        follow(&mut branch, &waits, &plan).await;
+        for row in ["2, 'c', 1", "2, 'a', 0"] {
+            assert!(insert(&branch, row).await.is_err(), "{engine}: {row}");
+        }
+    }
+}
+
+/// A table that the application made here may take different texts for one: there the check would say something else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_check_that_would_mean_something_else_here_is_not_made() {
+    let plan = plan(Engine::Postgres).await;
+    let before = without(&plan, &["known"]);
+    for (engine, sql) in [
+        (
+            Engine::MariaDb,
+            "CREATE TABLE goods (id INT PRIMARY KEY, qty INT, low BIGINT, high BIGINT,
+                 status VARCHAR(20) COLLATE utf8mb4_general_ci, price DECIMAL(12,2))",
+        ),
+        (
+            Engine::Sqlite,
+            "CREATE TABLE goods (id INTEGER NOT NULL PRIMARY KEY, qty INTEGER, low BIGINT, high BIGINT,
+                 status VARCHAR(20) COLLATE NOCASE, price DECIMAL(12,2))",
+        ),
+    ] {
+        let mut branch = Place::with(engine, sql).await;
+        branch.share(&before).await.unwrap();
+        let done = evolve(&mut branch, &before, &plan).await;
+        assert_eq!(done.unmade, [], "{engine}");
+        assert_eq!(done.unbound.len(), 1, "{engine}: {done:?}");
+        let told = &done.unbound[0];
+        assert!(told.contains("`known`"), "{engine}: {told}");
+        insert(&branch, "1, 5, 1, 2, 'OPEN', 1").await.unwrap();
     }
 }

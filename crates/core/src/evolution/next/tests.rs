@@ -74,13 +74,11 @@ fn found(tables: &[Table]) -> Inspection {
 
 /// What engines without lasting names tell.
 fn next(present: &Schema, tables: &[Table], renamed: &[Renamed]) -> Next {
-    follow(
-        present,
-        &BTreeMap::new(),
-        &found(tables),
-        &Plan::default(),
-        renamed,
-    )
+    let known = Known {
+        renamed: renamed.to_vec(),
+        ..Known::default()
+    };
+    follow(present, &known, &found(tables), &Plan::default())
 }
 
 fn ids(next: &Next) -> Vec<(String, ColumnId)> {
@@ -126,13 +124,12 @@ fn numbers_stay_with_columns_that_are_added_dropped_and_moved() {
     // A number is never given to another column.
     let again = follow(
         &next.schema,
-        &BTreeMap::new(),
+        &Known::default(),
         &found(&[table(
             "shop",
             &[("id", Type::Int32), ("extra", TEXT), ("fresh", Type::Int64)],
         )]),
         &Plan::default(),
-        &[],
     );
     let highest = ids(&again).into_iter().map(|(_, id)| id).max();
     assert_eq!(highest, Some(7), "{:?}", ids(&again));
@@ -213,8 +210,11 @@ fn lasting_names_tell_a_swap_and_a_column_made_anew_takes_the_place_of_its_name(
             origins: origin(origins),
             ..Inspection::default()
         };
-        let before = origin([1, 2, 3, 4]);
-        let next = follow(&present, &before, &now, &Plan::default(), &[]);
+        let known = Known {
+            origins: origin([1, 2, 3, 4]),
+            ..Known::default()
+        };
+        let next = follow(&present, &known, &now, &Plan::default());
         let expected = [vec![("id", 1)], expected.to_vec()].concat();
         assert_eq!(ids(&next), named(&expected), "{names:?}");
         assert!(next.doubtful.is_empty());
@@ -231,7 +231,7 @@ fn what_the_plan_adds_and_takes_out_is_not_asked_about() {
     };
     let tables = ["old", "own", "new"].map(|name| table(name, &[("id", Type::Int32)]));
     let tables = [vec![shop()], tables.to_vec()].concat();
-    let next = follow(&present, &BTreeMap::new(), &found(&tables), &plan, &[]);
+    let next = follow(&present, &Known::default(), &found(&tables), &plan);
     let names: Vec<(TableId, &str)> = next
         .schema
         .tables
@@ -261,7 +261,7 @@ fn a_table_that_cannot_be_shared_any_more_stays_as_it_was_and_a_missing_one_is_d
         findings: vec![finding],
         ..Inspection::default()
     };
-    let next = follow(&present, &BTreeMap::new(), &now, &Plan::default(), &[]);
+    let next = follow(&present, &Known::default(), &now, &Plan::default());
     assert_eq!(next.stuck, [(1, "it has no key".to_owned())]);
     assert_eq!(next.schema.table(1), present.table(1));
     assert_eq!(next.dropped, [2]);
@@ -279,7 +279,7 @@ fn what_the_rules_change_at_the_branches_is_told() {
         rules: Arc::new(move |_: &Table| Some(rules.clone())),
         follow: Follow::Follow,
     };
-    let next = follow(&present, &BTreeMap::new(), &found(&[shop()]), &plan, &[]);
+    let next = follow(&present, &Known::default(), &found(&[shop()]), &plan);
     assert_eq!(next.schema.version, 2);
     assert_eq!(
         next.sentences(),
@@ -306,12 +306,45 @@ fn small(place: u16, most: i64) -> Condition {
 
 /// A head whose program learns of checks must not change every branch's tables.
 #[test]
-fn checks_that_come_are_no_version() {
+fn checks_that_a_program_learns_of_are_no_version() {
     let present = first(&[shop()]);
     let next = next(&present, &[checked(shop(), &[small(2, 5)])], &[]);
     assert_eq!(next.schema.version, 1);
     assert!(next.schema.tables[0].checks.say(&small(2, 5)));
     assert_eq!(next.sentences(), Vec::<String>::new());
+}
+
+#[test]
+fn a_check_that_comes_is_a_version() {
+    let known = Known {
+        words: Some(WORDS),
+        ..Known::default()
+    };
+    let present = first(&[shop()]);
+    let now = found(&[checked(shop(), &[small(2, 5)])]);
+    let after = follow(&present, &known, &now, &Plan::default());
+    assert_eq!(after.schema.version, 2);
+    assert_eq!(after.told, ["a check of table `shop` is new"]);
+    assert!(after.schema.tables[0].checks.say(&small(2, 5)));
+    let again = follow(&after.schema, &known, &now, &Plan::default());
+    assert_eq!(again.schema.version, 2);
+    // One of a counter is made nowhere.
+    let counting = Plan {
+        rules: Arc::new(|table| {
+            let column = 2;
+            let counters = vec![crate::schema::Counter {
+                column,
+                floor: None,
+            }];
+            Some(Rules {
+                counters,
+                ..table.rules()
+            })
+        }),
+        ..Plan::default()
+    };
+    let after = follow(&present, &known, &now, &counting);
+    assert_eq!(after.told, Vec::<String>::new());
 }
 
 #[test]
