@@ -348,35 +348,11 @@ async fn drop_tables(
 }
 
 async fn drop_table(db: &mut MysqlDatabase, from: &Schema, id: TableId, name: &str) -> Tried<()> {
-    let held = hold(db, from, id, name).await?;
+    let held = still::hold(db, from, id, name).await?;
     let sql = format!("DROP TABLE {}", ident(name));
     let done = patiently(db, name, &sql).await;
-    let_go(db, held, id, done.is_err()).await?;
+    still::let_go(db, held, id, done.is_err()).await?;
     done.map_err(|error| stop(id, error))
-}
-
-/// Keeps the application out of a table of which something goes. Whether it is kept out.
-async fn hold(db: &mut MysqlDatabase, from: &Schema, id: TableId, name: &str) -> Tried<bool> {
-    let Some(table) = from.table(id) else {
-        return Ok(false);
-    };
-    let table = Table {
-        name: name.to_owned(),
-        ..table.clone()
-    };
-    still::lock(db, &table).await
-}
-
-/// Lets the application in again, to a table that has changed, or `stayed` as it was.
-async fn let_go(db: &mut MysqlDatabase, held: bool, id: TableId, stayed: bool) -> DbResult<()> {
-    if !held {
-        return Ok(());
-    }
-    still::unlock(db).await?;
-    if stayed {
-        still::forget(db, id).await?;
-    }
-    Ok(())
 }
 
 /// Renames tables, all at once. Returns the former names of those that can go back to them.
@@ -538,7 +514,7 @@ async fn alter<'s>(
     let mut noted = step.marked.clone();
     noted.extend_from_slice(shape::written(db, &to.name).await?.as_bytes());
     books::set_meta(db, &begun(id), Some(&noted)).await?;
-    let held = hold(db, versions.0, id, &to.name).await?;
+    let held = still::hold(db, versions.0, id, &to.name).await?;
     // Both ends of a reference change one after the other; that rows obey the new ones was looked at before.
     db.execute("SET SESSION foreign_key_checks = 0").await?;
     let change = |parts: &[String]| format!("ALTER TABLE {} {}", ident(&to.name), parts.join(", "));
@@ -558,7 +534,7 @@ async fn alter<'s>(
         let sql = format!("ALTER TABLE {} {}", ident(&to.name), afterwards.join(", "));
         done = patiently(db, &to.name, &sql).await;
     }
-    let_go(db, held, id, done.is_err()).await?;
+    still::let_go(db, held, id, done.is_err()).await?;
     db.execute("SET SESSION foreign_key_checks = 1").await?;
     done.map_err(|error| stop(id, error))?;
     // The server drops the index that a foreign key brought once another one serves.

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use branchline_core::books as records;
 use branchline_core::change::{Key, Row};
 use branchline_core::port::{DatabaseError, DbResult};
-use branchline_core::schema::{Table, TableId};
+use branchline_core::schema::{Schema, Table, TableId};
 
 use super::capture::patiently;
 use super::connection::{Flavour, MysqlDatabase};
@@ -48,8 +48,42 @@ fn noted(id: TableId) -> String {
     format!("untaken.{id}")
 }
 
-/// Locks a table, as it is now, of which something goes, until [`unlock`].
-pub(super) async fn lock(db: &mut MysqlDatabase, table: &Table) -> Tried<bool> {
+/// Keeps the application out of a table of which something goes. Whether it is kept out.
+pub(super) async fn hold(
+    db: &mut MysqlDatabase,
+    from: &Schema,
+    id: TableId,
+    name: &str,
+) -> Tried<bool> {
+    let Some(table) = from.table(id) else {
+        return Ok(false);
+    };
+    let table = Table {
+        name: name.to_owned(),
+        ..table.clone()
+    };
+    lock(db, &table).await
+}
+
+/// Lets the application in again, to a table that has changed, or `stayed` as it was.
+pub(super) async fn let_go(
+    db: &mut MysqlDatabase,
+    held: bool,
+    id: TableId,
+    stayed: bool,
+) -> DbResult<()> {
+    if !held {
+        return Ok(());
+    }
+    unlock(db).await?;
+    if stayed {
+        forget(db, id).await?;
+    }
+    Ok(())
+}
+
+/// Locks a table, as it is now, of which something goes, until [`let_go`].
+async fn lock(db: &mut MysqlDatabase, table: &Table) -> Tried<bool> {
     if !db.still.tables.contains(&table.id) {
         return Ok(false);
     }
@@ -79,12 +113,12 @@ pub(super) async fn lock(db: &mut MysqlDatabase, table: &Table) -> Tried<bool> {
     Ok(true)
 }
 
-pub(super) async fn unlock(db: &mut MysqlDatabase) -> DbResult<()> {
+async fn unlock(db: &mut MysqlDatabase) -> DbResult<()> {
     db.execute("UNLOCK TABLES").await
 }
 
 /// The table is as it was: what is captured is still to be taken.
-pub(super) async fn forget(db: &mut MysqlDatabase, id: TableId) -> DbResult<()> {
+async fn forget(db: &mut MysqlDatabase, id: TableId) -> DbResult<()> {
     books::set_meta(db, &noted(id), None).await
 }
 
