@@ -15,7 +15,7 @@ use crate::config::{
 use crate::driver::random;
 use crate::exit::{Failure, Outcome};
 use crate::office::{OWN_SOON, own};
-use crate::plan::{self, rules::Rules};
+use crate::plan::{self, outlook, rules::Rules};
 use crate::say;
 
 /// The flags of `init`.
@@ -104,13 +104,18 @@ impl Init {
             .iter()
             .map(|table| table.name.as_str())
             .collect();
+        let not_carried = outlook::not_carried(&inspection, &schema);
+        let not_carried: Vec<_> = not_carried.iter().map(outlook::left_out_to_json).collect();
         let document = serde_json::json!({
             "office": name, "role": "head", "database": { "engine": engine, "version": version },
-            "tables": tables, "config": context.config,
+            "tables": tables, "config": context.config, "not_carried": not_carried,
             "warnings": warnings.iter().map(|w| serde_json::json!({ "table": w.table, "problem": w.problem, "advice": w.advice })).collect::<Vec<_>>(),
         });
         for warning in &warnings {
             say::say(format_args!("note: {}", plan::tell(warning)));
+        }
+        for told in outlook::tell_not_carried(&document) {
+            say::say(format_args!("note: {told}"));
         }
         context.show(&document, || {
             format!(

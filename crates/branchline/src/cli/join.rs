@@ -9,7 +9,7 @@ use branchline_core::branch::{Branch, Enrolment, Renewal};
 use branchline_core::identity::Incarnation;
 use branchline_core::office::Identity;
 use branchline_core::output::Notice;
-use branchline_core::port::Database;
+use branchline_core::port::{Database, Inspection};
 use branchline_core::succession::Offer;
 use branchline_database::AnyDatabase;
 use clap::Args;
@@ -22,6 +22,7 @@ use crate::config::{self, RoleName, write_private};
 use crate::driver::random;
 use crate::exit::{Failure, Outcome, UNREACHED, io};
 use crate::office::{Lock, OWN_SOON, Office};
+use crate::plan::outlook;
 use crate::request::{Answer, Ask};
 use crate::rewrite;
 use crate::say;
@@ -71,6 +72,7 @@ impl Join {
         let prepared = db.prepare().await;
         prepared.map_err(|error| Failure::from(error).at(place(&database)))?;
         let renewal = enrol(&mut db, &code).await?;
+        let before = db.definitions().await?;
         drop(db);
         let there = context.config.exists();
         if renewal == Renewal::Succeeded && there {
@@ -86,8 +88,12 @@ impl Join {
         let rows = progress.finish().await;
         office.stop().await;
         let (_, status) = answer?;
+        let not_carried = not_carried(&database, &before).await?;
         let succeeded = renewal == Renewal::Succeeded;
-        let document = serde_json::json!({ "office": code.branch, "head": code.head, "rows": rows, "status": status, "succeeded": succeeded });
+        let document = serde_json::json!({ "office": code.branch, "head": code.head, "rows": rows, "status": status, "succeeded": succeeded, "not_carried": not_carried });
+        for told in outlook::tell_not_carried(&document) {
+            say::say(format_args!("note: {told}"));
+        }
         context.show(&document, || {
             if succeeded {
                 return format!(
@@ -190,6 +196,24 @@ impl Join {
             place(&settings.database)
         )))
     }
+}
+
+/// What of the tables that were created since a look this database does not take.
+async fn not_carried(database: &str, before: &Inspection) -> Outcome<Vec<serde_json::Value>> {
+    let mut db = AnyDatabase::open(database, false).await?;
+    let (schema, _) = outlook::present(&mut db).await?;
+    let was_there = |name: &str| {
+        let findings = before.findings.iter();
+        before.tables.iter().any(|table| table.name == name)
+            || findings
+                .filter_map(|one| one.table.as_deref())
+                .any(|table| table == name)
+    };
+    let created = schema.tables.iter().filter(|table| !was_there(&table.name));
+    let left_out = created.flat_map(|table| db.left_out(table));
+    Ok(left_out
+        .map(|one| outlook::left_out_to_json(&one))
+        .collect())
 }
 
 /// Writes who the branch is into its database, or who its head is by now.

@@ -14,7 +14,9 @@ use crate::api;
 use crate::config::{self, RoleName, Settings};
 use crate::exit::{Failure, NO, Outcome};
 use crate::office::Lock;
-use crate::plan::outlook::{Outlook, left_out_to_json, present, table_to_json, to_json};
+use crate::plan::outlook::{
+    Outlook, left_out_to_json, present, table_to_json, tell_not_carried, to_json,
+};
 use crate::plan::{PlanSettings, TableList, tell, tell_parts};
 use crate::request::Ask;
 
@@ -184,7 +186,13 @@ async fn add(context: &Context, settings: &Settings, change: &Change) -> Outcome
         let tables = named.iter().map(|one| one.table.as_deref());
         tables.into_iter().any(|table| table == Some(name))
     });
-    let (code, document) = replace(context, &before, &list, change.timeout, &named).await?;
+    let not_carried = outlook.not_carried().into_iter();
+    let not_carried = not_carried.filter(|one| more.choose(&one.table));
+    let not_carried: Vec<Value> = not_carried.map(|one| left_out_to_json(&one)).collect();
+    let (code, mut document) = replace(context, &before, &list, change.timeout, &named).await?;
+    if let Some(document) = document.as_object_mut() {
+        document.insert("not_carried".into(), json!(not_carried));
+    }
     context.show(&document, || describe(&document))?;
     Ok(if exact { NO } else { code })
 }
@@ -321,6 +329,7 @@ pub fn describe(document: &Value) -> String {
         ));
     }
     lines.extend(refused(document));
+    lines.extend(tell_not_carried(document));
     lines.join("\n")
 }
 
@@ -396,15 +405,6 @@ fn shared(document: &Value) -> String {
         )
     }));
     lines.extend(refused(document));
-    let left_out = document["not_carried"].as_array().into_iter().flatten();
-    lines.extend(left_out.map(|one| {
-        let part = |key: &str| text(&one[key]);
-        format!(
-            "not carried over to where table `{}` is created: {}: {}",
-            part("table"),
-            part("what"),
-            part("why")
-        )
-    }));
+    lines.extend(tell_not_carried(document));
     lines.join("\n")
 }

@@ -77,17 +77,13 @@ impl Outlook {
 
     /// What of the shared tables, and of those that would be, is not carried over to where they are created.
     pub fn not_carried(&self) -> Vec<LeftOut> {
-        let shared = |name: &str| {
-            let both = [&self.present, &self.next.schema];
-            both.iter().any(|schema| schema.table_named(name).is_some())
-        };
-        let left_out = self.found.left_out.iter();
-        let of_counters = self.next.schema.tables.iter().flat_map(checks::of_counters);
-        left_out
-            .filter(|one| shared(&one.table))
-            .cloned()
-            .chain(of_counters)
-            .collect()
+        let mut not_carried = not_carried(&self.found, &self.next.schema);
+        let only_present = self.found.left_out.iter().filter(|one| {
+            let shared = |schema: &Schema| schema.table_named(&one.table).is_some();
+            shared(&self.present) && !shared(&self.next.schema)
+        });
+        not_carried.extend(only_present.cloned());
+        not_carried
     }
 
     /// Names of tables that the next version has and the present one has not.
@@ -107,6 +103,29 @@ fn names_without<'a>(one: &'a Schema, other: &Schema) -> Vec<&'a str> {
         .filter(|table| other.table(table.id).is_none())
         .map(|table| table.name.as_str())
         .collect()
+}
+
+/// What of a schema's tables is not carried over from the head to where they are created.
+pub fn not_carried(found: &Inspection, schema: &Schema) -> Vec<LeftOut> {
+    let left_out = found.left_out.iter();
+    let shared = left_out.filter(|one| schema.table_named(&one.table).is_some());
+    let of_counters = schema.tables.iter().flat_map(checks::of_counters);
+    shared.cloned().chain(of_counters).collect()
+}
+
+/// A document's `not_carried`, for a person.
+pub fn tell_not_carried(document: &Value) -> Vec<String> {
+    let left_out = document["not_carried"].as_array().into_iter().flatten();
+    let told = left_out.map(|one| {
+        let part = |key: &str| one[key].as_str().unwrap_or_default();
+        format!(
+            "not carried over to where table `{}` is created: {}: {}",
+            part("table"),
+            part("what"),
+            part("why")
+        )
+    });
+    told.collect()
 }
 
 /// What is shared now, and the names that tables had.

@@ -9,6 +9,7 @@ use crate::office::{Office, settle, wait_until};
 use crate::sql::Db;
 
 mod cases;
+mod checks;
 
 const SOON: Duration = Duration::from_secs(60);
 

@@ -45,7 +45,7 @@ impl Branch {
             let again = to.version == self.schema.version && self.book.is_unmade(*id, check);
             if let Some(table) = to.table(*id).filter(|_| !again) {
                 told.push(format!(
-                    "table `{}` does without a check of the head's: {why}; it is tried again by itself, all else goes on",
+                    "table `{}` does without {why}; it is tried again by itself, all else goes on",
                     table.name
                 ));
             }
