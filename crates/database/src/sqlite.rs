@@ -17,6 +17,7 @@
 
 mod actions;
 mod apply;
+mod bonds;
 mod books;
 mod capture;
 mod catalog;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use branchline_testkit::servers::{free_port, postgres};
+use branchline_testkit::servers::{free_port, mariadb, postgres};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -110,6 +110,9 @@ fn the_plan_is_written_shown_and_changed_in_the_configuration() {
     head.cmd(&["plan", "remove", "nowhere"])
         .expect(2)
         .says(&["nowhere", "not shared"]);
+    let told = head.cmd(&["plan", "add", "price"]).expect(0).out;
+    assert!(told.contains("where table `price` is created"), "{told}");
+    head.json(&["plan", "remove", "price"]);
     head.cmd(&["plan", "add", "!price"]).expect(2);
     // What stands there by name and cannot be shared is told, and does not keep the rest out.
     let ran = head
@@ -118,6 +121,7 @@ fn the_plan_is_written_shown_and_changed_in_the_configuration() {
     let document = ran.document();
     assert_eq!(document["list"], "*,!audit_*,stock,price,loose");
     assert_eq!(document["cannot"][0]["table"], "loose");
+    assert_eq!(document["not_carried"], shown["not_carried"], "{document}");
 
     let unchanged = head.json(&["schema", "show"]);
     assert_eq!(unchanged["changed"], json!([]), "{unchanged}");
@@ -351,5 +355,36 @@ fn by_the_policy_ask_a_person_lets_a_change_pass() {
     wait_for(&mut at_branch, "SELECT count(*) FROM price", "0");
     settle(&head, &[&branch], SOON);
     branch.stop();
+    head.stop();
+}
+
+/// What is not made elsewhere is said where a person decides about it: at `init` what the head cannot say, and at `join` what the
+/// branch's server does not take.
+#[test]
+fn what_is_not_carried_over_is_told_from_the_start() {
+    let folder = TempDir::new().unwrap();
+    let url = format!("sqlite:{}", folder.path().join("HO.db").display());
+    Db::open(&url).run(
+        "CREATE TABLE price (id integer PRIMARY KEY CHECK (id < 5000000000), amount integer, CONSTRAINT even CHECK (amount % 2 = 0)); \
+         CREATE TABLE mine (id integer PRIMARY KEY CHECK (id <> 7))",
+    );
+    let mut head = Office::new(folder.path(), "HO", &url);
+    let listen = format!("127.0.0.1:{}", free_port());
+    let document = head.init("*", &["--listen", &listen]);
+    let not_carried = document["not_carried"].as_array().unwrap();
+    assert_eq!(not_carried.len(), 1, "{document}");
+    assert_eq!(not_carried[0]["what"], "check `even` (amount % 2 = 0)");
+    let code = head.invite("b1", &[]);
+    head.run();
+    let at_branch = mariadb().fresh_database();
+    // The application's own table is as it is.
+    Db::open(&at_branch).run("CREATE TABLE mine (id bigint AUTO_INCREMENT PRIMARY KEY)");
+    let branch = Office::new(folder.path(), "b1", &at_branch);
+    let document = branch.join(&code);
+    let not_carried = document["not_carried"].as_array().unwrap();
+    assert_eq!(not_carried.len(), 1, "{document}");
+    assert_eq!(not_carried[0]["table"], "price");
+    assert_eq!(not_carried[0]["what"], "check id < 5000000000");
+    assert!(not_carried[0]["why"].as_str().unwrap().contains("numbers"));
     head.stop();
 }

@@ -8,6 +8,7 @@ use branchline_core::schema::{Column, ForeignKey, Schema, Table};
 use branchline_core::value::{Type, widens};
 use rusqlite::{Connection, OptionalExtension};
 
+use super::bonds::{link, obeyed};
 use super::catalog::Live;
 use super::checks;
 use super::ddl::{self, check, numbered_key};
@@ -16,7 +17,7 @@ use super::definition::{Definition, Part, What, Written};
 use super::error::failure;
 use super::evolve::{Step, renaming_quietly, run};
 use super::sql::{list, literal, quoted, text};
-use crate::lineage::{Link, Stop, Tried, links, names_of, numbers_of};
+use crate::lineage::{Stop, Tried, links, names_of, numbers_of};
 
 /// What has to be done to a table.
 pub(super) struct Work {
@@ -524,39 +525,6 @@ fn index(connection: &Connection, step: &Step<'_>) -> Tried<()> {
     Ok(())
 }
 
-/// Whether the rows obey the foreign keys that came. Those of columns that came too hold nothing real yet.
-fn obeyed(connection: &Connection, step: &Step<'_>, bound: &[ForeignKey]) -> Tried<()> {
-    let (to, id) = (step.to, step.to.id);
-    let old = |key: &&ForeignKey| {
-        let new = |at: &u16| {
-            step.columns
-                .sources
-                .get(usize::from(*at))
-                .is_none_or(Option::is_none)
-        };
-        !key.columns.iter().any(new)
-    };
-    let bound: Vec<&ForeignKey> = bound.iter().filter(old).collect();
-    if bound.is_empty() {
-        return Ok(());
-    }
-    let broken: Vec<String> = connection
-        .prepare("SELECT DISTINCT parent FROM pragma_foreign_key_check(?1)")
-        .and_then(|mut all| all.query_map([&to.name], |row| row.get(0))?.collect())
-        .map_err(failure)?;
-    match broken.iter().find(|parent| {
-        bound
-            .iter()
-            .any(|key| key.parent.eq_ignore_ascii_case(parent))
-    }) {
-        Some(parent) => Err(Stop::Refused(
-            id,
-            format!("a row refers to one that is not in table `{parent}`"),
-        )),
-        None => Ok(()),
-    }
-}
-
 /// The numbers of a table's columns by their new names; `None` where one is not the plan's.
 pub(super) fn numbers(step: &Step<'_>, named: &[String]) -> Option<Vec<u32>> {
     let drops = step.columns.drops_renamed(step.to);
@@ -579,36 +547,4 @@ pub(super) fn numbers(step: &Step<'_>, named: &[String]) -> Option<Vec<u32>> {
         stays.or_else(goes).map(|column| column.id)
     };
     named.iter().map(number).collect()
-}
-
-/// A foreign key as it stands, by numbers. A parent that is gone is known by its former name.
-fn link(goal: &Schema, from: &Schema, step: &Step<'_>, key: &ForeignKey) -> Option<Link> {
-    let named = |schema: &'_ Schema| {
-        let parent = schema
-            .tables
-            .iter()
-            .find(|table| table.name.eq_ignore_ascii_case(&key.parent))?;
-        let number = |name: &String| {
-            parent
-                .columns
-                .iter()
-                .find(|one| one.name.eq_ignore_ascii_case(name))
-                .map(|one| one.id)
-        };
-        Some((
-            parent.id,
-            key.parent_columns
-                .iter()
-                .map(number)
-                .collect::<Option<Vec<_>>>()?,
-        ))
-    };
-    let (parent, parent_columns) = named(goal).or_else(|| named(from))?;
-    Some(Link {
-        columns: numbers(step, &names_of(&step.live, &key.columns))?,
-        parent,
-        parent_columns,
-        on_delete: key.on_delete.clone(),
-        on_update: key.on_update.clone(),
-    })
 }

@@ -69,8 +69,8 @@ fn a_check_comes(head: Engine, branches: &[(&str, Engine)]) {
     company.branch("away").run();
     let hold = wait_until("the head holds it", SOON, || {
         let holds = company.head.json(&["holds"]);
-        match holds[0]["id"].as_str() {
-            Some(id) => Ok(id.to_owned()),
+        match holds[0]["id"].as_u64() {
+            Some(id) => Ok(id.to_string()),
             None => Err(holds.to_string()),
         }
     });
