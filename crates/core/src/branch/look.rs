@@ -403,3 +403,46 @@ pub(super) fn narrowed(table: &Table, kept: &BTreeSet<ColumnId>) -> Option<Table
         ..table.clone()
     })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::check::{Check, Checks, Comparison, Condition};
+    use crate::value::Type;
+
+    #[test]
+    fn checks_stay_with_their_columns_in_a_table_that_lacks_some() {
+        let column = |id| Column {
+            name: format!("c{id}"),
+            kind: Type::Int32,
+            nullable: true,
+            default: None,
+            generated_key: false,
+            id,
+        };
+        let positive = |at| Condition::Number(at, Comparison::Greater, 0);
+        let check = |at| Check {
+            name: None,
+            condition: positive(at),
+        };
+        let table = Table {
+            id: 1,
+            name: "t".into(),
+            columns: (1..4).map(column).collect(),
+            key: vec![0],
+            unique: vec![],
+            foreign_keys: vec![],
+            direction: Default::default(),
+            conflict: Default::default(),
+            insert: Default::default(),
+            counters: vec![],
+            before: false,
+            columns_ever: 3,
+            indexes: vec![],
+            checks: Checks(vec![check(1), check(2)]),
+        };
+        let narrow = narrowed(&table, &BTreeSet::from([1, 3])).unwrap();
+        assert_eq!(narrow.checks, Checks(vec![check(1)]));
+    }
+}
