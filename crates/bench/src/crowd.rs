@@ -1,5 +1,6 @@
 //! A hundred branches on SQLite files come back in the same moment, each with a backlog, to a head on PostgreSQL. Another
-//! branch, whose line was never cut, writes before and meanwhile: what does it notice?
+//! branch, whose line was never cut, writes before and meanwhile: what does it notice? The same with one branch that
+//! comes back with a million rows (`storm`).
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,9 +18,12 @@ use crate::table::Figures;
 /// What each branch writes while the line is cut: transactions of so many rows.
 const AT_BRANCH: (i64, i64) = (20, 5);
 const AT_HEAD: (i64, i64) = (200, 10);
-const RANGE: i64 = 1_000_000;
+/// What the one branch of `storm` writes.
+const STORM: (i64, i64) = (50_000, 20);
+const RANGE: i64 = 10_000_000;
 /// How long the witness writes before the others come back.
 const QUIET: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(50);
 const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -43,7 +47,8 @@ impl<'m> Office<'m> {
 
     fn branch(machine: &'m Machine, folder: &Path, name: &str) -> Self {
         let file = folder.join(format!("{name}.db"));
-        Self::new(machine, folder, name, file.display().to_string())
+        let database = format!("sqlite:{}", file.display());
+        Self::new(machine, folder, name, database)
     }
 
     fn run(&self, arguments: &[&str]) -> String {
@@ -62,10 +67,17 @@ impl<'m> Office<'m> {
         self.running = Some(command.spawn().expect("the program starts"));
     }
 
+    /// Ends its process.
+    fn stop(&mut self) {
+        if let Some(mut child) = self.running.take() {
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+
     fn joins(&mut self, head: &Self, name: &str, detour: Option<(u16, u16)>) {
         let code = head.run(&["invite", name]);
-        let database = format!("sqlite:{}", self.database);
-        self.run(&["join", &code, "--database", &database]);
+        self.run(&["join", &code, "--database", &self.database]);
         if let Some((from, to)) = detour {
             let text = std::fs::read_to_string(&self.config).expect("join wrote it");
             let text = text.replace(&format!(":{from}"), &format!(":{to}"));
@@ -81,7 +93,8 @@ impl<'m> Office<'m> {
     }
 
     fn open(&self) -> Connection {
-        let connection = Connection::open(&self.database).expect("the branch's file");
+        let file = self.database.trim_start_matches("sqlite:");
+        let connection = Connection::open(file).expect("the branch's file");
         connection
             .busy_timeout(Duration::from_secs(10))
             .expect("a time-out can be set");
@@ -91,30 +104,77 @@ impl<'m> Office<'m> {
 
 impl Drop for Office<'_> {
     fn drop(&mut self) {
-        if let Some(mut child) = self.running.take() {
-            drop(child.kill());
-            drop(child.wait());
-        }
+        self.stop();
     }
 }
 
-/// Measures it.
+/// Who comes back, and with what.
+struct Return {
+    name: String,
+    branches: u32,
+    engine: Engine,
+    /// The branches' processes are stopped meanwhile; else only their line is cut.
+    stopped: bool,
+    at_branch: (i64, i64),
+}
+
+/// What a branch runs on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Engine {
+    Sqlite,
+    Postgres,
+}
+
+/// Measures a hundred branches that come back.
 pub fn measure(machine: &Machine, arguments: &Arguments, figures: &mut Figures) {
+    let crowd = Return {
+        name: format!("{} branches come back", arguments.branches),
+        branches: arguments.branches,
+        engine: Engine::Sqlite,
+        stopped: false,
+        at_branch: AT_BRANCH,
+    };
+    come_back(machine, &crowd, figures);
+}
+
+/// Measures one branch that comes back with a million rows.
+pub fn measure_storm(machine: &Machine, arguments: &Arguments, figures: &mut Figures) {
+    for (engine, of, stopped) in [
+        (Engine::Sqlite, "SQLite", false),
+        (Engine::Sqlite, "SQLite", true),
+        (Engine::Postgres, "PostgreSQL", false),
+        (Engine::Postgres, "PostgreSQL", true),
+    ] {
+        let away = if stopped { "stopped" } else { "cut off" };
+        let name = format!("storm: {of}, {away}");
+        if !name.contains(&arguments.only) {
+            continue;
+        }
+        let storm = Return {
+            name,
+            branches: 1,
+            engine,
+            stopped,
+            at_branch: STORM,
+        };
+        come_back(machine, &storm, figures);
+    }
+}
+
+fn come_back(machine: &Machine, who: &Return, figures: &mut Figures) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("a runtime");
     let database = machine.here.url(&fresh_database(&machine.here, "crowd"));
     let client = runtime.block_on(async {
-        let connected = tokio_postgres::connect(&database, tokio_postgres::NoTls).await;
-        let (client, connection) = connected.expect("the head's server answers");
-        tokio::spawn(connection);
+        let client = connected(&database).await;
         let table = "CREATE TABLE item (id bigint PRIMARY KEY, office bigint NOT NULL, note text)";
         client.batch_execute(table).await.expect("a new table");
         client
     });
     let count = || runtime.block_on(counted(&client, "true"));
-    let name = format!("{} branches come back", arguments.branches);
+    let name = &who.name;
     let folder = new_folder(machine);
     let port = free_port();
     let mut head = Office::new(machine, &folder, "HO", database.clone());
@@ -142,9 +202,15 @@ pub fn measure(machine: &Machine, arguments: &Arguments, figures: &mut Figures) 
     witness.joins(&head, "witness", None);
     let cable = Cable::lay(port);
     let mut branches = Vec::new();
-    for number in 1..=arguments.branches {
+    for number in 1..=who.branches {
         let office = format!("b{number}");
-        let mut branch = Office::branch(machine, &folder, &office);
+        let mut branch = match who.engine {
+            Engine::Sqlite => Office::branch(machine, &folder, &office),
+            Engine::Postgres => {
+                let name = fresh_database(&machine.there, "crowd");
+                Office::new(machine, &folder, &office, machine.there.url(&name))
+            }
+        };
         branch.joins(&head, &office, Some((port, cable.port)));
         branches.push(branch);
     }
@@ -152,10 +218,18 @@ pub fn measure(machine: &Machine, arguments: &Arguments, figures: &mut Figures) 
     eprintln!("{name}: all have joined");
 
     cable.cut();
+    if who.stopped {
+        branches.iter_mut().for_each(Office::stop);
+    }
     let mut expected = 0;
     for (number, office) in (1..).zip(&branches) {
-        write(&mut office.open(), number, AT_BRANCH);
-        expected += AT_BRANCH.0 * AT_BRANCH.1;
+        match who.engine {
+            Engine::Sqlite => write(&mut office.open(), number, who.at_branch),
+            Engine::Postgres => {
+                runtime.block_on(write_there(&office.database, number, who.at_branch));
+            }
+        }
+        expected += who.at_branch.0 * who.at_branch.1;
     }
     for transaction in 0..AT_HEAD.0 {
         let from = transaction * AT_HEAD.1;
@@ -170,7 +244,7 @@ pub fn measure(machine: &Machine, arguments: &Arguments, figures: &mut Figures) 
     expected += AT_HEAD.0 * AT_HEAD.1;
     let mut at_witness = Witness {
         connection: witness.open(),
-        office: i64::from(arguments.branches) + 1,
+        office: i64::from(who.branches) + 1,
         number: 0,
     };
     let quiet = Instant::now();
@@ -180,26 +254,47 @@ pub fn measure(machine: &Machine, arguments: &Arguments, figures: &mut Figures) 
     }
     let before = head.peak();
     let healed = Instant::now();
+    branches
+        .iter_mut()
+        .filter(|_| who.stopped)
+        .for_each(Office::start);
     cable.heal();
     let mut waits = Vec::new();
-    while count() < expected + at_witness.number {
+    let mut looked = Instant::now();
+    loop {
         waits.push(at_witness.write(|id| runtime.block_on(counted(&client, &id)) == 1));
+        // Counting a million rows is work for the head's server.
+        if looked.elapsed() >= LOOK {
+            looked = Instant::now();
+            if count() >= expected + at_witness.number {
+                break;
+            }
+        }
         assert!(
             healed.elapsed() < PATIENCE,
             "{name}: not within {PATIENCE:?}"
         );
     }
-    figures.add(&name, "head has all, s", healed.elapsed().as_secs_f64());
+    figures.add(name, "head has all, s", healed.elapsed().as_secs_f64());
     head.run(&["sync", "--timeout", "600"]);
-    figures.add(&name, "all even, s", healed.elapsed().as_secs_f64());
-    figures.add(&name, "head's memory before, MiB", before);
-    figures.add(&name, "at the most, MiB", head.peak());
+    figures.add(name, "all even, s", healed.elapsed().as_secs_f64());
+    figures.add(name, "head's memory before, MiB", before);
+    figures.add(name, "head at the most, MiB", head.peak());
+    let most = branches.iter().map(Office::peak).fold(0.0, f64::max);
+    figures.add(name, "a branch at the most, MiB", most);
     for wait in waits {
-        figures.add("a branch meanwhile", "to the head, ms", wait);
+        figures.add(&format!("meanwhile, {name}"), "to the head, ms", wait);
     }
     head.run(&["verify"]);
     drop((branches, witness, head));
     drop(std::fs::remove_dir_all(&folder));
+}
+
+async fn connected(database: &str) -> Client {
+    let connected = tokio_postgres::connect(database, tokio_postgres::NoTls).await;
+    let (client, connection) = connected.expect("the server answers");
+    tokio::spawn(connection);
+    client
 }
 
 /// The branch that was never away.
@@ -237,6 +332,8 @@ async fn counted(client: &Client, which: &str) -> i64 {
 }
 
 fn write(connection: &mut Connection, office: i64, (transactions, rows): (i64, i64)) {
+    let lax = "PRAGMA synchronous = OFF";
+    connection.execute_batch(lax).expect("a setting");
     for number in 0..transactions {
         let transaction = connection.transaction().expect("a transaction");
         for row in 0..rows {
@@ -247,6 +344,20 @@ fn write(connection: &mut Connection, office: i64, (transactions, rows): (i64, i
                 .expect("an insert");
         }
         transaction.commit().expect("a commit");
+    }
+}
+
+async fn write_there(database: &str, office: i64, (transactions, rows): (i64, i64)) {
+    let client = connected(database).await;
+    let lax = "SET synchronous_commit = off";
+    client.batch_execute(lax).await.expect("a setting");
+    for number in 0..transactions {
+        let from = office * RANGE + number * rows;
+        let insert = format!(
+            "INSERT INTO item SELECT n, {office}, 'written alone' FROM generate_series({from}, {}) n",
+            from + rows - 1
+        );
+        client.batch_execute(&insert).await.expect("an insert");
     }
 }
 

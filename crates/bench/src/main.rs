@@ -36,6 +36,8 @@ enum Cell {
     MariaDb,
     /// What happens when many branches come back at once.
     Crowd,
+    /// What happens when one branch comes back with a million rows.
+    Storm,
     /// What the PostgreSQL adapter does by itself.
     Adapter,
     /// What a link over RabbitMQ carries by itself.
@@ -87,6 +89,9 @@ fn main() {
     }
     if wanted(Cell::Crowd) {
         crowd::measure(&machine, &arguments, &mut figures);
+    }
+    if wanted(Cell::Storm) {
+        crowd::measure_storm(&machine, &arguments, &mut figures);
     }
     if wanted(Cell::Adapter) {
         adapter::measure(&machine, &arguments, &mut figures);

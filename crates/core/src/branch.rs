@@ -111,6 +111,8 @@ pub struct Branch {
     captured: bool,
     /// When all captured writes were taken.
     emptied: Micros,
+    /// When captured writes that wait were marked off.
+    marked: Micros,
     moving: bool,
     /// The log answers batches of this incarnation that this database does not have: it was restored.
     reused: bool,
@@ -287,6 +289,8 @@ impl Branch {
                 if std::mem::take(&mut self.stepped) {
                     return Ok(true);
                 }
+            } else if self.captured && !(self.moving && self.may_freeze()) {
+                self.mark(db, now).await?;
             }
             if self.moving {
                 self.retry_unfit(db, now).await?;

@@ -96,6 +96,8 @@ pub struct Head {
     moving: bool,
     announced: (LogPosition, Micros),
     appended: Micros,
+    /// When captured writes that wait were marked off.
+    marked: Micros,
     /// When the head was started, until it adds to its log.
     started: Option<Micros>,
     /// What branches send is judged: not while the head waits for a lost part of its log, or for a person.
@@ -281,6 +283,7 @@ impl Head {
             moving: true,
             announced: (LogPosition::NONE, Micros(0)),
             appended: now,
+            marked: Micros(0),
             started: Some(now),
             judging: false,
             retention: Retention::default(),
@@ -444,6 +447,8 @@ impl Head {
             while let Some((branch, question)) = self.questions.pop_front() {
                 self.answer_question(db, now, &branch, question).await?;
             }
+        } else if self.captured && !self.moving {
+            self.mark(db, now).await?;
         }
         more |= self.pump(db).await?;
         more |= self.serve_chunks(db, now).await?;

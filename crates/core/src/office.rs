@@ -11,6 +11,10 @@ use crate::port::{Database, DatabaseError, Portion, Taken, Unreadable};
 use crate::schema::{Schema, TableId};
 use crate::value::Value;
 
+/// How often at most, in milliseconds, an office that takes nothing asks its database to note where captured writes can be
+/// parted ([`Database::mark`]).
+pub const MARK_MS: i64 = 200;
+
 /// The name of the record that says who this office is.
 pub const IDENTITY: &str = "identity";
 /// How many changes a batch or log entry holds, about.

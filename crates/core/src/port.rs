@@ -267,6 +267,10 @@ pub trait Database: Send {
         table: &Table,
         keys: Option<&[Key]>,
     ) -> impl Future<Output = DbResult<()>> + Send;
+    /// Notes, outside of a transaction, how far the capture is whole transactions, where the database's triggers cannot tell
+    /// one from the next: a large backlog is then taken in more than one unit. To be called while nothing is taken, as often
+    /// as one likes; nothing is written where nothing new was captured.
+    fn mark(&mut self) -> impl Future<Output = DbResult<()>> + Send;
     /// What waits in the capture.
     fn backlog(&mut self) -> impl Future<Output = DbResult<Backlog>> + Send;
 

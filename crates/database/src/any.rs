@@ -166,6 +166,7 @@ dispatch! {
     fn take(&mut self, schema: &Schema, limit: usize) -> Portion;
     fn captured(&mut self, table: &Table, keys: Option<&[Key]>) -> BTreeSet<Key>;
     fn recapture(&mut self, table: &Table, keys: Option<&[Key]>) -> ();
+    fn mark(&mut self) -> ();
     fn backlog(&mut self) -> Backlog;
     fn write(&mut self, schema: &Schema, effects: &[(TableId, Effect)]) -> ();
     fn begin_write(&mut self, schema: &Schema, effects: Vec<(TableId, Effect)>) -> ();

@@ -3,6 +3,7 @@
 //! They know SQL and the port ([`branchline_core::port::Database`]), never the protocol's state or a transport.
 
 mod any;
+mod backlog;
 pub mod checks;
 mod lineage;
 pub mod mysql;

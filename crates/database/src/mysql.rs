@@ -77,6 +77,9 @@ impl Database for MysqlDatabase {
     async fn recapture(&mut self, table: &Table, keys: Option<&[Key]>) -> DbResult<()> {
         capture::recapture(self, table, keys).await
     }
+    async fn mark(&mut self) -> DbResult<()> {
+        Ok(())
+    }
     async fn backlog(&mut self) -> DbResult<Backlog> {
         capture::backlog(self).await
     }

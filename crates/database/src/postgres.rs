@@ -82,6 +82,10 @@ impl Database for PostgresDatabase {
         let outcome = capture::recapture(self, table, keys).await;
         self.told(outcome).await
     }
+    async fn mark(&mut self) -> DbResult<()> {
+        // Every write names its transaction.
+        Ok(())
+    }
     async fn backlog(&mut self) -> DbResult<Backlog> {
         self.copied().await?;
         let outcome = capture::backlog(self).await;

@@ -3,8 +3,8 @@
 //! **How a write travels.** Triggers on each shared table append the row's key to `branchline_capture` within the
 //! application's own transaction (`triggers`), and the row that it found where the table's rule needs it (`image`).
 //! Taking groups those keys, reads the present rows and removes what was
-//! captured, in one transaction (`capture`). SQLite shows triggers no transaction number, so everything captured at
-//! that moment is one unit: whole transactions, never cut. Applying writes a row into the marker table
+//! captured, in one transaction (`capture`). SQLite shows triggers no transaction number, so units end where the office
+//! knows that everything captured is whole transactions (`plan`). Applying writes a row into the marker table
 //! `branchline_applying` first, which silences the capture triggers, and removes it before the commit (`apply`).
 //!
 //! **One writer.** SQLite has one write lock. `Take` and `Apply` hold it from `begin` to `commit`, so nothing can
@@ -34,6 +34,7 @@ mod image;
 mod inspect;
 mod local;
 mod misfits;
+mod plan;
 mod put;
 mod rebuild;
 mod references;
@@ -86,6 +87,10 @@ impl Database for SqliteDatabase {
 
     async fn recapture(&mut self, table: &Table, keys: Option<&[Key]>) -> DbResult<()> {
         self.capture_again(table, keys)
+    }
+
+    async fn mark(&mut self) -> DbResult<()> {
+        self.mark_captured()
     }
 
     async fn backlog(&mut self) -> DbResult<Backlog> {

@@ -9,6 +9,8 @@ mod beside;
 mod catalogue;
 #[path = "sqlite/office.rs"]
 mod office;
+#[path = "sqlite/parting.rs"]
+mod parting;
 #[path = "sqlite/taking.rs"]
 mod taking;
 #[path = "sqlite/unreadable.rs"]

@@ -120,6 +120,7 @@ impl Branch {
             any_notes,
             captured: true,
             emptied: Micros(0),
+            marked: Micros(0),
             moving: true,
             reused: false,
             unfit_after: BTreeMap::new(),

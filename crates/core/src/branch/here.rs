@@ -245,6 +245,10 @@ impl<D: Database> Database for Here<'_, D> {
         self.db.recapture(&local, there.as_deref()).await
     }
 
+    async fn mark(&mut self) -> DbResult<()> {
+        self.db.mark().await
+    }
+
     async fn backlog(&mut self) -> DbResult<Backlog> {
         self.db.backlog().await
     }

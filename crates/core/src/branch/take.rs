@@ -11,7 +11,9 @@ use crate::envelope;
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::{BatchNumber, Digest, LogPosition, Micros};
 use crate::message::{Batch, Message};
-use crate::office::{BATCH_CHANGES, PORTIONS_PER_TAKE, conclude, cut_by_weight, part_with_giants};
+use crate::office::{
+    BATCH_CHANGES, MARK_MS, PORTIONS_PER_TAKE, conclude, cut_by_weight, part_with_giants,
+};
 use crate::output::Notice;
 use crate::port::{Database, Entry, First, Portion, Purpose, Taken};
 use crate::schema::{Table, TableId};
@@ -96,6 +98,15 @@ impl Branch {
     pub(super) fn gathers(&self, now: Micros) -> bool {
         let unanswered = self.book.frozen.0 - self.book.answered.0;
         unanswered >= GATHER_FROM && !now.has_passed(GATHER_MS, self.emptied)
+    }
+
+    /// While what the application writes cannot be frozen: what is captured by now can be parted later from what comes.
+    pub(super) async fn mark<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<()> {
+        if now.has_passed(MARK_MS, self.marked) {
+            self.marked = now;
+            db.mark().await?;
+        }
+        Ok(())
     }
 
     /// Freezes what the application wrote. Returns whether more waits.

@@ -6,7 +6,9 @@ use crate::books::HeadBook;
 use crate::failure::{OfficeError, OfficeResult};
 use crate::identity::Micros;
 use crate::message::{LogBody, Logged, LoggedChanges, Source};
-use crate::office::{BATCH_CHANGES, PORTIONS_PER_TAKE, conclude, cut_by_weight, part_with_giants};
+use crate::office::{
+    BATCH_CHANGES, MARK_MS, PORTIONS_PER_TAKE, conclude, cut_by_weight, part_with_giants,
+};
 use crate::output::{Notice, Output};
 use crate::port::{Database, First, Purpose};
 use crate::schema::Direction;
@@ -43,6 +45,15 @@ impl Head {
                 .push_back(Output::Notice(Notice::Taken { changes }));
         }
         Ok(taken.more)
+    }
+
+    /// While data moves only when asked: what is captured by now can be parted later from what comes.
+    pub(super) async fn mark<D: Database>(&mut self, db: &mut D, now: Micros) -> OfficeResult<()> {
+        if now.has_passed(MARK_MS, self.marked) {
+            self.marked = now;
+            db.mark().await?;
+        }
+        Ok(())
     }
 
     async fn take_portions<D: Database>(&self, db: &mut D, now: Micros) -> OfficeResult<TakenIn> {

@@ -1,9 +1,9 @@
 //! Taking what the triggers captured, and asking about it.
 //!
-//! The first `take` of a transaction groups everything captured by row into the temporary `branchline_taking` and
-//! empties the capture; later calls page through it. Nobody else can write meanwhile, so the present rows read on the
-//! way are one snapshot, and memory is bounded by `limit`. What was not fetched by the commit goes back. The image of a
-//! row's first write goes with it, the other images are dropped.
+//! A `take` groups the next unit ([`super::plan`]) by row into the temporary `branchline_taking` and removes it from the
+//! capture; where it is large, later calls page through it. Nobody else can write meanwhile, so the present rows read on
+//! the way are one snapshot, and memory is bounded by `limit`. What was not fetched by the commit goes back. The image of
+//! a row's first write goes with it, the other images are dropped.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +21,7 @@ use super::connection::run;
 use super::error::{failure, on};
 use super::image;
 use super::local::Local;
+use super::plan::{MARK, Plan};
 use super::sql::{NOW, key_slots, list, places, quoted, select_row};
 use super::stored::{Copied, bound, key_at, row_at};
 use super::triggers;
@@ -41,14 +42,15 @@ struct Page {
 
 impl SqliteDatabase {
     pub(super) fn take_portion(&mut self, schema: &Schema, limit: usize) -> DbResult<Portion> {
+        let limit = limit.max(1);
         if !self.taking()?.taking {
             if !self.has_captured(schema)? {
                 return Ok(Portion::default());
             }
-            self.gather(schema)?;
+            self.gather(&shared(schema), limit)?;
             self.taking()?.taking = true;
         }
-        let page = self.fetch(schema, limit.max(1))?;
+        let page = self.fetch(schema, limit)?;
         let left = self
             .connection
             .prepare_cached("DELETE FROM temp.branchline_taking WHERE first <= ?1")
@@ -60,11 +62,12 @@ impl SqliteDatabase {
                 left.query_row([], |row| row.get(0))
             })
             .map_err(failure)?;
+        self.taking()?.taking = left;
         Ok(Portion {
             changes: page.changes,
             unreadable: page.unreadable,
             open: left,
-            more: left,
+            more: left || self.plan.as_ref().is_some_and(Plan::more),
         })
     }
 
@@ -79,28 +82,74 @@ impl SqliteDatabase {
             .map_err(failure)
     }
 
-    /// Moves what is captured of this schema's tables into `branchline_taking`: for each key its first write, with the
-    /// rows of that write's image behind it.
-    fn gather(&self, schema: &Schema) -> DbResult<()> {
-        let shared = shared(schema);
-        let gather = [
-            "DELETE FROM temp.branchline_taking".to_owned(),
+    /// Moves the next unit into `branchline_taking`.
+    fn gather(&mut self, tables: &str, limit: usize) -> DbResult<()> {
+        let planned = std::mem::replace(&mut self.taking()?.planned, true);
+        let known = match self.plan.take().filter(|plan| !plan.is_empty()) {
+            Some(plan) if planned => Some(plan),
+            Some(mut plan) => {
+                let stands = plan.renew(&self.connection, tables)? && {
+                    // Where the file was rewritten since, its rows may have new numbers.
+                    let unit = plan.next(limit).unwrap_or_default();
+                    self.captured_through(tables, unit.through)? == unit.writes
+                };
+                stands.then_some(plan)
+            }
+            None => None,
+        };
+        let mut plan = match known {
+            Some(plan) => plan,
+            None => Plan::make(&self.connection, tables, limit)?,
+        };
+        let through = match plan.next(limit) {
+            Some(unit) => {
+                plan.take(unit);
+                self.plan = Some(plan).filter(Plan::more);
+                unit.through
+            }
+            None => i64::MAX,
+        };
+        self.move_unit(tables, through)
+    }
+
+    fn captured_through(&self, tables: &str, through: i64) -> DbResult<usize> {
+        let count = format!(
+            "SELECT count(*) FROM branchline_capture
+             WHERE rowid <= ?1 AND tbl IN ({tables}) AND op <> 'B'"
+        );
+        self.connection
+            .prepare_cached(&count)
+            .and_then(|mut count| count.query_row([through], |row| row.get::<_, i64>(0)))
+            .map(|count| usize::try_from(count).unwrap_or_default())
+            .map_err(failure)
+    }
+
+    /// Moves what is captured of these tables up to this number into `branchline_taking`: for each key its first write,
+    /// with the rows of that write's image behind it.
+    fn move_unit(&self, tables: &str, through: i64) -> DbResult<()> {
+        let (mark, _) = MARK;
+        let empty = "DELETE FROM temp.branchline_taking";
+        run(&self.connection, empty)?;
+        let moves = [
             format!(
                 "INSERT INTO temp.branchline_taking(first, tbl, op, at, {SLOTS})
                  SELECT g.first, c.tbl, c.op, g.at, {SLOTS}
                  FROM (SELECT min(rowid) AS first, max(at) AS at FROM branchline_capture
-                       WHERE tbl IN ({shared}) AND op <> 'B' GROUP BY tbl, {SLOTS}) AS g
+                       WHERE rowid <= ?1 AND tbl IN ({tables}) AND op <> 'B' GROUP BY tbl, {SLOTS}) AS g
                  JOIN branchline_capture AS c ON c.rowid = g.first"
             ),
             format!(
                 "INSERT INTO temp.branchline_taking(first, tbl, op, at, {SLOTS})
                  SELECT c.rowid, c.tbl, c.op, c.at, {SLOTS} FROM branchline_capture AS c
-                 WHERE c.tbl IN ({shared}) AND c.op = 'B'
+                 WHERE c.rowid <= ?1 AND c.tbl IN ({tables}) AND c.op = 'B'
                      AND c.rowid - 1 - c.at IN (SELECT first FROM temp.branchline_taking)"
             ),
-            format!("DELETE FROM branchline_capture WHERE tbl IN ({shared})"),
+            format!("DELETE FROM branchline_capture WHERE rowid <= ?1 AND tbl IN ({mark}, {tables})"),
         ];
-        gather.iter().try_for_each(|sql| run(&self.connection, sql))
+        moves.iter().try_for_each(|sql| {
+            let mut one = self.connection.prepare_cached(sql).map_err(failure)?;
+            one.execute([through]).map(drop).map_err(failure)
+        })
     }
 
     /// The next keys of `branchline_taking` with their present rows.
@@ -202,7 +251,8 @@ impl SqliteDatabase {
     }
 
     /// Gives back to the capture what was gathered and not fetched.
-    pub(super) fn put_back_untaken(&self) -> DbResult<()> {
+    pub(super) fn put_back_untaken(&mut self) -> DbResult<()> {
+        self.plan = None;
         let back = format!(
             "INSERT INTO branchline_capture(tbl, op, at, {SLOTS})
              SELECT tbl, op, at, {SLOTS} FROM temp.branchline_taking ORDER BY first"
@@ -213,7 +263,10 @@ impl SqliteDatabase {
 
     /// The captured writes as a table expression, including those gathered and not yet returned.
     fn source(&self) -> String {
-        let writes = |table: &str| format!("SELECT tbl, at, {SLOTS} FROM {table} WHERE op <> 'B'");
+        let (_, mark) = MARK;
+        let writes = |table: &str| {
+            format!("SELECT tbl, at, {SLOTS} FROM {table} WHERE op NOT IN ('B', '{mark}')")
+        };
         let captured = writes("branchline_capture");
         if self.transaction.as_ref().is_some_and(|open| open.taking) {
             format!(

@@ -15,6 +15,7 @@ use super::apply::Touched;
 use super::courtesy::Courtesy;
 use super::error::{failure, is_foreign_key};
 use super::local::Locals;
+use super::plan::Plan;
 use super::references::{self, References};
 
 /// How long a transaction waits for the application's before it reports [`DatabaseError::Busy`].
@@ -54,6 +55,9 @@ pub struct SqliteDatabase {
     unenforced: bool,
     path: PathBuf,
     pub(super) shape: Option<super::shape::Known>,
+    pub(super) plan: Option<Plan>,
+    /// The number of the last mark that this connection made.
+    pub(super) marked: i64,
     /// Locked while this process owns the office.
     owned: Option<File>,
 }
@@ -78,8 +82,10 @@ pub(super) struct Transaction {
     pub(super) concerned: bool,
     /// Foreign keys wait for the commit.
     pub(super) deferred: bool,
-    /// What was captured has been moved to `branchline_taking`.
+    /// A unit has been moved to `branchline_taking`, and not all of it was fetched.
     pub(super) taking: bool,
+    /// The plan is one of this transaction.
+    pub(super) planned: bool,
     /// Rows written, to name the one behind a foreign key that fails at the commit.
     pub(super) touched: Vec<Touched>,
 }
@@ -112,6 +118,8 @@ impl SqliteDatabase {
             unenforced: false,
             path,
             shape: None,
+            plan: None,
+            marked: 0,
             owned: None,
         })
     }
@@ -196,6 +204,7 @@ impl SqliteDatabase {
             concerned: false,
             deferred: false,
             taking: false,
+            planned: false,
             touched: Vec::new(),
         });
         Ok(())
@@ -214,10 +223,11 @@ impl SqliteDatabase {
                 "a trigger of the application rolled the transaction back".into(),
             ));
         }
+        let marked = transaction.marked;
         if transaction.taking {
             self.put_back_untaken()?;
         }
-        if transaction.marked {
+        if marked {
             run(&self.connection, "DELETE FROM branchline_applying")?;
         }
         match execute(&self.connection, "COMMIT") {
@@ -238,6 +248,7 @@ impl SqliteDatabase {
             if open.is_none_or(|open| open.purpose != Purpose::Read) {
                 // SQLite's count of changes to the catalogue goes back with them.
                 self.shape = None;
+                self.plan = None;
                 self.references = References::default();
                 self.connection.locals.take();
             }
@@ -281,6 +292,8 @@ impl SqliteDatabase {
         step: impl FnOnce(&Connection) -> DbResult<T>,
     ) -> DbResult<T> {
         self.roll_back()?;
+        // Keys may be written anew.
+        self.plan = None;
         self.connection
             .execute_batch("BEGIN IMMEDIATE")
             .map_err(failure)?;

@@ -121,6 +121,11 @@ impl Database for MemoryDatabase {
         })
     }
 
+    async fn mark(&mut self) -> DbResult<()> {
+        // Every write names its transaction.
+        Ok(())
+    }
+
     async fn backlog(&mut self) -> DbResult<Backlog> {
         self.step(|open, _| {
             let writes = open.work.capture.len() as u64;

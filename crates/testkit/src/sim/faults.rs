@@ -451,6 +451,10 @@ impl Database for Faulty<'_> {
         Ok(())
     }
 
+    async fn mark(&mut self) -> DbResult<()> {
+        step!(self, db => db.mark())
+    }
+
     async fn backlog(&mut self) -> DbResult<Backlog> {
         step!(self, db => db.backlog())
     }

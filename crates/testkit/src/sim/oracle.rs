@@ -43,6 +43,19 @@ impl LogReader {
             .collect()
     }
 
+    /// What was decided about changes of these offices since an earlier reading.
+    pub fn decided_since(
+        &self,
+        earlier: &Self,
+        of: impl Fn(&OfficeName) -> bool,
+    ) -> BTreeSet<WriteId> {
+        let mut since = self.clone();
+        since
+            .records
+            .retain(|id, _| !earlier.records.contains_key(id));
+        since.decided(of)
+    }
+
     /// Whether this is where it has got to.
     pub fn ends_at(&self, place: LogPosition) -> bool {
         self.last == place

@@ -302,6 +302,14 @@ impl World {
         ));
         self.offices[0].disk.restore(&backup.image);
         self.offices[0].restored = true;
+        // A decision is listed at the head and at the branch whose change it was about: with a branch that left since, both
+        // lists are gone.
+        let left = |name: &OfficeName| {
+            let mut offices = self.offices.iter();
+            offices.any(|office| !office.founded && office.name == *name)
+        };
+        let forgotten = self.log.decided_since(&backup.log, left);
+        self.journal.forgotten(&forgotten);
         self.log = backup.log;
         // What the branches give back brings later versions again, or the head makes others under their numbers.
         if let Some(migrations) = &mut self.migrations {
