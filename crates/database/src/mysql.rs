@@ -78,7 +78,8 @@ impl Database for MysqlDatabase {
         capture::recapture(self, table, keys).await
     }
     async fn mark(&mut self) -> DbResult<()> {
-        Ok(())
+        let marked = take::mark(self).await;
+        self.close(marked.is_ok()).await.and(marked)
     }
     async fn backlog(&mut self) -> DbResult<Backlog> {
         capture::backlog(self).await

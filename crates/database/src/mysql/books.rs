@@ -15,12 +15,16 @@ const PAGE: usize = 512;
 const STATEMENT: usize = 1 << 20;
 
 /// Our own tables. Names and streams are compared byte by byte.
-pub(super) const TABLES: [(&str, &str); 6] = [
+pub(super) const TABLES: [(&str, &str); 7] = [
     (
         "branchline_capture",
         "id BIGINT UNSIGNED NOT NULL AUTO_INCREMENT PRIMARY KEY, tbl INT UNSIGNED NOT NULL, op CHAR(1) NOT NULL,
          at DATETIME(6) NOT NULL, tx VARBINARY(64) NOT NULL, `key` VARBINARY(3000) NOT NULL, `before` LONGBLOB NULL,
          INDEX by_key (tbl, `key`), INDEX by_tx (tx)",
+    ),
+    (
+        "branchline_part",
+        "tx VARBINARY(64) NOT NULL, id BIGINT UNSIGNED NOT NULL, PRIMARY KEY (tx, id)",
     ),
     (
         "branchline_meta",

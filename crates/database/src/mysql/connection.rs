@@ -17,7 +17,7 @@ use super::error::{LOCKED, code, ends_the_connection, failed, on_table};
 use super::layout::Layout;
 use super::session::session;
 use super::still::Still;
-use super::take::Taking;
+use super::take::{Parts, Taking};
 use super::tls::{Target, target};
 
 /// How often, and after what pause, a lock that the application holds is asked for: 750 ms in all.
@@ -133,6 +133,7 @@ pub struct MysqlDatabase {
     /// This process owns the office: so must each connection that replaces a broken one.
     owner: bool,
     pub(super) taking: Taking,
+    pub(super) parts: Parts,
     pub(super) still: Still,
 }
 
@@ -158,6 +159,7 @@ impl MysqlDatabase {
             whole_rollback: session.whole_rollback,
             owner: false,
             taking: Taking::default(),
+            parts: Parts::default(),
             still: Still::default(),
         })
     }

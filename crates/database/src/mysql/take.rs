@@ -4,6 +4,9 @@
 //! such cut after about `limit` writes. Looking for it moves the cut on to the last write of every transaction and row
 //! before it, until nothing moves. A unit much larger than a portion is not held in memory but read by key, page by page.
 //!
+//! What a connection wrote in explicit transactions has one name. Where it waits for long it is parted by marks: a
+//! connection's writes have ascending numbers, so those up to the highest that a snapshot shows are whole transactions.
+//!
 //! Everything is read in the transaction's snapshot, and exactly the writes that it showed are deleted, by number:
 //! what commits late, with whatever number, is found by a later transaction. A range would reach it.
 
@@ -25,6 +28,26 @@ const LARGE: usize = 2;
 const PAGE: usize = 500;
 /// After so many looks the cut moves on in growing steps: a long chain of transactions is found in few.
 const PATIENCE: u32 = 8;
+
+/// So many captured writes are worth a mark.
+const APART: u64 = 1_000;
+
+/// What is known of the marks that part connections' writes.
+pub(super) struct Parts {
+    /// The highest number captured when the last mark was made.
+    marked: u64,
+    /// There may be marks.
+    any: bool,
+}
+
+impl Default for Parts {
+    fn default() -> Self {
+        Self {
+            marked: 0,
+            any: true,
+        }
+    }
+}
 
 /// How far the open transaction has taken.
 #[derive(Default)]
@@ -79,6 +102,8 @@ pub(super) async fn take(
 async fn unit(db: &mut MysqlDatabase, schema: &Schema, limit: usize) -> DbResult<Portion> {
     let writes = writes(db, "", limit + 1).await?;
     if writes.len() <= limit {
+        forget_marks(db, writes.last().map_or(0, number)).await?;
+        db.parts.any = false;
         return small(db, schema, writes, false).await;
     }
     let Some(start) = writes.get(limit - 1).map(number) else {
@@ -86,6 +111,7 @@ async fn unit(db: &mut MysqlDatabase, schema: &Schema, limit: usize) -> DbResult
     };
     drop(writes);
     let end = clean_cut(db, start).await?;
+    forget_marks(db, end).await?;
     let large = limit.saturating_mul(LARGE);
     let writes = self::writes(db, &format!("WHERE id <= {end}"), large + 1).await?;
     if writes.len() <= large {
@@ -161,8 +187,9 @@ async fn clean_cut(db: &mut MysqlDatabase, start: u64) -> DbResult<u64> {
         let range = format!("id > {seen} AND id <= {end}");
         let reach = db
             .rows(format!(
-                "SELECT MAX((SELECT MAX(c.id) FROM branchline_capture c WHERE c.tx = w.tx))
-                 FROM (SELECT DISTINCT tx FROM branchline_capture WHERE {range}) w
+                "SELECT MAX(COALESCE((SELECT MIN(p.id) FROM branchline_part p WHERE p.tx = w.tx AND p.id >= w.last),
+                     (SELECT MAX(c.id) FROM branchline_capture c WHERE c.tx = w.tx)))
+                 FROM (SELECT tx, MAX(id) AS last FROM branchline_capture WHERE {range} GROUP BY tx) w
                  UNION ALL
                  SELECT MAX((SELECT MAX(c.id) FROM branchline_capture c WHERE c.tbl = w.tbl AND c.`key` = w.`key`))
                  FROM (SELECT DISTINCT tbl, `key` FROM branchline_capture WHERE {range}) w"
@@ -186,6 +213,46 @@ async fn clean_cut(db: &mut MysqlDatabase, start: u64) -> DbResult<u64> {
             end = step.first().map_or(end, number).max(end);
         }
     }
+}
+
+/// Marks up to a number that is taken part nothing any more.
+async fn forget_marks(db: &mut MysqlDatabase, through: u64) -> DbResult<()> {
+    if db.parts.any {
+        db.execute(format!("DELETE FROM branchline_part WHERE id <= {through}"))
+            .await?;
+    }
+    Ok(())
+}
+
+/// See [`branchline_core::port::Database::mark`]. Leaves its transaction open, to be committed.
+pub(super) async fn mark(db: &mut MysqlDatabase) -> DbResult<()> {
+    db.open(Purpose::Take).await?;
+    let last = "SELECT COALESCE(MAX(id), 0) FROM branchline_capture";
+    let last = db.rows(last).await?.first().map_or(0, number);
+    let from = db.parts.marked;
+    if last < from.saturating_add(APART) {
+        return Ok(());
+    }
+    // A statement that is a transaction of its own has a name of its own, with its time.
+    let ends = format!(
+        "SELECT MAX(id), tx FROM branchline_capture WHERE id > {from} AND tx NOT LIKE '%/%' GROUP BY tx"
+    );
+    let mut ends = db.rows(ends).await?;
+    for ends in ends.chunks_mut(PAGE) {
+        let mut sql = b"INSERT IGNORE INTO branchline_part (id, tx) VALUES ".to_vec();
+        for (at, end) in ends.iter_mut().enumerate() {
+            let comma = if at > 0 { "," } else { "" };
+            sql.extend_from_slice(format!("{comma}({}, ", number(end)).as_bytes());
+            super::literal::push_bytes(&mut sql, &end.take(1).unwrap_or_default());
+            sql.extend_from_slice(b")");
+        }
+        db.execute(sql).await?;
+    }
+    db.parts = Parts {
+        marked: last,
+        any: true,
+    };
+    Ok(())
 }
 
 async fn any_after(db: &mut MysqlDatabase, end: u64) -> DbResult<bool> {

@@ -95,6 +95,42 @@ async fn interleaved_transactions_stay_whole() {
     assert_eq!(units(&mut shop, 4).await, [BTreeSet::from([3, 4])]);
 }
 
+/// What one connection wrote in transactions is parted where it was marked off; a transaction that was open then stays whole.
+#[tokio::test]
+async fn marks_part_what_a_connection_wrote() {
+    let mut shop = shop(NUMBERS).await;
+    let mut two = connect(&shop.url).await;
+    let mut last = 0;
+    for part in 0..4 {
+        if part == 1 {
+            two.query_drop("BEGIN; INSERT INTO numbers VALUES (100000, 0)")
+                .await
+                .unwrap();
+        }
+        for _ in 0..2 {
+            shop.app("BEGIN").await;
+            fill(&mut shop, last + 1..=last + 600).await;
+            shop.app("COMMIT").await;
+            last += 600;
+        }
+        if part == 2 {
+            two.query_drop("INSERT INTO numbers VALUES (100001, 0); COMMIT")
+                .await
+                .unwrap();
+        }
+        shop.db.mark().await.unwrap();
+        shop.db.mark().await.unwrap();
+    }
+    let units = units(&mut shop, 700).await;
+    let sizes: Vec<usize> = units.iter().map(BTreeSet::len).collect();
+    assert_eq!(sizes, [1_200, 2_400 + 2, 1_200]);
+    assert!(units[1].contains(&100_000) && units[1].contains(&100_001));
+    assert_eq!(
+        shop.see("SELECT COUNT(*) FROM branchline_part").await,
+        [Some("0".into())]
+    );
+}
+
 /// A unit of many portions is paged; every row comes once, and the capture is empty after it.
 #[tokio::test]
 async fn a_very_large_unit_is_paged() {

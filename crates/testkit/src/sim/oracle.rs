@@ -508,11 +508,11 @@ fn nothing_lost(world: &World, head: &Holdings) -> Result<(), String> {
                             .write(later)
                             .is_some_and(|later| !later.delete && later.on.is_none())
                 });
-                // Another row under this key came after the delete, and the conflict was with that one.
-                let replaced = writes
-                    .iter()
-                    .any(|other| listed.contains(other) && !same_row(*other))
-                    || inserted_again;
+                // Another row under this key came after the delete, and the conflict was with that one. So is the row of a
+                // branch that left and brought it when it joined again: held while the key was taken, and then let in.
+                let another = |write: &WriteId| !same_row(*write) || held.contains(write);
+                let mut others = writes.iter().filter(|write| listed.contains(write));
+                let replaced = others.any(another) || inserted_again;
                 // An insert that only the lost life of a restored office had shipped, deleted again in its next one.
                 // So is a row that an office brought with it when it joined again, where the log no longer tells that it
                 // was deleted meanwhile.
