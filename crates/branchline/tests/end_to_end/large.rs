@@ -40,7 +40,7 @@ fn what_a_branch_writes_while_nothing_moves_lands_in_parts() {
     branch.edit("mode = \"live\"", "mode = \"manual\"");
     branch.run();
     let mut at_branch = Db::open(&branch.database);
-    let marks = "SELECT count(*) FROM branchline_capture WHERE op = 'C'";
+    let marks = "SELECT count(*) FROM branchline_part";
     for part in 0..3 {
         let (from, to) = (part * 10_000, part * 10_000 + 2_499);
         at_branch.run(format!(

@@ -21,7 +21,7 @@ use super::connection::run;
 use super::error::{failure, on};
 use super::image;
 use super::local::Local;
-use super::plan::{MARK, Plan};
+use super::plan::Plan;
 use super::sql::{NOW, key_slots, list, places, quoted, select_row};
 use super::stored::{Copied, bound, key_at, row_at};
 use super::triggers;
@@ -85,18 +85,16 @@ impl SqliteDatabase {
     /// Moves the next unit into `branchline_taking`.
     fn gather(&mut self, tables: &str, limit: usize) -> DbResult<()> {
         let planned = std::mem::replace(&mut self.taking()?.planned, true);
-        let known = match self.plan.take().filter(|plan| !plan.is_empty()) {
-            Some(plan) if planned => Some(plan),
-            Some(mut plan) => {
-                let stands = plan.renew(&self.connection, tables)? && {
-                    // Where the file was rewritten since, its rows may have new numbers.
-                    let unit = plan.next(limit).unwrap_or_default();
-                    self.captured_through(tables, unit.through)? == unit.writes
-                };
-                stands.then_some(plan)
-            }
-            None => None,
-        };
+        if !planned {
+            self.write_marks()?;
+        }
+        let mut known = self.plan.take().filter(|plan| !plan.is_empty());
+        if let Some(plan) = &mut known
+            && !planned
+            && !plan.renew(&self.connection, tables)?
+        {
+            known = None;
+        }
         let mut plan = match known {
             Some(plan) => plan,
             None => Plan::make(&self.connection, tables, limit)?,
@@ -112,39 +110,27 @@ impl SqliteDatabase {
         self.move_unit(tables, through)
     }
 
-    fn captured_through(&self, tables: &str, through: i64) -> DbResult<usize> {
-        let count = format!(
-            "SELECT count(*) FROM branchline_capture
-             WHERE rowid <= ?1 AND tbl IN ({tables}) AND op <> 'B'"
-        );
-        self.connection
-            .prepare_cached(&count)
-            .and_then(|mut count| count.query_row([through], |row| row.get::<_, i64>(0)))
-            .map(|count| usize::try_from(count).unwrap_or_default())
-            .map_err(failure)
-    }
-
     /// Moves what is captured of these tables up to this number into `branchline_taking`: for each key its first write,
     /// with the rows of that write's image behind it.
     fn move_unit(&self, tables: &str, through: i64) -> DbResult<()> {
-        let (mark, _) = MARK;
         let empty = "DELETE FROM temp.branchline_taking";
         run(&self.connection, empty)?;
         let moves = [
             format!(
                 "INSERT INTO temp.branchline_taking(first, tbl, op, at, {SLOTS})
                  SELECT g.first, c.tbl, c.op, g.at, {SLOTS}
-                 FROM (SELECT min(rowid) AS first, max(at) AS at FROM branchline_capture
-                       WHERE rowid <= ?1 AND tbl IN ({tables}) AND op <> 'B' GROUP BY tbl, {SLOTS}) AS g
-                 JOIN branchline_capture AS c ON c.rowid = g.first"
+                 FROM (SELECT min(number) AS first, max(at) AS at FROM branchline_capture
+                       WHERE number <= ?1 AND tbl IN ({tables}) AND op <> 'B' GROUP BY tbl, {SLOTS}) AS g
+                 JOIN branchline_capture AS c ON c.number = g.first"
             ),
             format!(
                 "INSERT INTO temp.branchline_taking(first, tbl, op, at, {SLOTS})
-                 SELECT c.rowid, c.tbl, c.op, c.at, {SLOTS} FROM branchline_capture AS c
-                 WHERE c.rowid <= ?1 AND c.tbl IN ({tables}) AND c.op = 'B'
-                     AND c.rowid - 1 - c.at IN (SELECT first FROM temp.branchline_taking)"
+                 SELECT c.number, c.tbl, c.op, c.at, {SLOTS} FROM branchline_capture AS c
+                 WHERE c.number <= ?1 AND c.tbl IN ({tables}) AND c.op = 'B'
+                     AND c.number - 1 - c.at IN (SELECT first FROM temp.branchline_taking)"
             ),
-            format!("DELETE FROM branchline_capture WHERE rowid <= ?1 AND tbl IN ({mark}, {tables})"),
+            format!("DELETE FROM branchline_capture WHERE number <= ?1 AND tbl IN ({tables})"),
+            "DELETE FROM branchline_part WHERE number <= ?1".to_owned(),
         ];
         moves.iter().try_for_each(|sql| {
             let mut one = self.connection.prepare_cached(sql).map_err(failure)?;
@@ -263,10 +249,7 @@ impl SqliteDatabase {
 
     /// The captured writes as a table expression, including those gathered and not yet returned.
     fn source(&self) -> String {
-        let (_, mark) = MARK;
-        let writes = |table: &str| {
-            format!("SELECT tbl, at, {SLOTS} FROM {table} WHERE op NOT IN ('B', '{mark}')")
-        };
+        let writes = |table: &str| format!("SELECT tbl, at, {SLOTS} FROM {table} WHERE op <> 'B'");
         let captured = writes("branchline_capture");
         if self.transaction.as_ref().is_some_and(|open| open.taking) {
             format!(

@@ -19,7 +19,7 @@ use super::plan::Plan;
 use super::references::{self, References};
 
 /// How long a transaction waits for the application's before it reports [`DatabaseError::Busy`].
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Prepared statements kept: a handful for each shared table.
 const STATEMENTS: usize = 512;
@@ -56,8 +56,8 @@ pub struct SqliteDatabase {
     path: PathBuf,
     pub(super) shape: Option<super::shape::Known>,
     pub(super) plan: Option<Plan>,
-    /// The number of the last mark that this connection made.
-    pub(super) marked: i64,
+    /// Marks that are not written down yet.
+    pub(super) marks: Vec<i64>,
     /// Locked while this process owns the office.
     owned: Option<File>,
 }
@@ -119,7 +119,7 @@ impl SqliteDatabase {
             path,
             shape: None,
             plan: None,
-            marked: 0,
+            marks: Vec::new(),
             owned: None,
         })
     }
@@ -223,7 +223,7 @@ impl SqliteDatabase {
                 "a trigger of the application rolled the transaction back".into(),
             ));
         }
-        let marked = transaction.marked;
+        let (marked, planned) = (transaction.marked, transaction.planned);
         if transaction.taking {
             self.put_back_untaken()?;
         }
@@ -234,6 +234,9 @@ impl SqliteDatabase {
             Ok(()) => {
                 self.transaction = None;
                 self.courtesy.released();
+                if planned {
+                    self.marks.clear();
+                }
                 self.enforce_again()
             }
             Err(error) if is_foreign_key(&error) => Err(self.name_broken_reference(&error)),
@@ -292,8 +295,9 @@ impl SqliteDatabase {
         step: impl FnOnce(&Connection) -> DbResult<T>,
     ) -> DbResult<T> {
         self.roll_back()?;
-        // Keys may be written anew.
+        // Captured keys may be written anew, or go.
         self.plan = None;
+        self.marks.clear();
         self.connection
             .execute_batch("BEGIN IMMEDIATE")
             .map_err(failure)?;

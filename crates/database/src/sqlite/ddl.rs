@@ -15,13 +15,14 @@ use super::sql::{list, literal, quoted, text};
 use super::triggers;
 use crate::checks;
 
-/// Our tables. The capture's key columns have no type, so that keys keep their storage class; nothing is
-/// `AUTOINCREMENT`, which would leave `sqlite_sequence` behind.
-const OWN_TABLES: [(&str, &str); 5] = [
+/// Our tables. The capture's key columns have no type, so that keys keep their storage class; its numbers are a column, so
+/// that `VACUUM` leaves them alone. Nothing is `AUTOINCREMENT`, which would leave `sqlite_sequence` behind.
+const OWN_TABLES: [(&str, &str); 6] = [
     (
         "branchline_capture",
-        "(tbl INTEGER, op TEXT, at INTEGER, k0, k1, k2, k3, k4, k5, k6, k7)",
+        "(number INTEGER PRIMARY KEY, tbl INTEGER, op TEXT, at INTEGER, k0, k1, k2, k3, k4, k5, k6, k7)",
     ),
+    ("branchline_part", "(number INTEGER PRIMARY KEY)"),
     ("branchline_applying", "(x INTEGER)"),
     (
         "branchline_meta",

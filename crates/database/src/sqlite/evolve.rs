@@ -44,8 +44,9 @@ impl SqliteDatabase {
                 "a schema version needs a transaction that was opened for loading".into(),
             ));
         }
-        // Captured keys may be written anew.
+        // Captured keys may be written anew, or go.
         self.plan = None;
+        self.marks.clear();
         let run = |sql: &str| self.connection.execute_batch(sql).map_err(failure);
         let mut refused: BTreeMap<TableId, String> = BTreeMap::new();
         run("SAVEPOINT branchline_evolve")?;

@@ -1,24 +1,23 @@
 //! Where a SQLite backlog can be cut.
 //!
-//! SQLite shows triggers nothing of a transaction. But there is one writer at a time: whenever this office has the write
-//! lock, everything captured is whole transactions. While nothing is taken (the office is offline for long, or moves data
-//! only when asked), it therefore puts a *mark* into the capture now and then. What lies between two marks counts as one
-//! transaction, and so does what was written while no process of the office was up.
+//! SQLite shows triggers nothing of a transaction. But there is one writer at a time, and captured writes have ascending
+//! numbers: those that a snapshot shows are whole transactions, and what comes later has higher ones. While nothing is
+//! taken (the office is offline for long, or moves data only when asked), the highest number is therefore noted now and
+//! then as a *mark*. What lies between two marks counts as one transaction, and so does what was written while no process
+//! of the office was up.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::time::Duration;
 
-use branchline_core::port::DbResult;
+use branchline_core::port::{DatabaseError, DbResult};
 use rusqlite::Connection;
 use rusqlite::types::ValueRef;
 
 use super::SqliteDatabase;
 use super::capture::SLOTS;
-use super::connection::run;
+use super::connection::{BUSY_TIMEOUT, run};
 use super::error::failure;
 use crate::backlog::{self, End, PORTIONS};
-
-/// The "table" of a mark, and its kind.
-pub(super) const MARK: (i32, &str) = (-1, "C");
 
 /// So many captured writes are worth a mark.
 const APART: i64 = 1_000;
@@ -26,8 +25,7 @@ const APART: i64 = 1_000;
 /// A write's number in the capture says when it was made, and where it is.
 type Planned = backlog::Planned<i64, ()>;
 
-/// The oldest captured writes. It outlives its transaction: their numbers stay the same until they are taken. Where they
-/// do not (`VACUUM`), their count tells.
+/// The oldest captured writes. It outlives its transaction: their numbers stay the same until they are taken.
 #[derive(Debug)]
 pub(super) struct Plan {
     backlog: backlog::Plan<i64, ()>,
@@ -37,13 +35,11 @@ pub(super) struct Plan {
     part: u64,
 }
 
-/// A part of the capture that can be taken for itself.
-#[derive(Clone, Copy, Debug, Default)]
+/// A part of the capture that can be taken for itself: how many writes, and the highest number that is in it.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Unit {
-    /// The number of the last write that may be in it.
+    writes: usize,
     pub(super) through: i64,
-    /// How many writes it has.
-    pub(super) writes: usize,
 }
 
 impl Plan {
@@ -123,18 +119,18 @@ fn each(
     part: &mut u64,
     mut act: impl FnMut(Planned) -> bool,
 ) -> DbResult<()> {
-    let (mark, kind) = MARK;
+    let marks = marks_behind(connection, *seen)?;
+    let mut marks = marks.into_iter().peekable();
     let sql = format!(
-        "SELECT rowid, tbl, op, {SLOTS} FROM branchline_capture
-         WHERE rowid > ?1 AND op <> 'B' AND tbl IN ({mark}, {tables}) ORDER BY rowid"
+        "SELECT number, tbl, {SLOTS} FROM branchline_capture
+         WHERE number > ?1 AND op <> 'B' AND tbl IN ({tables}) ORDER BY number"
     );
     let mut statement = connection.prepare_cached(&sql).map_err(failure)?;
     let mut rows = statement.query([*seen]).map_err(failure)?;
     while let Some(row) = rows.next().map_err(failure)? {
         *seen = row.get(0).map_err(failure)?;
-        if row.get_ref(2).map_err(failure)? == ValueRef::Text(kind.as_bytes()) {
+        while marks.next_if(|mark| *mark < *seen).is_some() {
             *part += 1;
-            continue;
         }
         let named = (row.get(1).map_err(failure)?, name(row).map_err(failure)?);
         if !act(Planned::new(*seen, (), *part, named)) {
@@ -144,11 +140,19 @@ fn each(
     Ok(())
 }
 
+/// The marks at or behind a number.
+fn marks_behind(connection: &Connection, number: i64) -> DbResult<Vec<i64>> {
+    let marks = "SELECT number FROM branchline_part WHERE number >= ?1 ORDER BY number";
+    let mut marks = connection.prepare_cached(marks).map_err(failure)?;
+    let marks = marks.query_map([number], |row| row.get(0));
+    marks.and_then(Iterator::collect).map_err(failure)
+}
+
 /// A hash that all spellings of a captured key share: of texts their case and the blanks at their ends do not count,
 /// since a collation may overlook them, of numbers their storage class.
 fn name(row: &rusqlite::Row<'_>) -> rusqlite::Result<i64> {
     let mut hash = DefaultHasher::new();
-    for slot in 3..11 {
+    for slot in 2..10 {
         match row.get_ref(slot)? {
             ValueRef::Null => {}
             ValueRef::Integer(number) => number.hash(&mut hash),
@@ -163,28 +167,52 @@ fn name(row: &rusqlite::Row<'_>) -> rusqlite::Result<i64> {
 }
 
 impl SqliteDatabase {
-    /// See [`branchline_core::port::Database::mark`].
+    /// See [`branchline_core::port::Database::mark`]. To see where a mark can be needs no lock; to write it down does, which an
+    /// application that writes without pause leaves to nobody. It is kept in memory until then.
     pub(super) fn mark_captured(&mut self) -> DbResult<()> {
         self.roll_back()?;
-        let last = "SELECT coalesce(max(rowid), 0) FROM branchline_capture";
-        let last: i64 = self
+        let last = "SELECT coalesce((SELECT max(number) FROM branchline_capture), 0),
+             coalesce((SELECT max(number) FROM branchline_part), 0)";
+        let (last, marked): (i64, i64) = self
             .connection
             .prepare_cached(last)
-            .and_then(|mut last| last.query_row([], |row| row.get(0)))
+            .and_then(|mut last| last.query_row([], |row| Ok((row.get(0)?, row.get(1)?))))
             .map_err(failure)?;
-        if last < self.marked {
-            // What was captured then is taken, and numbers begin again.
-            self.marked = 0;
+        let marked = self.marks.last().copied().unwrap_or(marked);
+        if last - marked >= APART {
+            self.marks.push(last);
         }
-        if last - self.marked < APART {
+        if self.marks.is_empty() {
             return Ok(());
         }
-        let (table, kind) = MARK;
-        run(
-            &self.connection,
-            &format!("INSERT INTO branchline_capture(tbl, op) VALUES ({table}, '{kind}')"),
-        )?;
-        self.marked = self.connection.last_insert_rowid();
-        Ok(())
+        self.connection
+            .busy_timeout(Duration::ZERO)
+            .map_err(failure)?;
+        let begun = self.connection.execute_batch("BEGIN IMMEDIATE");
+        self.connection
+            .busy_timeout(BUSY_TIMEOUT)
+            .map_err(failure)?;
+        match begun.map_err(failure) {
+            Err(DatabaseError::Busy(_)) => return Ok(()),
+            begun => begun?,
+        }
+        let written = self
+            .write_marks()
+            .and_then(|()| run(&self.connection, "COMMIT"));
+        match written {
+            Ok(()) => self.marks.clear(),
+            Err(_) => self.roll_back()?,
+        }
+        written
+    }
+
+    /// Writes down, in the open transaction, which marks are not yet.
+    pub(super) fn write_marks(&self) -> DbResult<()> {
+        let one = "INSERT OR IGNORE INTO branchline_part(number) VALUES (?1)";
+        let mut one = self.connection.prepare_cached(one).map_err(failure)?;
+        self.marks
+            .iter()
+            .try_for_each(|mark| one.execute([mark]).map(drop))
+            .map_err(failure)
     }
 }

@@ -33,7 +33,7 @@ pub(super) fn follow(connection: &Connection, step: &Step<'_>) -> DbResult<()> {
     }
     let captured: Vec<(i64, Vec<Raw>)> = connection
         .prepare(&format!(
-            "SELECT rowid, {SLOTS} FROM branchline_capture WHERE tbl = ?1 AND op <> 'B'"
+            "SELECT number, {SLOTS} FROM branchline_capture WHERE tbl = ?1 AND op <> 'B'"
         ))
         .and_then(|mut select| {
             let row = |row: &rusqlite::Row<'_>| {
@@ -51,7 +51,7 @@ pub(super) fn follow(connection: &Connection, step: &Step<'_>) -> DbResult<()> {
         let rest = (becomes.len()..was.len())
             .map(|at| format!(", k{at} = NULL"))
             .collect::<String>();
-        let sql = format!("UPDATE branchline_capture SET {slots}{rest} WHERE rowid = ?1");
+        let sql = format!("UPDATE branchline_capture SET {slots}{rest} WHERE number = ?1");
         let bound = std::iter::once(Raw::Integer(number)).chain(key);
         connection
             .prepare_cached(&sql)

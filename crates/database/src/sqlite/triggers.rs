@@ -78,7 +78,12 @@ pub(super) fn install_beside(
     }
     let shared = schema.tables.iter().map(|table| &table.id).chain(keeps);
     let shared = list(shared.map(TableId::to_string));
-    let forget = format!("DELETE FROM branchline_capture WHERE tbl NOT IN ({shared})");
+    // The numbers of the last ones may be given again, to writes that the mark behind them does not part.
+    let forget = format!(
+        "DELETE FROM branchline_capture WHERE tbl NOT IN ({shared});
+         DELETE FROM branchline_part
+         WHERE number > (SELECT coalesce(max(number), 0) FROM branchline_capture)"
+    );
     connection.execute_batch(&forget).map_err(failure)
 }
 

@@ -21,7 +21,8 @@ const BANK: &str = "
 ";
 
 /// As `mark` does after a thousand writes.
-const MARK: &str = "INSERT INTO branchline_capture(tbl, op) VALUES (-1, 'C')";
+const MARK: &str = "INSERT OR IGNORE INTO branchline_part
+    SELECT number FROM branchline_capture ORDER BY number DESC LIMIT 1";
 
 /// The next portions up to the end of a unit.
 async fn unit(office: &mut Office, limit: usize) -> (Vec<Portion>, bool) {
@@ -76,10 +77,29 @@ async fn what_was_written_between_two_marks_is_a_unit() {
     // The 700 were not worth a mark of their own.
     assert_eq!(sizes, [1_500, 1_200, 700 + 1_100 + 900]);
     assert_eq!(office.ours.backlog().await.unwrap().writes, 0);
-    assert_eq!(
-        office.texts("SELECT op FROM branchline_capture"),
-        Vec::<String>::new()
-    );
+    assert_eq!(office.texts("SELECT number FROM branchline_part"), [""; 0]);
+}
+
+/// An application that hardly ever lets the file go neither waits for marks nor prevents them.
+#[tokio::test]
+async fn a_mark_waits_for_nobody() {
+    let mut office = Office::new(BANK).await;
+    for part in 0..3 {
+        enter(&office, part * 10_000, 1_000);
+        office.does("BEGIN IMMEDIATE; INSERT INTO entry VALUES (-1, 'not committed')");
+        let called = std::time::Instant::now();
+        office.ours.mark().await.unwrap();
+        assert!(called.elapsed().as_secs() < 4, "it waited for the lock");
+        office.does("ROLLBACK");
+    }
+    office.ours.begin(Purpose::Take).await.unwrap();
+    for more in [true, true, false] {
+        let (portions, left) = unit(&mut office, 500).await;
+        let changes = portions.iter().map(|portion| portion.changes.len());
+        assert_eq!((changes.sum::<usize>(), left), (1_000, more));
+    }
+    office.ours.commit().await.unwrap();
+    assert_eq!(office.texts("SELECT number FROM branchline_part"), [""; 0]);
 }
 
 #[tokio::test]
