@@ -5,7 +5,7 @@ use std::fs::{File, TryLockError};
 use std::ops::Deref;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use branchline_core::port::{DatabaseError, DbResult, Purpose};
 use rusqlite::config::DbConfig;
@@ -13,13 +13,16 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::apply::Touched;
 use super::courtesy::Courtesy;
-use super::error::{failure, is_foreign_key};
+use super::error::{failure, is_busy, is_foreign_key};
 use super::local::Locals;
 use super::plan::Plan;
 use super::references::{self, References};
 
 /// How long a transaction waits for the application's before it reports [`DatabaseError::Busy`].
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often, while it waits to take, it looks where the capture can be parted.
+const BETWEEN_MARKS: Duration = Duration::from_millis(200);
 
 /// Prepared statements kept: a handful for each shared table.
 const STATEMENTS: usize = 512;
@@ -189,7 +192,11 @@ impl SqliteDatabase {
             self.unenforced = true;
         }
         match purpose {
-            Purpose::Take | Purpose::Apply | Purpose::Load => {
+            Purpose::Take => {
+                self.courtesy.leave_gap();
+                self.begin_taking().inspect(|()| self.courtesy.taken())
+            }
+            Purpose::Apply | Purpose::Load => {
                 self.courtesy.leave_gap();
                 execute(&self.connection, "BEGIN IMMEDIATE").inspect(|()| self.courtesy.taken())
             }
@@ -208,6 +215,24 @@ impl SqliteDatabase {
             touched: Vec::new(),
         });
         Ok(())
+    }
+
+    /// Takes the write lock. As long as an application that writes without pause keeps it, it is marked where the capture can be
+    /// parted: what comes meanwhile need not be one unit.
+    fn begin_taking(&mut self) -> rusqlite::Result<()> {
+        let since = Instant::now();
+        let begun = loop {
+            if let Err(error) = self.see_mark() {
+                tracing::debug!(%error, "the capture was not looked at");
+            }
+            self.connection.busy_timeout(BETWEEN_MARKS)?;
+            match execute(&self.connection, "BEGIN IMMEDIATE") {
+                Err(error) if is_busy(&error) && since.elapsed() < BUSY_TIMEOUT => {}
+                begun => break begun,
+            }
+        };
+        self.connection.busy_timeout(BUSY_TIMEOUT)?;
+        begun
     }
 
     pub(super) fn commit_transaction(&mut self) -> DbResult<()> {

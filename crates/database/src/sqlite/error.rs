@@ -32,7 +32,7 @@ fn sort(error: &rusqlite::Error, table: Option<&str>) -> DatabaseError {
         return DatabaseError::Other(message);
     };
     match cause.code {
-        ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => DatabaseError::Busy(message),
+        _ if is_busy(error) => DatabaseError::Busy(message),
         ErrorCode::CannotOpen | ErrorCode::DiskFull | ErrorCode::SystemIoFailure => {
             DatabaseError::Unreachable(message)
         }
@@ -81,6 +81,14 @@ pub(super) fn is_taken(error: &rusqlite::Error) -> bool {
                 | ffi::SQLITE_CONSTRAINT_ROWID
         )
     })
+}
+
+/// Whether another connection has the lock.
+pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
+    let busy = [ErrorCode::DatabaseBusy, ErrorCode::DatabaseLocked];
+    error
+        .sqlite_error_code()
+        .is_some_and(|code| busy.contains(&code))
 }
 
 /// Whether a commit failed because of a foreign key.

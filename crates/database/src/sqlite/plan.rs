@@ -171,17 +171,7 @@ impl SqliteDatabase {
     /// application that writes without pause leaves to nobody. It is kept in memory until then.
     pub(super) fn mark_captured(&mut self) -> DbResult<()> {
         self.roll_back()?;
-        let last = "SELECT coalesce((SELECT max(number) FROM branchline_capture), 0),
-             coalesce((SELECT max(number) FROM branchline_part), 0)";
-        let (last, marked): (i64, i64) = self
-            .connection
-            .prepare_cached(last)
-            .and_then(|mut last| last.query_row([], |row| Ok((row.get(0)?, row.get(1)?))))
-            .map_err(failure)?;
-        let marked = self.marks.last().copied().unwrap_or(marked);
-        if last - marked >= APART {
-            self.marks.push(last);
-        }
+        self.see_mark()?;
         if self.marks.is_empty() {
             return Ok(());
         }
@@ -204,6 +194,22 @@ impl SqliteDatabase {
             Err(_) => self.roll_back()?,
         }
         written
+    }
+
+    /// Notes, outside of a transaction, what is captured by now as whole transactions.
+    pub(super) fn see_mark(&mut self) -> DbResult<()> {
+        let last = "SELECT coalesce((SELECT max(number) FROM branchline_capture), 0),
+             coalesce((SELECT max(number) FROM branchline_part), 0)";
+        let (last, marked): (i64, i64) = self
+            .connection
+            .prepare_cached(last)
+            .and_then(|mut last| last.query_row([], |row| Ok((row.get(0)?, row.get(1)?))))
+            .map_err(failure)?;
+        let marked = self.marks.last().copied().unwrap_or(marked);
+        if last - marked >= APART {
+            self.marks.push(last);
+        }
+        Ok(())
     }
 
     /// Writes down, in the open transaction, which marks are not yet.
