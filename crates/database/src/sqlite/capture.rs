@@ -95,12 +95,16 @@ impl SqliteDatabase {
         {
             known = None;
         }
-        let mut plan = match known {
-            Some(plan) => plan,
-            None => Plan::make(&self.connection, tables, limit)?,
-        };
-        let through = match plan.next(limit) {
-            Some(unit) => {
+        // A unit that goes on beyond what is left of a plan may end in the next one, or in one that looks further.
+        let ends = |plan: &Plan| plan.next(limit).is_some() || !plan.more();
+        let mut plan = known.filter(ends);
+        for looks in [1, 2, 4] {
+            if plan.as_ref().is_none_or(|plan| !ends(plan)) {
+                plan = Some(Plan::make(&self.connection, tables, looks * limit)?);
+            }
+        }
+        let through = match plan.and_then(|plan| plan.next(limit).map(|unit| (unit, plan))) {
+            Some((unit, mut plan)) => {
                 plan.take(unit);
                 self.plan = Some(plan).filter(Plan::more);
                 unit.through

@@ -80,6 +80,30 @@ async fn what_was_written_between_two_marks_is_a_unit() {
     assert_eq!(office.texts("SELECT number FROM branchline_part"), [""; 0]);
 }
 
+/// Parts that are larger than a portion, in a backlog that is larger than a plan; one is larger than a plan itself.
+#[tokio::test]
+async fn units_end_beyond_the_plan() {
+    let mut office = Office::new(BANK).await;
+    let limit = 5;
+    let counts = [400, 300, 900, 250, 300, 350];
+    for (part, count) in (0..).zip(counts) {
+        enter(&office, part * 10_000, count);
+        office.does(MARK);
+    }
+    let mut sizes = Vec::new();
+    office.ours.begin(Purpose::Take).await.unwrap();
+    loop {
+        let (portions, more) = unit(&mut office, limit).await;
+        sizes.push(portions.iter().map(|it| it.changes.len()).sum::<usize>());
+        if !more {
+            break;
+        }
+    }
+    office.ours.commit().await.unwrap();
+    assert_eq!(sizes.iter().sum::<usize>(), 2_500);
+    assert_eq!(sizes, [400, 300, 900, 250, 300, 350]);
+}
+
 /// An application that hardly ever lets the file go neither waits for marks nor prevents them.
 #[tokio::test]
 async fn a_mark_waits_for_nobody() {
