@@ -2,7 +2,7 @@
 # Measures Branchline beside PostgreSQL's own logical replication, on servers started for the run.
 #
 #   bench/run.sh                     everything, about half an hour
-#   bench/run.sh catch-up latency    only these cells (catch-up, latency, capture, maria-db, crowd, adapter, broker)
+#   bench/run.sh catch-up latency    only these cells (catch-up, latency, capture, maria-db, crowd, storm, adapter, broker)
 #   bench/run.sh --help              rows, repetitions, ...
 #
 # Needs PostgreSQL's server, client and pgbench, RabbitMQ and MariaDB (Debian: postgresql rabbitmq-server mariadb-server).
