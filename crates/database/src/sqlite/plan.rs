@@ -53,7 +53,9 @@ impl Plan {
             writes.len() <= size
         })?;
         let (mut plan, mut last) = backlog::Plan::of(writes, size);
-        if plan.until().is_some() {
+        if let Some(until) = plan.until() {
+            // From there on, since one more was read than is planned.
+            seen = until;
             each(connection, tables, &mut seen, &mut part, |write| {
                 last.note_again(&write);
                 true

@@ -104,6 +104,32 @@ async fn units_end_beyond_the_plan() {
     assert_eq!(sizes, [400, 300, 900, 250, 300, 350]);
 }
 
+/// The first write behind a plan binds what is in it, too.
+#[tokio::test]
+async fn a_row_written_again_right_behind_the_plan_is_not_parted() {
+    let mut office = Office::new(BANK).await;
+    for id in 0..128 {
+        enter(&office, id, 1);
+        office.does(MARK);
+    }
+    office.does("UPDATE entry SET text = 'again' WHERE id = 50");
+    office.does(MARK);
+    enter(&office, 1_000, 1);
+    let mut sizes = Vec::new();
+    office.ours.begin(Purpose::Take).await.unwrap();
+    loop {
+        let (portions, more) = unit(&mut office, 1).await;
+        sizes.push(portions.iter().map(|it| it.changes.len()).sum::<usize>());
+        if !more {
+            break;
+        }
+    }
+    office.ours.commit().await.unwrap();
+    let mut expected = vec![1; 50];
+    expected.extend([78, 1]);
+    assert_eq!(sizes, expected);
+}
+
 /// An application that hardly ever lets the file go neither waits for marks nor prevents them.
 #[tokio::test]
 async fn a_mark_waits_for_nobody() {
